@@ -20,7 +20,10 @@ FACTS = dict(re.findall(r'^(\w+) = "(.*)"$', Path("aggregathor/version.py").read
 VERSION, SERIES = FACTS["__version__"], FACTS["TENSORFLOW_SERIES"]
 
 # Compiled once per instruction set; these files include neither TensorFlow nor standard templates.
-KERNEL_SOURCES = ("bulyan.cc", "columns.cc", "distances.cc", "means.cc")
+KERNEL_SOURCES = (
+    *("bulyan.cc", "columns.cc", "distances.cc", "means.cc", "weiszfeld.cc"),
+    "table.cc",
+)
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # g++ 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of ours.
 KERNEL_FLAGS += ["-Wno-uninitialized"]

@@ -26,16 +26,16 @@ Range FixedWindow(Window window, int64_t k, int64_t f) {
 
 // kept[i] += the number of the tile's columns in which row i's value lies in the window.
 template <typename T>
-void CountKept(const T* sorted, Columns<T> columns, int64_t n, int64_t width,
-               const Windows<T>& windows, int64_t* kept) {
+void CountKept(const SortedTile<T>& tile, const Windows& windows, int64_t n, int64_t width,
+               int64_t* kept) {
   T low[kLanes], high[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) {
     const bool empty = windows.begin[l] == windows.end[l];
-    low[l] = empty ? kInfinity<T> : sorted[windows.begin[l] * kLanes + l];
-    high[l] = empty ? -kInfinity<T> : sorted[(windows.end[l] - 1) * kLanes + l];
+    low[l] = empty ? kInfinity<T> : tile.sorted[windows.begin[l] * kLanes + l];
+    high[l] = empty ? -kInfinity<T> : tile.sorted[(windows.end[l] - 1) * kLanes + l];
   }
   for (int64_t i = 0; i < n; ++i) {
-    const T* row = columns.values + i * columns.stride;
+    const T* row = tile.by_row.values + i * tile.by_row.stride;
     int32_t count = 0;
     for (int64_t l = 0; l < width; ++l) count += row[l] >= low[l] && row[l] <= high[l];
     kept[i] += count;
@@ -50,23 +50,24 @@ void WindowMean(Stack<T> stack, Window window, int64_t f, T* out, int64_t* kept_
   const int64_t n = stack.n;
   const ColumnSorter<T> sorter(n);
   const auto fixed = [window, f](int64_t k) { return FixedWindow(window, k, f); };
+  const WindowRule rule(n, f, fixed, IsNearest(window), f);
   if (kept_n != nullptr) std::memset(kept_n, 0, static_cast<size_t>(n) * sizeof *kept_n);
 
   For(parallel, NumTiles(stack.d), 40 * n, [&](int64_t first_tile, int64_t end_tile) {
-    const Scratch<T> sorted(n * kLanes), copy(n * kLanes);
+    const Scratch<T> sorted(n * kLanes), copy(n * kLanes), high_values(n * kLanes);
     const Scratch<int64_t> kept(n);
     std::memset(kept.get(), 0, static_cast<size_t>(n) * sizeof(int64_t));
     int32_t missing[kLanes];
-    Windows<T> windows;
+    Windows windows;
     for (int64_t t = first_tile; t < end_tile; ++t) {
       const int64_t j = t * kLanes;
       const int64_t width = Min(kLanes, stack.d - j);
       const Columns<T> columns = ColumnsAt(stack, j, copy.get());
       const bool any_missing = sorter.Sort(columns.values, columns.stride, sorted.get(), missing);
-      WindowsOfTile(sorted.get(), columns, n, missing, any_missing, fixed, IsNearest(window), f, f,
-                    &windows);
-      StoreUnlessHopeless(windows, n, missing, f, width, out + j);
-      if (kept_n != nullptr) CountKept(sorted.get(), columns, n, width, windows, kept.get());
+      const SortedTile<T> tile{sorted.get(), columns, missing, any_missing};
+      WindowsOfTile(tile, rule, high_values.get(), &windows);
+      StoreUnlessHopeless(windows, tile, rule, width, out + j);
+      if (kept_n != nullptr) CountKept(tile, windows, n, width, kept.get());
     }
     if (kept_n != nullptr) {
       for (int64_t i = 0; i < n; ++i) __atomic_fetch_add(&kept_n[i], kept[i], __ATOMIC_RELAXED);

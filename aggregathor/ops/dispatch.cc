@@ -12,22 +12,10 @@
 
 namespace aggregathor {
 
-#define AGGREGATHOR_DECLARE(ISA)                                                      \
-  namespace ISA {                                                                     \
-  template <typename T>                                                               \
-  void Mean(Stack<T>, bool, T*, Parallel);                                            \
-  template <typename T>                                                               \
-  void WindowMean(Stack<T>, Window, int64_t, T*, int64_t*, Parallel);                 \
-  template <typename T>                                                               \
-  void SqDistances(Stack<T>, double*, Parallel);                                      \
-  template <typename T>                                                               \
-  void MeanOfRows(Stack<T>, const int64_t*, int64_t, T*, Parallel);                   \
-  template <typename T>                                                               \
-  void BulyanTail(Stack<T>, const int64_t*, int64_t, int64_t, int64_t, T*, Parallel); \
-  template <typename T>                                                               \
-  void SqDistancesTo(Stack<T>, const T*, double*, Parallel);                          \
-  template <typename T>                                                               \
-  void WeightedMean(Stack<T>, const double*, T*, Parallel);                           \
+#define AGGREGATHOR_DECLARE(ISA) \
+  namespace ISA {                \
+  template <typename T>          \
+  const Kernels<T>& Table();     \
   }
 AGGREGATHOR_FOR_EACH_ISA(AGGREGATHOR_DECLARE)
 #undef AGGREGATHOR_DECLARE
@@ -37,8 +25,8 @@ namespace {
 struct InstructionSetTable {
   const char* name;
   bool (*supported)();
-  Kernels<float> of_float;
-  Kernels<double> of_double;
+  const Kernels<float>& (*of_float)();
+  const Kernels<double>& (*of_double)();
 };
 
 namespace supports {
@@ -54,14 +42,8 @@ namespace supports {
 #endif
 }  // namespace supports
 
-#define AGGREGATHOR_KERNELS_OF(ISA, T)                                             \
-  Kernels<T> {                                                                     \
-    &ISA::Mean<T>, &ISA::WindowMean<T>, &ISA::SqDistances<T>, &ISA::MeanOfRows<T>, \
-        &ISA::BulyanTail<T>, &ISA::SqDistancesTo<T>, &ISA::WeightedMean<T>         \
-  }
-#define AGGREGATHOR_TABLE(ISA)                                                  \
-  InstructionSetTable{#ISA, &supports::ISA, AGGREGATHOR_KERNELS_OF(ISA, float), \
-                      AGGREGATHOR_KERNELS_OF(ISA, double)},
+#define AGGREGATHOR_TABLE(ISA) \
+  InstructionSetTable{#ISA, &supports::ISA, &ISA::Table<float>, &ISA::Table<double>},
 // From the plainest to the best.
 const InstructionSetTable kTables[] = {AGGREGATHOR_FOR_EACH_ISA(AGGREGATHOR_TABLE)};
 
@@ -87,11 +69,11 @@ const InstructionSetTable& Chosen() {
 
 template <>
 const Kernels<float>& KernelsFor<float>() {
-  return Chosen().of_float;
+  return Chosen().of_float();
 }
 template <>
 const Kernels<double>& KernelsFor<double>() {
-  return Chosen().of_double;
+  return Chosen().of_double();
 }
 
 const char* InstructionSet() { return Chosen().name; }

@@ -1,4 +1,4 @@
-// Squared distances between rows.
+// Squared distances between all pairs of rows, in one pass over the stack.
 //
 // Distances are sums of squared differences: a Gram matrix (|x|^2 + |y|^2 - 2xy) would be one
 // matrix product, but cancels where rows lie near each other, which is where the order of the
@@ -10,46 +10,18 @@
 // 2^-24 = 1.1e-6 (and typically 1e-8, as roundings of either sign cancel), whatever the rows' own
 // size. Where float is too narrow, for values whose squares overflow or underflow, the block is
 // compared in double instead.
-#include "aggregathor/ops/isa.h"
+#include "aggregathor/ops/row_sums.h"
 #include "aggregathor/ops/simd.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {
 namespace {
 
-// Columns that all rows are compared on before the next ones are fetched. 8 rows of 1024 floats,
-// which is what one tile of pairs reads, are 32 KiB and stay in the first-level cache.
-constexpr int64_t kBlock = 1024;
-constexpr int64_t kWords = kBlock / 64;
+// At most so many columns are compared before the next ones.
+constexpr int64_t kMaxBlock = 1024;
+constexpr int64_t kWords = kMaxBlock / 64;
 // Rows on each side of a tile of pairs: 4 x 4 sums and 4 + 4 values fit 32 vector registers, and
 // every value that is loaded serves 4 differences.
 constexpr int kTile = 4;
-// A reduction is cut into at most this many parts, by d alone and never by the number of threads:
-// the parts are added in their order, so the sum has the same bits on any number of threads.
-constexpr int64_t kMaxParts = 64;
-
-struct Parts {
-  int64_t count;
-  int64_t columns;  // of a part, the last one may have fewer; a multiple of kBlock
-};
-
-Parts CutColumns(int64_t d) {
-  const int64_t blocks = (d + kBlock - 1) / kBlock;
-  const int64_t blocks_per_part = (blocks + kMaxParts - 1) / kMaxParts;
-  const int64_t columns = (blocks_per_part == 0 ? 1 : blocks_per_part) * kBlock;
-  return {(d + columns - 1) / columns, columns};
-}
-
-// What one distance is made of: the sum over the coordinates that both have, and their number.
-struct Partial {
-  double sum;
-  int64_t both;
-};
-
-// What a row is made of.
-struct RowStats {
-  int64_t missing;
-  bool has_infinity;
-};
 
 // Which values of a row are missing in one block of columns.
 struct Gaps {
@@ -59,22 +31,10 @@ struct Gaps {
 
 template <typename T>
 RowStats Inspect(const T* row, int64_t width, Gaps* gaps) {
-  Vector<T> zero{};
-  int64_t c = 0;
-  for (; c + kWidth<T> <= width; c += kWidth<T>) {
-    zero += Load(row + c) * T{0};
-    // The next block's columns of this row, which no processor guesses; into the second level.
-    __builtin_prefetch(row + c + kBlock, 0, 2);
-  }
-  T rest{0};  // becomes NaN if any value is NaN or infinite
-  for (int64_t l = 0; l < kWidth<T>; ++l) rest += zero[l];
-  for (; c < width; ++c) rest += row[c] * T{0};
-  gaps->any = false;
-  if (rest == 0) return {0, false};
-
   RowStats stats{0, false};
   std::memset(gaps->present, 0, sizeof gaps->present);
-  for (c = 0; c + kWidth<T> <= width; c += kWidth<T>) {
+  int64_t c = 0;
+  for (; c + kWidth<T> <= width; c += kWidth<T>) {
     const Vector<T> x = Load(row + c);
     const uint64_t nan = Bits<T>(EitherIsNan(x, x));
     // x - x is NaN for an infinity too.
@@ -96,27 +56,39 @@ RowStats Inspect(const T* row, int64_t width, Gaps* gaps) {
 
 int64_t CountBoth(const Gaps& a, const Gaps& b, int64_t width) {
   if (!a.any && !b.any) return width;
-  if (!a.any || !b.any) {
-    const Gaps& gaps = a.any ? a : b;
-    int64_t count = 0;
-    for (uint64_t word : gaps.present) count += __builtin_popcountll(word);
-    return count;
-  }
   int64_t count = 0;
   for (int64_t w = 0; w < kWords; ++w) {
-    count += __builtin_popcountll(a.present[w] & b.present[w]);
+    const uint64_t all = ~uint64_t{0};
+    count += __builtin_popcountll((a.any ? a.present[w] : all) & (b.any ? b.present[w] : all));
   }
   return count;
 }
 
-// (a - b)^2, or 0 where that is NaN because either is missing.
+// Rows whose next columns are fetched while others are compared, a cache line a step: n rows are
+// more streams than the processor follows by itself, and fetched all at once they would hold up
+// the comparisons.
+template <typename T>
+struct Ahead {
+  const T* rows[kTile];
+  int64_t count;
+
+  [[gnu::always_inline]] void Fetch(int64_t j) const {
+    for (int64_t r = 0; r < count; ++r) __builtin_prefetch(rows[r] + j);
+  }
+};
+
+// sum + (a - b)^2, or sum where that is NaN because either is missing.
 template <bool kMissing, typename V>
-[[gnu::always_inline]] inline V SquaredDifference(V a, V b) {
-  const V difference = a - b;
-  const V square = difference * difference;
-  if constexpr (!kMissing) return square;
-  const V zero{};
-  return square == square ? square : zero;
+[[gnu::always_inline]] inline V AddSquare(V a, V b, V sum) {
+  V difference = a - b;
+  if constexpr (kMissing) difference = difference == difference ? difference : V{};
+  return MultiplyAdd(difference, difference, sum);
+}
+
+template <bool kMissing, typename T>
+double SquareOf(T a, T b) {
+  const double difference = static_cast<double>(a) - static_cast<double>(b);
+  return kMissing && IsMissing(difference) ? 0 : difference * difference;
 }
 
 // Which pairs of a tile are wanted: all, or those above the diagonal of a tile of rows with
@@ -128,14 +100,15 @@ constexpr bool Wanted(Pairs pairs, int r, int c) { return pairs == Pairs::kAll |
 // sums[r * kTile + c] = sum over `width` columns of (a[r] - b[c])^2, for the R x C pairs wanted.
 template <int R, int C, Pairs kPairs, bool kMissing>
 void SquaredDifferences(const double* const* a, const double* const* b, int64_t width,
-                        double* sums) {
+                        const Ahead<double>& ahead, double* sums) {
   Doubles sum[R * C] = {};
   int64_t j = 0;
   for (; j + kDoubles <= width; j += kDoubles) {
+    ahead.Fetch(j);
     for (int r = 0; r < R; ++r) {
       for (int c = 0; c < C; ++c) {
         if (!Wanted(kPairs, r, c)) continue;
-        sum[r * C + c] += SquaredDifference<kMissing>(Load(a[r] + j), Load(b[c] + j));
+        sum[r * C + c] = AddSquare<kMissing>(Load(a[r] + j), Load(b[c] + j), sum[r * C + c]);
       }
     }
   }
@@ -143,7 +116,7 @@ void SquaredDifferences(const double* const* a, const double* const* b, int64_t 
     for (int c = 0; c < C; ++c) {
       if (!Wanted(kPairs, r, c)) continue;
       double total = SumOf(sum[r * C + c]);
-      for (int64_t l = j; l < width; ++l) total += SquaredDifference<kMissing>(a[r][l], b[c][l]);
+      for (int64_t l = j; l < width; ++l) total += SquareOf<kMissing>(a[r][l], b[c][l]);
       sums[r * kTile + c] = total;
     }
   }
@@ -160,55 +133,52 @@ double SquaredDifferencesInDouble(const float* a, const float* b, int64_t width)
   Doubles sum{};
   int64_t j = 0;
   for (; j + kDoubles <= width; j += kDoubles) {
-    sum += SquaredDifference<kMissing>(LoadDoubles(a + j), LoadDoubles(b + j));
+    sum = AddSquare<kMissing>(LoadDoubles(a + j), LoadDoubles(b + j), sum);
   }
   double total = SumOf(sum);
-  for (; j < width; ++j) {
-    total += SquaredDifference<kMissing>(static_cast<double>(a[j]), static_cast<double>(b[j]));
-  }
+  for (; j < width; ++j) total += SquareOf<kMissing>(a[j], b[j]);
   return total;
 }
 
 template <int R, int C, Pairs kPairs, bool kMissing>
-void SquaredDifferences(const float* const* a, const float* const* b, int64_t width, double* sums) {
+void SquaredDifferences(const float* const* a, const float* const* b, int64_t width,
+                        const Ahead<float>& ahead, double* sums) {
   Doubles sum[R * C] = {};
   int64_t j = 0;
   while (j + kWidth<float> <= width) {
     Vector<float> run[R * C] = {};
     const int64_t steps = Min(kRun, (width - j) / kWidth<float>);
     for (int64_t s = 0; s < steps; ++s, j += kWidth<float>) {
+      ahead.Fetch(j);
       Vector<float> x[R], y[C];
       for (int r = 0; r < R; ++r) x[r] = Load(a[r] + j);
       for (int c = 0; c < C; ++c) y[c] = Load(b[c] + j);
       for (int r = 0; r < R; ++r) {
         for (int c = 0; c < C; ++c) {
-          if (Wanted(kPairs, r, c)) run[r * C + c] += SquaredDifference<kMissing>(x[r], y[c]);
+          if (!Wanted(kPairs, r, c)) continue;
+          run[r * C + c] = AddSquare<kMissing>(x[r], y[c], run[r * C + c]);
         }
       }
     }
     for (int p = 0; p < R * C; ++p) {
-      if (!Wanted(kPairs, p / C, p % C)) continue;
-      float lanes[kWidth<float>];
-      Store(lanes, run[p]);
-      sum[p] += LoadDoubles(lanes) + LoadDoubles(lanes + kDoubles);
+      if (Wanted(kPairs, p / C, p % C)) sum[p] += SumOfHalves(run[p]);
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) {
       if (!Wanted(kPairs, r, c)) continue;
       double total = SumOf(sum[r * C + c]);
-      for (int64_t l = j; l < width; ++l) {
-        total +=
-            SquaredDifference<kMissing>(static_cast<double>(a[r][l]), static_cast<double>(b[c][l]));
-      }
-      const bool sure = total > kLeastSure && total < kMostSure;
+      for (int64_t l = j; l < width; ++l) total += SquareOf<kMissing>(a[r][l], b[c][l]);
+      // Not NaN, which says that a value is missing.
+      const bool sure = !(total <= kLeastSure || total >= kMostSure);
       sums[r * kTile + c] = sure ? total : SquaredDifferencesInDouble<kMissing>(a[r], b[c], width);
     }
   }
 }
 
 template <typename T>
-using Compare = void (*)(const T* const* a, const T* const* b, int64_t width, double* sums);
+using Compare = void (*)(const T* const* a, const T* const* b, int64_t width, const Ahead<T>&,
+                         double* sums);
 
 // The pairs of kTile rows with the next num_b, at most kTile; or of one tile's rows among
 // themselves.
@@ -232,15 +202,56 @@ Compare<T> CompareTiles(bool diagonal, int64_t num_b) {
   }
 }
 
-double Scaled(Partial p, int64_t d) {
-  const double sq_dist = p.sum * (static_cast<double>(d) / static_cast<double>(p.both));
-  return IsFinite(sq_dist) ? sq_dist : kInfinity<double>;  // 0 / 0 where nothing is in both
-}
-
-bool IsComparable(RowStats row, int64_t d) { return !row.has_infinity && 2 * row.missing <= d; }
+// The partial sums of all parts take at most this much memory, and mostly far less.
+constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
+constexpr int64_t kMaxParts = 64;
 
 // The place of the pair (a, b), a < b, in a list of all pairs.
 int64_t PairIndex(int64_t n, int64_t a, int64_t b) { return a * (2 * n - a - 1) / 2 + b - a - 1; }
+
+// Columns that all rows are compared on before the next ones: few enough that the rows stay in the
+// first-level cache, 20 of them are 40 KiB; or in the second-level one if there are more of them.
+int64_t BlockColumns(int64_t n) { return n <= 20 ? 512 : kMaxBlock; }
+
+// sums[num_pairs] = squared differences over `width` columns of the n rows, while the next block of
+// columns is fetched. gaps: of each row, or null to take all values as present. Returns whether all
+// sums are finite.
+template <typename T>
+bool ComparePairs(const T* const* rows, int64_t n, const Gaps* gaps, int64_t width, int64_t block,
+                  double* sums) {
+  const int64_t tiles = (n + kTile - 1) / kTile;
+  const int64_t fetched_per_tile = Min(kTile, 2 * n / (tiles * (tiles + 1)) + 1);
+  int64_t fetched = 0;
+  double tile[kTile * kTile];
+  bool finite = true;
+  for (int64_t a = 0; a < n; a += kTile) {
+    for (int64_t b = a; b < n; b += kTile) {
+      const int64_t num_a = Min(kTile, n - a), num_b = Min(kTile, n - b);
+      bool missing = false;
+      if (gaps != nullptr) {
+        for (int64_t r = 0; r < num_a; ++r) missing |= gaps[a + r].any;
+        for (int64_t c = 0; c < num_b; ++c) missing |= gaps[b + c].any;
+      }
+      Ahead<T> ahead{{}, 0};
+      while (ahead.count < fetched_per_tile && fetched < n) {
+        ahead.rows[ahead.count++] = rows[fetched++] + block;
+      }
+      const Compare<T> compare =
+          missing ? CompareTiles<true, T>(a == b, num_b) : CompareTiles<false, T>(a == b, num_b);
+      compare(rows + a, rows + b, width, ahead, tile);
+      for (int64_t r = 0; r < num_a; ++r) {
+        const int64_t first = a == b ? r + 1 : 0;  // the diagonal tile has each pair twice
+        double* to = sums + PairIndex(n, a + r, b);
+        for (int64_t c = first; c < num_b; ++c) {
+          to[c] = tile[r * kTile + c];
+          finite &= IsFinite(to[c]);
+        }
+      }
+      if (!finite && gaps == nullptr) return false;
+    }
+  }
+  return finite;
+}
 
 }  // namespace
 
@@ -248,7 +259,10 @@ template <typename T>
 void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
   const int64_t n = stack.n;
   const int64_t num_pairs = n * (n - 1) / 2;
-  const Parts parts = CutColumns(stack.d);
+  const int64_t partial_bytes = num_pairs * static_cast<int64_t>(sizeof(Partial)) + 1;
+  const int64_t block = BlockColumns(n);
+  const Parts parts =
+      CutColumns(stack.d, block, Min(kMaxParts, kMaxPartialBytes / partial_bytes + 1));
   const Scratch<Partial> partials(parts.count * num_pairs);
   const Scratch<RowStats> stats(parts.count * n);
   std::memset(partials.get(), 0, static_cast<size_t>(parts.count * num_pairs) * sizeof(Partial));
@@ -257,35 +271,30 @@ void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
   For(parallel, parts.count, parts.columns * n * n / 4, [&](int64_t begin, int64_t end) {
     const Scratch<Gaps> gaps(n);
     const Scratch<const T*> rows(n);
-    double sums[kTile * kTile];
+    const Scratch<double> sums(num_pairs);
     for (int64_t part = begin; part < end; ++part) {
       Partial* partial = partials.get() + part * num_pairs;
       const int64_t part_end = Min(stack.d, (part + 1) * parts.columns);
-      for (int64_t j = part * parts.columns; j < part_end; j += kBlock) {
-        const int64_t width = Min(kBlock, part_end - j);
-        for (int64_t i = 0; i < n; ++i) {
-          rows[i] = stack.data + i * stack.d + j;
-          const RowStats block = Inspect(rows[i], width, &gaps[i]);
-          stats[part * n + i].missing += block.missing;
-          stats[part * n + i].has_infinity |= block.has_infinity;
+      for (int64_t j = part * parts.columns; j < part_end; j += block) {
+        const int64_t width = Min(block, part_end - j);
+        for (int64_t i = 0; i < n; ++i) rows[i] = stack.data + i * stack.d + j;
+        // Most blocks have neither a missing value nor an infinity, and their sums tell.
+        const bool complete = ComparePairs<T>(rows.get(), n, nullptr, width, block, sums.get());
+        if (complete) {
+          for (int64_t p = 0; p < num_pairs; ++p) {
+            partial[p].sum += sums[p];
+            partial[p].both += width;
+          }
+          continue;
         }
-        for (int64_t a = 0; a < n; a += kTile) {
-          for (int64_t b = a; b < n; b += kTile) {
-            const int64_t num_a = Min(kTile, n - a), num_b = Min(kTile, n - b);
-            bool missing = false;
-            for (int64_t r = 0; r < num_a; ++r) missing |= gaps[a + r].any;
-            for (int64_t c = 0; c < num_b; ++c) missing |= gaps[b + c].any;
-            const Compare<T> compare = missing ? CompareTiles<true, T>(a == b, num_b)
-                                               : CompareTiles<false, T>(a == b, num_b);
-            compare(rows.get() + a, rows.get() + b, width, sums);
-            for (int64_t r = 0; r < num_a; ++r) {
-              for (int64_t c = 0; c < num_b; ++c) {
-                if (b + c <= a + r) continue;  // the diagonal tile has each pair twice
-                Partial& pair = partial[PairIndex(n, a + r, b + c)];
-                pair.sum += sums[r * kTile + c];
-                pair.both += CountBoth(gaps[a + r], gaps[b + c], width);
-              }
-            }
+        for (int64_t i = 0; i < n; ++i) {
+          stats[part * n + i].Add(Inspect(rows[i], width, &gaps[i]));
+        }
+        ComparePairs(rows.get(), n, gaps.get(), width, block, sums.get());
+        for (int64_t a = 0, p = 0; a < n; ++a) {
+          for (int64_t b = a + 1; b < n; ++b, ++p) {
+            partial[p].sum += sums[p];
+            partial[p].both += CountBoth(gaps[a], gaps[b], width);
           }
         }
       }
@@ -293,10 +302,7 @@ void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
   });
 
   for (int64_t part = 1; part < parts.count; ++part) {
-    for (int64_t i = 0; i < n; ++i) {
-      stats[i].missing += stats[part * n + i].missing;
-      stats[i].has_infinity |= stats[part * n + i].has_infinity;
-    }
+    for (int64_t i = 0; i < n; ++i) stats[i].Add(stats[part * n + i]);
     for (int64_t p = 0; p < num_pairs; ++p) {
       partials[p].sum += partials[part * num_pairs + p].sum;
       partials[p].both += partials[part * num_pairs + p].both;
@@ -314,68 +320,7 @@ void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
   }
 }
 
-template <typename T>
-void SqDistancesTo(Stack<T> stack, const T* v, double* sq_dist_n, Parallel parallel) {
-  const int64_t n = stack.n;
-  const Parts parts = CutColumns(stack.d);
-  const Scratch<Partial> partials(parts.count * n);
-  const Scratch<RowStats> stats(parts.count * n);
-  std::memset(partials.get(), 0, static_cast<size_t>(parts.count * n) * sizeof(Partial));
-  std::memset(stats.get(), 0, static_cast<size_t>(parts.count * n) * sizeof(RowStats));
-
-  For(parallel, parts.count, parts.columns * n, [&](int64_t begin, int64_t end) {
-    Gaps gaps[kTile];
-    const Gaps none{false, {}};
-    const T* rows[kTile];
-    double sums[kTile * kTile];
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t part_end = Min(stack.d, (part + 1) * parts.columns);
-      for (int64_t j = part * parts.columns; j < part_end; j += kBlock) {
-        const int64_t width = Min(kBlock, part_end - j);
-        const T* to = v + j;
-        for (int64_t first = 0; first < n; first += kTile) {
-          const int64_t num_rows = Min(kTile, n - first);
-          bool missing = false;
-          for (int64_t r = 0; r < kTile; ++r) {
-            // The last row stands in for those that a last tile lacks.
-            const int64_t i = Min(first + r, n - 1);
-            rows[r] = stack.data + i * stack.d + j;
-            if (r >= num_rows) continue;
-            const RowStats block = Inspect(rows[r], width, &gaps[r]);
-            stats[part * n + i].missing += block.missing;
-            stats[part * n + i].has_infinity |= block.has_infinity;
-            missing |= gaps[r].any;
-          }
-          const Compare<T> compare =
-              missing ? CompareTiles<true, T>(false, 1) : CompareTiles<false, T>(false, 1);
-          compare(rows, &to, width, sums);
-          for (int64_t r = 0; r < num_rows; ++r) {
-            partials[part * n + first + r].sum += sums[r * kTile];
-            partials[part * n + first + r].both += CountBoth(gaps[r], none, width);
-          }
-        }
-      }
-    }
-  });
-
-  for (int64_t i = 0; i < n; ++i) {
-    RowStats row{0, false};
-    Partial total{0, 0};
-    for (int64_t part = 0; part < parts.count; ++part) {
-      row.missing += stats[part * n + i].missing;
-      row.has_infinity |= stats[part * n + i].has_infinity;
-      total.sum += partials[part * n + i].sum;
-      total.both += partials[part * n + i].both;
-    }
-    sq_dist_n[i] = IsComparable(row, stack.d) ? Scaled(total, stack.d) : kInfinity<double>;
-  }
-}
-
-#define AGGREGATHOR_INSTANTIATE(T)                           \
-  template void SqDistances<T>(Stack<T>, double*, Parallel); \
-  template void SqDistancesTo<T>(Stack<T>, const T*, double*, Parallel);
-AGGREGATHOR_INSTANTIATE(float)
-AGGREGATHOR_INSTANTIATE(double)
-#undef AGGREGATHOR_INSTANTIATE
+template void SqDistances<float>(Stack<float>, double*, Parallel);
+template void SqDistances<double>(Stack<double>, double*, Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA

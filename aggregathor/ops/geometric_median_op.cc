@@ -32,14 +32,6 @@ REGISTER_OP("AggregathorGeometricMedian")
 weight_n: the weights of the last mean, 1 for the row nearest to the result.
 )doc");
 
-// Squared distance between two vectors, the first as a stack of one row.
-template <typename T>
-double SqDistance(const T* a, const T* b, int64_t d, Parallel parallel) {
-  double sq_dist;
-  KernelsFor<T>().sq_distances_to(Stack<T>{a, 1, d}, b, &sq_dist, parallel);
-  return sq_dist;
-}
-
 template <typename T>
 class GeometricMedianOp : public tf::OpKernel {
  public:
@@ -56,41 +48,34 @@ class GeometricMedianOp : public tf::OpKernel {
     const Stack<T> stack = AsStack<T>(stack_nd);
     const Parallel pool = IntraOpPool(ctx);
     const Kernels<T>& kernels = KernelsFor<T>();
-    const tf::TensorShape row_shape({stack.d});
-    constexpr tf::DataType kType = tf::DataTypeToEnum<T>::value;
 
-    tf::Tensor *out, *weight_n;
-    tf::Tensor next_d;
-    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, row_shape, &out));
+    tf::Tensor *grad_d, *weight_n;
+    OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({stack.d}), &grad_d));
     OP_REQUIRES_OK(ctx, ctx->allocate_output(1, tf::TensorShape({stack.n}), &weight_n));
-    OP_REQUIRES_OK(ctx, ctx->allocate_temp(kType, row_shape, &next_d));
-    T* v = out->flat<T>().data();
-    T* next = next_d.flat<T>().data();
+    T* v_d = grad_d->flat<T>().data();
     double* weights = weight_n->flat<double>().data();
+    Step step;
 
-    kernels.window_mean(stack, Window::kMedian, f_, v, nullptr, pool);
-    SetWeights(stack, v, weights, pool);
+    kernels.window_mean(stack, Window::kMedian, f_, v_d, nullptr, pool);
+    std::vector<double> sq_dist_n(stack.n);
+    kernels.weiszfeld_step(stack, nullptr, v_d, sq_dist_n.data(), &step, pool);
+    SetWeights(sq_dist_n, weights);
     for (int64_t iteration = 0; iteration < max_iter_; ++iteration) {
-      kernels.weighted_mean(stack, weights, next, pool);
-      const double sq_step = SqDistance(next, v, stack.d, pool);
-      std::copy(next, next + stack.d, v);
-      SetWeights(stack, v, weights, pool);
-      double sq_norm = 0;
-      for (int64_t j = 0; j < stack.d; ++j) sq_norm += static_cast<double>(v[j]) * v[j];
-      if (!(sq_step > static_cast<double>(tol_) * tol_ * sq_norm)) break;
+      kernels.weiszfeld_step(stack, weights, v_d, sq_dist_n.data(), &step, pool);
+      SetWeights(sq_dist_n, weights);
+      if (!(step.sq_length > static_cast<double>(tol_) * tol_ * step.sq_norm)) break;
     }
   }
 
  private:
   // weight_i = 1 / max(nu, ||v - x_i||), 0 for a row at infinite distance, all over the largest.
-  void SetWeights(Stack<T> stack, const T* v, double* weights, Parallel pool) const {
-    KernelsFor<T>().sq_distances_to(stack, v, weights, pool);
+  void SetWeights(const std::vector<double>& sq_dist_n, double* weights) const {
     double largest = std::numeric_limits<double>::min();
-    for (int64_t i = 0; i < stack.n; ++i) {
-      weights[i] = 1.0 / std::max(static_cast<double>(nu_), std::sqrt(weights[i]));
+    for (size_t i = 0; i < sq_dist_n.size(); ++i) {
+      weights[i] = 1.0 / std::max(static_cast<double>(nu_), std::sqrt(sq_dist_n[i]));
       largest = std::max(largest, weights[i]);
     }
-    for (int64_t i = 0; i < stack.n; ++i) weights[i] /= largest;
+    for (size_t i = 0; i < sq_dist_n.size(); ++i) weights[i] /= largest;
   }
 
   float nu_, tol_;

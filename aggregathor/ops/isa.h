@@ -78,9 +78,7 @@ template <typename T>
 void BulyanTail(Stack<T>, const int64_t* groups, int64_t theta, int64_t m, int64_t f, T* out,
                 Parallel);
 template <typename T>
-void SqDistancesTo(Stack<T>, const T* v, double* sq_dist_n, Parallel);
-template <typename T>
-void WeightedMean(Stack<T>, const double* weight_n, T* out, Parallel);
+void WeiszfeldStep(Stack<T>, const double* weight_n, T* v_d, double* sq_dist_n, Step*, Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

@@ -38,6 +38,11 @@ enum class Window : int {
   kPhocas,       // the k - f nearest to the f-trimmed mean
 };
 
+// How far a step of an iteration went, and where it came to.
+struct Step {
+  double sq_length, sq_norm;
+};
+
 template <typename T>
 struct Kernels {
   // out[d] = mean of the rows in row order; with `skip_missing`, of the present values (0 if none).
@@ -60,12 +65,11 @@ struct Kernels {
   void (*bulyan_tail)(Stack<T> stack, const int64_t* groups, int64_t theta, int64_t m, int64_t f,
                       T* out, Parallel);
 
-  // sq_dist_n[i] = scaled squared distance of row i to v, as in sq_distances.
-  void (*sq_distances_to)(Stack<T> stack, const T* v, double* sq_dist_n, Parallel);
-
-  // out[d] = sum of weight_n[i] * row i over the present values / sum of their weights; 0 where
-  // none is. Rows of weight 0 are not read.
-  void (*weighted_mean)(Stack<T> stack, const double* weight_n, T* out, Parallel);
+  // One step of Weiszfeld's iteration. v_d = sum of weight_n[i] * row i over the present values /
+  // sum of their weights, 0 where none is; rows of weight 0 do not count. Where weight_n is null,
+  // v_d stays. Then sq_dist_n[i] = squared distance of row i to v_d, scaled as in sq_distances.
+  void (*weiszfeld_step)(Stack<T> stack, const double* weight_n, T* v_d, double* sq_dist_n,
+                         Step* step, Parallel);
 };
 
 // The table of the best instruction set that this processor has, or of the one that

@@ -1,20 +1,50 @@
-// Means of rows: of all, of chosen ones, and weighted. Added in row order and in double.
+// Means of rows, of all or of chosen ones. Added in row order and in double.
 #include "aggregathor/ops/tiles.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {
 namespace {
 
-// Calls at(columns, l, mean + l) for kDoubles columns at a time, all over the stack; what it leaves
-// in mean goes to out.
+// mean = the mean of the m rows row(0), row(1) ... over kCount registers of columns; with
+// kSkipMissing of their present values, 0 where none is. Returns whether any mean is NaN.
+template <bool kSkipMissing, int64_t kCount, typename T, typename F>
+bool MeanOfColumns(Columns<T> columns, int64_t m, F row, T* mean) {
+  Doubles sum[kCount] = {}, count[kCount] = {};
+  for (int64_t k = 0; k < m; ++k) {
+    const T* values = columns.values + row(k) * columns.stride;
+    for (int64_t v = 0; v < kCount; ++v) {
+      FetchNextTile(values, v);
+      Add<kSkipMissing>(LoadDoubles(values + v * kDoubles), &sum[v], &count[v]);
+    }
+  }
+  bool any_nan = false;
+  for (int64_t v = 0; v < kCount; ++v) {
+    any_nan |= Any(EitherIsNan(sum[v], sum[v]));
+    const Doubles of_present = And(sum[v] / count[v], count[v] != 0);  // not 0 / 0
+    StoreDoubles(mean + v * kDoubles, kSkipMissing ? of_present : sum[v] / static_cast<double>(m));
+  }
+  return any_nan;
+}
+
+// out = the mean of the m rows row(0), row(1) ... of the stack.
 template <typename T, typename F>
-void EachVector(Stack<T> stack, int64_t rows_read, T* out, Parallel parallel, F at) {
-  For(parallel, NumTiles(stack.d), 20 * rows_read, [&](int64_t first_tile, int64_t end_tile) {
+void MeanOf(Stack<T> stack, bool skip_missing, int64_t m, F row, T* out, Parallel parallel) {
+  constexpr int64_t kColumns = kSums * kDoubles;
+  For(parallel, NumTiles(stack.d), 20 * m, [&](int64_t first_tile, int64_t end_tile) {
     const Scratch<T> copy(stack.n * kLanes);
     T mean[kLanes];
     for (int64_t t = first_tile; t < end_tile; ++t) {
       const int64_t j = t * kLanes;
       const Columns<T> columns = ColumnsAt(stack, j, copy.get());
-      for (int64_t l = 0; l < kLanes; l += kDoubles) at(columns, l, mean + l);
+      for (int64_t l = 0; l < kLanes; l += kColumns) {
+        const Columns<T> some{columns.values + l, columns.stride};
+        // Most columns are complete, and their sums tell.
+        const bool any_nan = MeanOfColumns<false, kSums>(some, m, row, mean + l);
+        if (!any_nan || !skip_missing) continue;
+        for (int64_t h = 0; h < kColumns; h += kColumns / 2) {
+          const Columns<T> half{some.values + h, some.stride};
+          MeanOfColumns<true, kSums / 2>(half, m, row, mean + l + h);
+        }
+      }
       std::memcpy(out + j, mean, static_cast<size_t>(Min(kLanes, stack.d - j)) * sizeof(T));
     }
   });
@@ -24,56 +54,18 @@ void EachVector(Stack<T> stack, int64_t rows_read, T* out, Parallel parallel, F 
 
 template <typename T>
 void Mean(Stack<T> stack, bool skip_missing, T* out, Parallel parallel) {
-  const int64_t n = stack.n;
-  if (skip_missing) {
-    return EachVector(stack, n, out, parallel, [n](Columns<T> columns, int64_t l, T* mean) {
-      Doubles sum{};
-      Integers count{};
-      for (int64_t i = 0; i < n; ++i) {
-        AddPresent(columns.values + i * columns.stride + l, &sum, &count);
-      }
-      StoreDoubles(mean, MeanOrZero(sum, count));
-    });
-  }
-  EachVector(stack, n, out, parallel, [n](Columns<T> columns, int64_t l, T* mean) {
-    Doubles sum{};
-    for (int64_t i = 0; i < n; ++i) sum += Stream(columns.values + i * columns.stride + l);
-    StoreDoubles(mean, sum / static_cast<double>(n));
-  });
+  const auto every = [](int64_t k) { return k; };
+  MeanOf(stack, skip_missing, stack.n, every, out, parallel);
 }
 
 template <typename T>
 void MeanOfRows(Stack<T> stack, const int64_t* rows, int64_t m, T* out, Parallel parallel) {
-  EachVector(stack, m, out, parallel, [rows, m](Columns<T> columns, int64_t l, T* mean) {
-    Doubles sum{};
-    Integers count{};
-    for (int64_t k = 0; k < m; ++k) {
-      AddPresent(columns.values + rows[k] * columns.stride + l, &sum, &count);
-    }
-    StoreDoubles(mean, MeanOrZero(sum, count));
-  });
+  MeanOf(stack, true, m, [rows](int64_t k) { return rows[k]; }, out, parallel);
 }
 
-template <typename T>
-void WeightedMean(Stack<T> stack, const double* weight_n, T* out, Parallel parallel) {
-  const int64_t n = stack.n;
-  EachVector(stack, n, out, parallel, [weight_n, n](Columns<T> columns, int64_t l, T* mean) {
-    Doubles sum{}, weights{};
-    for (int64_t i = 0; i < n; ++i) {
-      if (weight_n[i] == 0) continue;  // such a row may hold infinities
-      const Doubles weight = Broadcast(weight_n[i]);
-      const Doubles x = Stream(columns.values + i * columns.stride + l);
-      sum += And(weight * x, x == x);
-      weights += And(weight, x == x);
-    }
-    StoreDoubles(mean, And(sum / weights, weights != 0));
-  });
-}
-
-#define AGGREGATHOR_INSTANTIATE(T)                                              \
-  template void Mean<T>(Stack<T>, bool, T*, Parallel);                          \
-  template void MeanOfRows<T>(Stack<T>, const int64_t*, int64_t, T*, Parallel); \
-  template void WeightedMean<T>(Stack<T>, const double*, T*, Parallel);
+#define AGGREGATHOR_INSTANTIATE(T)                     \
+  template void Mean<T>(Stack<T>, bool, T*, Parallel); \
+  template void MeanOfRows<T>(Stack<T>, const int64_t*, int64_t, T*, Parallel);
 AGGREGATHOR_INSTANTIATE(float)
 AGGREGATHOR_INSTANTIATE(double)
 #undef AGGREGATHOR_INSTANTIATE

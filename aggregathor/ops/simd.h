@@ -55,16 +55,31 @@ using Doubles = Vector<double>;
 typedef long long Integers __attribute__((vector_size(kRegisterBytes)));  // and masks: -1 or 0
 
 [[gnu::always_inline]] inline Doubles LoadDoubles(const double* from) { return Load(from); }
+// Half a register of floats. The conversions are intrinsics because g++ 12 takes apart what
+// __builtin_convertvector says of registers of different widths.
+typedef float HalfFloats __attribute__((vector_size(kRegisterBytes / 2)));
+#if defined(__AVX512F__)
+[[gnu::always_inline]] inline Doubles Widen(HalfFloats v) { return _mm512_cvtps_pd(v); }
+[[gnu::always_inline]] inline HalfFloats Narrow(Doubles v) { return _mm512_cvtpd_ps(v); }
+#elif defined(__AVX2__)
+[[gnu::always_inline]] inline Doubles Widen(HalfFloats v) { return _mm256_cvtps_pd(v); }
+[[gnu::always_inline]] inline HalfFloats Narrow(Doubles v) { return _mm256_cvtpd_ps(v); }
+#else
+[[gnu::always_inline]] inline Doubles Widen(HalfFloats v) {
+  return __builtin_convertvector(v, Doubles);
+}
+[[gnu::always_inline]] inline HalfFloats Narrow(Doubles v) {
+  return __builtin_convertvector(v, HalfFloats);
+}
+#endif
 [[gnu::always_inline]] inline Doubles LoadDoubles(const float* from) {
-  typedef float Half __attribute__((vector_size(kRegisterBytes / 2)));
-  Half half;
+  HalfFloats half;
   __builtin_memcpy(&half, from, sizeof half);
-  return __builtin_convertvector(half, Doubles);
+  return Widen(half);
 }
 [[gnu::always_inline]] inline void StoreDoubles(double* to, Doubles v) { Store(to, v); }
 [[gnu::always_inline]] inline void StoreDoubles(float* to, Doubles v) {
-  typedef float Half __attribute__((vector_size(kRegisterBytes / 2)));
-  const Half half = __builtin_convertvector(v, Half);
+  const HalfFloats half = Narrow(v);
   __builtin_memcpy(to, &half, sizeof half);
 }
 [[gnu::always_inline]] inline Doubles Broadcast(double x) { return x - Doubles{}; }
@@ -72,19 +87,33 @@ typedef long long Integers __attribute__((vector_size(kRegisterBytes)));  // and
 [[gnu::always_inline]] inline Doubles And(Doubles v, Integers mask) {
   return (Doubles)((Integers)v & mask);
 }
-inline double SumOf(Doubles v) {
-  double sum = 0;
-  for (int64_t l = 0; l < kDoubles; ++l) sum += v[l];
+[[gnu::always_inline]] inline double SumOf(Doubles v) {
+  typedef double Half __attribute__((vector_size(kRegisterBytes / 2)));
+  Half halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  const Half pairs = halves[0] + halves[1];
+  double sum = pairs[0];
+  for (int64_t l = 1; l < kDoubles / 2; ++l) sum += pairs[l];
   return sum;
 }
 
+// Values l and kDoubles + l of v, added as doubles.
+[[gnu::always_inline]] inline Doubles SumOfHalves(Vector<float> v) {
+  HalfFloats halves[2];
+  __builtin_memcpy(halves, &v, sizeof v);
+  return Widen(halves[0]) + Widen(halves[1]);
+}
+
 // Min, Max: of values none of which is NaN (the extensions' `a < b ? a : b` would compile to a
-// comparison and a blend). EitherIsNan gives a mask; masks are joined by | and asked by Any, and
-// Bits gives a bit a lane.
+// comparison and a blend). MultiplyAdd: a * b + c, rounded once where the processor can.
+// EitherIsNan gives a mask; masks are joined by | and asked by Any, and Bits gives a bit a lane.
 #if defined(__AVX512F__)
 #define AGGREGATHOR_SIMD(T, S)                                                    \
   inline Vector<T> Min(Vector<T> a, Vector<T> b) { return _mm512_min_##S(a, b); } \
   inline Vector<T> Max(Vector<T> a, Vector<T> b) { return _mm512_max_##S(a, b); } \
+  inline Vector<T> MultiplyAdd(Vector<T> a, Vector<T> b, Vector<T> c) {           \
+    return _mm512_fmadd_##S(a, b, c);                                             \
+  }                                                                               \
   inline auto EitherIsNan(Vector<T> a, Vector<T> b) {                             \
     return _mm512_cmp_##S##_mask(a, b, _CMP_UNORD_Q);                             \
   }
@@ -97,6 +126,9 @@ inline uint64_t Bits(unsigned mask) {
 #define AGGREGATHOR_SIMD(T, S)                                                    \
   inline Vector<T> Min(Vector<T> a, Vector<T> b) { return _mm256_min_##S(a, b); } \
   inline Vector<T> Max(Vector<T> a, Vector<T> b) { return _mm256_max_##S(a, b); } \
+  inline Vector<T> MultiplyAdd(Vector<T> a, Vector<T> b, Vector<T> c) {           \
+    return _mm256_fmadd_##S(a, b, c);                                             \
+  }                                                                               \
   inline auto EitherIsNan(Vector<T> a, Vector<T> b) {                             \
     return (__m256i)_mm256_cmp_##S(a, b, _CMP_UNORD_Q);                           \
   }
@@ -107,9 +139,10 @@ inline uint64_t Bits(__m256i mask) {
                                               : _mm256_movemask_pd((__m256d)mask));
 }
 #elif defined(__SSE2__)
-#define AGGREGATHOR_SIMD(T, S)                                                 \
-  inline Vector<T> Min(Vector<T> a, Vector<T> b) { return _mm_min_##S(a, b); } \
-  inline Vector<T> Max(Vector<T> a, Vector<T> b) { return _mm_max_##S(a, b); } \
+#define AGGREGATHOR_SIMD(T, S)                                                              \
+  inline Vector<T> Min(Vector<T> a, Vector<T> b) { return _mm_min_##S(a, b); }              \
+  inline Vector<T> Max(Vector<T> a, Vector<T> b) { return _mm_max_##S(a, b); }              \
+  inline Vector<T> MultiplyAdd(Vector<T> a, Vector<T> b, Vector<T> c) { return a * b + c; } \
   inline auto EitherIsNan(Vector<T> a, Vector<T> b) { return (__m128i)_mm_cmpunord_##S(a, b); }
 inline bool Any(__m128i mask) { return _mm_movemask_epi8(mask) != 0; }
 template <typename T>
@@ -118,9 +151,10 @@ inline uint64_t Bits(__m128i mask) {
                                               : _mm_movemask_pd((__m128d)mask));
 }
 #else
-#define AGGREGATHOR_SIMD(T, S)                                             \
-  inline Vector<T> Min(Vector<T> a, Vector<T> b) { return a < b ? a : b; } \
-  inline Vector<T> Max(Vector<T> a, Vector<T> b) { return a < b ? b : a; } \
+#define AGGREGATHOR_SIMD(T, S)                                                              \
+  inline Vector<T> Min(Vector<T> a, Vector<T> b) { return a < b ? a : b; }                  \
+  inline Vector<T> Max(Vector<T> a, Vector<T> b) { return a < b ? b : a; }                  \
+  inline Vector<T> MultiplyAdd(Vector<T> a, Vector<T> b, Vector<T> c) { return a * b + c; } \
   inline auto EitherIsNan(Vector<T> a, Vector<T> b) { return (a != a) | (b != b); }
 template <typename M>
 inline bool Any(M mask) {

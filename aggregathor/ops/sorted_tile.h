@@ -1,4 +1,4 @@
-// kLanes columns of n values, sorted side by side, and windows of the sorted values.
+// kLanes columns of n values, sorted side by side.
 // For the files that are compiled once per instruction set.
 #ifndef AGGREGATHOR_OPS_SORTED_TILE_H_
 #define AGGREGATHOR_OPS_SORTED_TILE_H_
@@ -52,17 +52,29 @@ struct Network {
   }();
 };
 
-template <int N, typename V, int... I>
-[[gnu::always_inline]] inline void SortRegisters(V* v, std::integer_sequence<int, I...>) {
+// Sorts v[0..N) and meanwhile fetches kFetch cache lines, ahead, ahead + step and so on. Spread out
+// between the comparisons: asked for all at once, they would hold these up.
+template <int N, int kFetch, typename V, typename T, int... I>
+[[gnu::always_inline]] inline void SortRegisters(V* v, const T* ahead, int64_t step,
+                                                 std::integer_sequence<int, I...>) {
+  constexpr int kEvery = Network<N>::kSize > kFetch ? Network<N>::kSize / kFetch : 1;
+  constexpr int kFetched = (Network<N>::kSize + kEvery - 1) / kEvery;
   (
       [&] {
         constexpr Pair pair = Network<N>::kPairs.at[I];
         const V low = v[pair.low], high = v[pair.high];
         v[pair.low] = Min(low, high);
         v[pair.high] = Max(low, high);
+        if constexpr (I % kEvery == 0 && I / kEvery < kFetch) {
+          __builtin_prefetch(ahead + I / kEvery * step);
+        }
       }(),
       ...);
+  for (int i = kFetched; i < kFetch; ++i) __builtin_prefetch(ahead + i * step);
 }
+
+// Cache lines that a row is fetched ahead of its use.
+inline constexpr int64_t kLinesAhead = 2;
 
 // Sorts each of kLanes columns of N values: values[N][stride] -> sorted[N][kLanes]. A missing value
 // is taken for +inf, so that it sorts last: a true +inf sorts just before it or in its place, which
@@ -72,28 +84,33 @@ template <int N, typename V, int... I>
 // N = 19 take about as long as the memory takes to deliver 19 cache lines.
 template <typename T, int N>
 bool SortBlock(const T* values, int64_t stride, T* sorted, int32_t* missing) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kRegisters = kLine / kWidth<T>;  // of a cache line, which share its fetching
   bool any = false;
   for (int64_t l = 0; l < kLanes; l += kWidth<T>) {
     Vector<T> v[N];
-    for (int i = 0; i < N; ++i) {
-      v[i] = Load<T>(values + i * stride + l);
-      // The next tile: n streams are more than the processor follows by itself.
-      __builtin_prefetch(values + i * stride + l + kLanes);
-    }
+    for (int i = 0; i < N; ++i) v[i] = Load<T>(values + i * stride + l);
     auto nan = EitherIsNan(v[0], v[N - 1]);
     for (int i = 1; i + 1 < N; i += 2) nan |= EitherIsNan(v[i], v[i + 1]);
     if (Any(nan)) {
       any = true;
+      const Vector<T> infinity = kInfinity<T> - Vector<T>{};
+      auto present = v[0] == v[0];  // a mask: 0 or -1 a lane
+      present = present ^ present;
       for (int i = 0; i < N; ++i) {
-        for (int64_t c = 0; c < kWidth<T>; ++c) {
-          const T x = values[i * stride + l + c];
-          missing[l + c] += IsMissing(x);
-          sorted[i * kLanes + l + c] = IsMissing(x) ? kInfinity<T> : x;
-        }
-        v[i] = Load<T>(sorted + i * kLanes + l);
+        const auto here = v[i] == v[i];
+        present += here;
+        v[i] = here ? v[i] : infinity;
+      }
+      for (int64_t c = 0; c < kWidth<T>; ++c) {
+        missing[l + c] += static_cast<int32_t>(N + present[c]);
       }
     }
-    SortRegisters<N>(v, std::make_integer_sequence<int, Network<N>::kSize>{});
+    const int64_t first = l % kLine / kWidth<T>;
+    const T* ahead = values + first * stride + l - l % kLine + kLinesAhead * kLine;
+    constexpr int kFetch = static_cast<int>((N + kRegisters - 1) / kRegisters);
+    SortRegisters<N, kFetch>(v, ahead, kRegisters * stride,
+                             std::make_integer_sequence<int, Network<N>::kSize>{});
     for (int i = 0; i < N; ++i) Store(sorted + i * kLanes + l, v[i]);
   }
   return any;
@@ -149,73 +166,6 @@ class ColumnSorter {
   int64_t num_merges_;
   Scratch<Pair> merges_;
 };
-
-// A window [begin, end) of a column's sorted present values.
-struct Range {
-  int64_t begin, end;
-};
-
-// One column of a tile: k present values in ascending order, kLanes apart, and the same column
-// before it was sorted, which tells rows apart where values tie.
-template <typename T>
-struct Column {
-  const T* sorted;
-  int64_t k;
-  const T* by_row;
-  int64_t row_stride;
-  int64_t n;
-
-  T operator[](int64_t i) const { return sorted[i * kLanes]; }
-
-  // Added in ascending order, so that the order of the rows does not matter; in double, so that
-  // neither rounding nor overflow of a float32 sum does.
-  double MeanOf(Range r) const {
-    double sum = 0;
-    for (int64_t i = r.begin; i < r.end; ++i) sum += (*this)[i];
-    return sum / static_cast<double>(r.end - r.begin);
-  }
-};
-
-inline Range MedianRange(int64_t k) { return {(k - 1) / 2, k / 2 + 1}; }
-inline Range UpperMedianRange(int64_t k) { return {k / 2, k / 2 + 1}; }
-inline Range LowerMedianRange(int64_t k) { return {(k - 1) / 2, (k - 1) / 2 + 1}; }
-
-// The `keep` values nearest to `center`: always neighbours once sorted, so the farther end is
-// dropped until `keep` are left. Of equally far values the one of the higher row goes first.
-template <typename T>
-Range NearestRange(const Column<T>& column, double center, int64_t keep) {
-  Range r{0, column.k};
-  int64_t row = column.n;  // rows from here on have been dropped already, within one tie
-  T tied_low = 0, tied_high = 0;
-  while (r.end - r.begin > keep) {
-    const T low = column[r.begin];
-    const T high = column[r.end - 1];
-    const double below = center - low;
-    const double above = high - center;
-    if (below > above) {
-      ++r.begin;
-    } else if (above > below || low == high) {
-      --r.end;
-    } else {
-      if (low != tied_low || high != tied_high) {
-        tied_low = low;
-        tied_high = high;
-        row = column.n;
-      }
-      T value = high;
-      while (row > 0) {
-        value = column.by_row[--row * column.row_stride];
-        if (value == low || value == high) break;
-      }
-      if (value == low) {
-        ++r.begin;
-      } else {
-        --r.end;
-      }
-    }
-  }
-  return r;
-}
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

@@ -28,26 +28,30 @@ Columns<T> ColumnsAt(Stack<T> stack, int64_t j, T* copy) {
   return {copy, kLanes};
 }
 
-// Values of a row, while those of the next tile are fetched: n streams are more than the processor
-// follows by itself.
+// Registers of doubles that are worked on side by side, in rows of neighbouring columns: memory
+// delivers whole cache lines, and best some of a row at once.
+inline constexpr int64_t kSums = 8;
+static_assert(kLanes % (kSums * kDoubles) == 0);
+
+// The values of a row kLanes on, in the next tile: n streams are more than the processor follows by
+// itself. Once a cache line, v counts registers of doubles.
 template <typename T>
-[[gnu::always_inline]] inline Doubles Stream(const T* row) {
-  __builtin_prefetch(row + kLanes);
-  return LoadDoubles(row);
+[[gnu::always_inline]] inline void FetchNextTile(const T* row, int64_t v) {
+  constexpr int64_t kRegistersPerLine = 64 / (kDoubles * static_cast<int64_t>(sizeof(T)));
+  if (v % kRegistersPerLine == 0) __builtin_prefetch(row + kLanes + v * kDoubles);
 }
 
-// Adds the present values of a row to sum, and to count how many they are, negated.
-template <typename T>
-[[gnu::always_inline]] inline void AddPresent(const T* row, Doubles* sum, Integers* count) {
-  const Doubles x = Stream(row);
-  const Integers here = x == x;
-  *sum += And(x, here);
-  *count += here;
-}
-
-// sum / -count, 0 where that is 0 / 0.
-[[gnu::always_inline]] inline Doubles MeanOrZero(Doubles sum, Integers count) {
-  return And(sum / __builtin_convertvector(-count, Doubles), count != 0);
+// Adds a value of each column to its sum. With kSkipMissing only where it is present, and 1 to its
+// count.
+template <bool kSkipMissing>
+[[gnu::always_inline]] inline void Add(Doubles x, Doubles* sum, Doubles* count) {
+  if constexpr (kSkipMissing) {
+    const Doubles zero{};
+    *sum += x == x ? x : zero;
+    *count += x == x ? Broadcast(1) : zero;
+  } else {
+    *sum += x;
+  }
 }
 
 }  // namespace aggregathor::AGGREGATHOR_ISA

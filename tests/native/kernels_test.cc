@@ -129,9 +129,8 @@ void TestColumns(const Kernels<T>& kernels, Stack<T> stack, int64_t f, const cha
 template <typename T>
 void TestDistances(const Kernels<T>& kernels, Stack<T> stack, const char* kind) {
   const int64_t n = stack.n, d = stack.d;
-  const std::unique_ptr<double[]> sq_dist(new double[n * n]), to_first(new double[n]);
+  const std::unique_ptr<double[]> sq_dist(new double[n * n]);
   kernels.sq_distances(stack, sq_dist.get(), kTwoRanges);
-  kernels.sq_distances_to(stack, stack.data, to_first.get(), kTwoRanges);
   for (int64_t a = 0; a < n; ++a) {
     for (int64_t b = 0; b < n; ++b) {
       if (a == b) continue;
@@ -155,6 +154,56 @@ void TestDistances(const Kernels<T>& kernels, Stack<T> stack, const char* kind) 
 }
 
 template <typename T>
+void TestWeiszfeld(const Kernels<T>& kernels, Stack<T> stack, const char* kind) {
+  const int64_t n = stack.n, d = stack.d;
+  const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-12;
+  std::vector<double> weights(n), sq_dist(n);
+  for (int64_t i = 0; i < n; ++i) {
+    const T* row = stack.data + i * d;
+    const bool infinite = std::any_of(row, row + d, [](T x) { return std::isinf(x); });
+    weights[i] = infinite ? 0 : 1.0 / static_cast<double>(1 + i % 3);
+  }
+  const std::unique_ptr<T[]> v(new T[d]), before(new T[d]);
+  for (int64_t j = 0; j < d; ++j) v[j] = before[j] = static_cast<T>(j % 5);
+  aggregathor::Step step;
+  kernels.weiszfeld_step(stack, weights.data(), v.get(), sq_dist.data(), &step, kTwoRanges);
+
+  double sq_length = 0, sq_norm = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    double sum = 0, all = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = stack.data[i * d + j];
+      if (weights[i] == 0 || std::isnan(x)) continue;
+      sum += weights[i] * x;
+      all += weights[i];
+    }
+    Expect(Near(v[j], all == 0 ? 0 : sum / all, tolerance), "weighted mean", n, d, kind);
+    sq_length += std::pow(static_cast<double>(v[j]) - before[j], 2);
+    sq_norm += std::pow(static_cast<double>(v[j]), 2);
+  }
+  Expect(Near(step.sq_length, sq_length, 1e-12), "length of a step", n, d, kind);
+  Expect(Near(step.sq_norm, sq_norm, 1e-12), "norm after a step", n, d, kind);
+  const auto expect_distances = [&](const char* what) {
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = 0;
+      int64_t present = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        const double x = stack.data[i * d + j];
+        if (std::isnan(x)) continue;
+        sum += std::pow(x - v[j], 2);
+        ++present;
+      }
+      const bool far = !std::isfinite(sum) || present == 0 || 2 * present < d;
+      Expect(Near(sq_dist[i], far ? kInfinity : sum * d / present, 1e-12), what, n, d, kind);
+    }
+  };
+  expect_distances("distance to the mean");
+  kernels.weiszfeld_step(stack, nullptr, v.get(), sq_dist.data(), &step, kTwoRanges);
+  expect_distances("distance to a center");
+  Expect(step.sq_length == 0, "a center that stays", n, d, kind);
+}
+
+template <typename T>
 void TestBulyan(const Kernels<T>& kernels, Stack<T> stack, int64_t f, const char* kind) {
   const int64_t n = stack.n;
   const std::unique_ptr<double[]> sq_dist(new double[n * n]);
@@ -173,8 +222,6 @@ void TestBulyan(const Kernels<T>& kernels, Stack<T> stack, int64_t f, const char
     Expect(std::isfinite(out[j]), "bulyan is finite", n, stack.d, kind);
   }
   kernels.mean_of_rows(stack, flat.get(), m, out.get(), kTwoRanges);
-  const std::vector<double> weights(n, 1.0);
-  kernels.weighted_mean(stack, weights.data(), out.get(), kTwoRanges);
   Expect(!aggregathor::KrumSelect(sq_dist.get(), n, f, 1).empty(), "krum", n, stack.d, kind);
   aggregathor::BulyanPaperSelect(sq_dist.get(), n, f);
   aggregathor::MinDiameterSubset(sq_dist.get(), n, f);
@@ -190,6 +237,7 @@ void TestAll(std::mt19937* rng) {
         const Given<T> given = MakeStack<T>(n, d, kind, rng);
         TestColumns(kernels, given.stack, (n - 1) / 3, kind);
         TestDistances(kernels, given.stack, kind);
+        TestWeiszfeld(kernels, given.stack, kind);
         if (n >= 7) TestBulyan(kernels, given.stack, (n - 3) / 4, kind);
       }
     }
