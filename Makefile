@@ -5,16 +5,18 @@ BIN := $(VENV)/bin
 NATIVE := aggregathor/ops/libaggregathor_ops.so
 SOURCES := $(wildcard aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*.cu)
 CPP := $(SOURCES) $(wildcard tests/native/*.cc)
+# The instruction sets that the kernels are compiled for, as in setup.py.
+ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 # Runs a command and shows what it says only if it fails.
 QUIETLY := @scripts/quietly
 # TensorFlow's start-up chatter; errors are still shown.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench sanitize package clean
+.PHONY: help install demo test test-kernels lint format bench sanitize package clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
 
 install: $(VENV)/installed $(NATIVE) ## make .venv, install what is needed, build the native ops
 
@@ -23,6 +25,9 @@ demo: install ## train on handwritten digits while 2 of 11 workers attack
 
 test: lint install ## check style and contracts, then run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-kernels: install ## run the tests of the rules once per instruction set; 8 minutes
+	scripts/test-kernels $(BIN)/python $(PYTEST_ARGS)
 
 lint: install ## check style, formatting, types and who may import whom
 	$(BIN)/ruff check .
@@ -37,10 +42,11 @@ format: install ## format Python and C++
 	$(BIN)/clang-format -i $(CPP)
 
 bench: install ## time the rules against tf.reduce_mean, over n and d; some minutes
-	$(BIN)/python -m experiments.bench_gars
+	$(BIN)/python -m experiments.bench
 
 sanitize: ## run the kernels under AddressSanitizer and UBSan, for each instruction set; some minutes
-	scripts/sanitize
+	scripts/native-test kernels_test "$(ISAS)" -O1 -g -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all
 
 package: install ## build an sdist, install from it into a clean folder and try it there
 	scripts/check-package $(BIN)/python

@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from aggregathor import ops
+from tests.gars.kernel_sets import instruction_sets
 
 PROGRAM = Path(__file__).with_name("print_digests.py")
 ROOT = PROGRAM.parents[2]
-
-
-def instruction_sets():
-    """Those that this processor has: the best one and the plainer ones."""
-    state = ops.state()
-    built = [name for name in ops.INSTRUCTION_SETS if name in state.build["instruction_sets"]]
-    return built[: built.index(state.in_use) + 1]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from aggregathor.version import VersionError, read_build_facts
 @pytest.fixture
 def fresh(monkeypatch):
     """The loader as it is before it has loaded anything."""
+    ops.state()  # the library itself obeys the variable once, and not after it is gone
     monkeypatch.setattr(loader, "_load", functools.cache(loader._load.__wrapped__))
     monkeypatch.delenv(ops.KERNELS_VARIABLE, raising=False)
     return monkeypatch

@@ -1,0 +1,1 @@
+"""How long the rules take, against ``tf.reduce_mean(stack, 0)``: ``make bench``."""

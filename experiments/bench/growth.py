@@ -1,0 +1,101 @@
+"""How the cost of the rules grows with n and with d."""
+
+from __future__ import annotations
+
+import functools
+import mmap
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from aggregathor.gars import GARS
+from experiments.bench.measure import against_mean, seconds
+from experiments.bench.plan import Plan
+
+# The power of n that the stated cost has; all of them grow as d. Brute is not here: exponential in
+# f at worst. Krum costs what multi-krum costs, and average is the mean itself.
+RULES = {
+    "average-nan": 1,
+    "median": 1,
+    "trimmed-mean": 1,
+    "meamed": 1,
+    "phocas": 1,
+    "geometric-median": 1,
+    "multi-krum": 2,
+    "bulyan": 2,
+}
+COORDINATE_WISE = ("average-nan", "median", "trimmed-mean", "meamed", "phocas")
+PARAMETERS = {"geometric-median": {"max_iter": 2, "tol": 0.0}}  # a number that data do not change
+MOST_BYTES = 8 << 30
+# A prime: see random_values.
+BLOCK = (1 << 24) - 3
+
+
+def measure_growth(plan: Plan) -> list[dict]:
+    """Times rules over all n and d whose stacks fit."""
+    sizes = [(n, d) for d in plan.growth_ds for n in plan.growth_ns if fits(n, d)]
+    values = random_values(max(n * d for n, d in sizes))
+    rows = []
+    with tf.device("CPU"):
+        for n, d in sizes:
+            f = (n - 3) // 4
+            # Shares the memory; a tensor of TensorFlow's own would be a second copy of 6 GiB.
+            stack = tf.experimental.dlpack.from_dlpack(values[: n * d].reshape(n, d).__dlpack__())
+            for name in RULES:
+                run = functools.partial(GARS[name], stack, f=f, **PARAMETERS.get(name, {}))
+                row = against_mean(name, functools.partial(seconds, run), stack, plan)
+                ns_per_value = 1e6 * row["ms"] / (n * d)
+                rows.append({**row, "n": n, "f": f, "d": d, "ns_per_value": ns_per_value})
+    return rows
+
+
+def left_out(plan: Plan) -> list[str]:
+    """Says which sizes are not measured, and why."""
+    return [
+        f"n = {n}, d = {d:,}: {4 * n * d / 2**30:.1f} GiB, and a stack may take "
+        f"{_most_bytes() / 2**30:.1f} GiB"
+        for d in plan.growth_ds
+        for n in plan.growth_ns
+        if not fits(n, d)
+    ]
+
+
+def cliffs(growth: list[dict], before: int = 32, after: int = 33) -> list[dict]:
+    """The cost per value with one row more than the method for few rows takes, against without."""
+    cost = {(r["name"], r["d"], r["n"]): r["ns_per_value"] for r in growth}
+    return [
+        {"name": name, "d": d, "factor": cost[name, d, after] / ns_before}
+        for (name, d, n), ns_before in cost.items()
+        if n == before and name in COORDINATE_WISE and (name, d, after) in cost
+    ]
+
+
+def fits(n: int, d: int) -> bool:
+    """Whether a stack of this size may be made on this machine."""
+    return 4 * n * d <= _most_bytes()
+
+
+@functools.cache
+def _most_bytes() -> int:
+    """8 GiB, or half of the memory that is free: results and the machine's other work need some."""
+    meminfo = Path("/proc/meminfo").read_text().splitlines()
+    available_kib = next(int(line.split()[1]) for line in meminfo if "MemAvailable" in line)
+    return min(MOST_BYTES, available_kib * 1024 // 2)
+
+
+def random_values(number: int) -> np.ndarray:
+    """Normal float32 whose first n * d, as a stack [n, d], have no ties in a column.
+
+    One block again and again, as drawing billions takes minutes. Row i begins at place i * d of
+    the block, modulo its length. The length is a prime that divides neither d nor the difference
+    of two rows' numbers, so no two rows have the same place in any column.
+    """
+    block = np.random.default_rng(0).standard_normal(BLOCK, np.float32)
+    # Pages of its own, as TensorFlow wants an aligned address and copies what has none.
+    memory = mmap.mmap(-1, 4 * number, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    values = np.frombuffer(memory, np.float32)
+    for begin in range(0, number, BLOCK):
+        part = values[begin : begin + BLOCK]
+        part[:] = block[: len(part)]
+    return values
