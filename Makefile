@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := aggregathor/ops/libaggregathor_ops.so
-SOURCES := $(wildcard aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*.cu)
-CPP := $(SOURCES) $(wildcard tests/native/*.cc)
+SOURCES := $(wildcard aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*.cu \
+  aggregathor/ops/*.cuh)
+CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 # Runs a command and shows what it says only if it fails.

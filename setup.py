@@ -41,8 +41,9 @@ INSTRUCTION_SETS = X86_INSTRUCTION_SETS if platform.machine() == "x86_64" else {
 PLAIN_SOURCES = ("dispatch.cc", "selection.cc")
 # These include TensorFlow's headers: its own flags, and no instruction set (see BUILD_NOTES.md).
 OP_SOURCES = ("coordinate_op.cc", "distance_op.cc", "geometric_median_op.cc")
-# Compiled where nvcc is; the GPU half of an op in C++ beside its kernels in CUDA.
-CUDA_SOURCES = {"mean.cu": "mean_gpu_op.cc"}
+# Compiled where nvcc is: the kernels, and their registrations in plain C++.
+CUDA_SOURCES = ("cuda_bulyan.cu", "cuda_columns.cu", "cuda_distances.cu", "cuda_means.cu")
+GPU_OP_SOURCES = ("gpu_ops.cc",)
 CUDA_ARCHITECTURES = (70, 80, 90)
 OP_FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-sign-compare"]
 
@@ -141,10 +142,12 @@ def compile_cuda(
     # For newer cards, which the driver compiles for.
     ptx = f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"
     host = ["-ccbin", compiler, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    flags = ["-std=c++17", "-O3", "--fmad=false", *host, *machine_code, ptx]
+    # Relaxed: kernels call what the compiler could compute too (network.h).
+    flags = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr"]
+    flags += [*host, *machine_code, ptx]
     objects = compile_all(nvcc, [Job(source, flags) for source in CUDA_SOURCES], folder)
     op_flags = [*OP_FLAGS, *tensorflow_compile]
-    jobs = [Job(source, op_flags) for source in CUDA_SOURCES.values()]
+    jobs = [Job(source, op_flags) for source in GPU_OP_SOURCES]
     objects += compile_all(compiler, jobs, folder)
 
     # Where nvcc would look for the runtime that it links statically.

@@ -124,7 +124,7 @@ def _describe_cuda(facts: Facts) -> str:
     if facts.kernels == "tensorflow":
         return "none in use: the native ops are not"
     if facts.build.get("cuda"):
-        return f"the averages, by CUDA {facts.build['cuda']}; the other rules run on the CPU"
+        return f"every rule, by CUDA {facts.build['cuda']}; untried on a GPU, see README.md"
     return "none in this build: the rules run on the CPU"
 
 

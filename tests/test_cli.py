@@ -280,7 +280,7 @@ def test_doctor_finds_nothing_on_a_healthy_machine(monkeypatch, capsys):
 
 def test_doctor_names_the_cuda_kernels_of_the_build(monkeypatch, capsys):
     _, shown, _ = doctor_says(monkeypatch, capsys, build={**HEALTHY.build, "cuda": "13.0"})
-    assert "the averages, by CUDA 13.0" in " ".join(shown["CUDA kernels"])
+    assert "every rule, by CUDA 13.0" in " ".join(shown["CUDA kernels"])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
 // Registers the coordinate-wise rules.
-#include <array>
-#include <string>
-
 #include "aggregathor/ops/op_util.h"
 
 namespace aggregathor {
@@ -9,17 +6,6 @@ namespace {
 
 using tf::shape_inference::InferenceContext;
 using tf::shape_inference::ShapeHandle;
-
-struct NamedWindow {
-  const char* name;
-  Window window;
-};
-constexpr std::array<NamedWindow, 6> kWindows{{{"median", Window::kMedian},
-                                               {"median-upper", Window::kMedianUpper},
-                                               {"median-lower", Window::kMedianLower},
-                                               {"trimmed-mean", Window::kTrimmedMean},
-                                               {"meamed", Window::kMeamed},
-                                               {"phocas", Window::kPhocas}}};
 
 REGISTER_OP("AggregathorMean")
     .Input("stack_nd: T")
@@ -79,11 +65,7 @@ template <typename T>
 class WindowMeanOp : public tf::OpKernel {
  public:
   explicit WindowMeanOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
-    std::string name;
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("window", &name));
-    for (const NamedWindow& named : kWindows) {
-      if (name == named.name) window_ = named.window;
-    }
+    OP_REQUIRES_OK(ctx, GetWindow(ctx, &window_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("f", &f_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("with_share", &with_share_));
   }

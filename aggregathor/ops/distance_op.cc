@@ -217,10 +217,7 @@ class BulyanTailOp : public tf::OpKernel {
     const tf::Tensor& stack_nd = ctx->input(0);
     const tf::Tensor& groups = ctx->input(1);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, f_));
-    OP_REQUIRES_OK(ctx, CheckRows(groups, stack_nd.dim_size(0), -1));
-    OP_REQUIRES(ctx, groups.dims() == 2 && groups.dim_size(0) >= 1,
-                absl::InvalidArgumentError(
-                    absl::StrCat("groups must be [theta, m], got ", groups.shape().DebugString())));
+    OP_REQUIRES_OK(ctx, CheckGroups(groups, stack_nd.dim_size(0)));
     tf::Tensor* grad_d;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({stack_nd.dim_size(1)}), &grad_d));
     KernelsFor<T>().bulyan_tail(AsStack<T>(stack_nd), groups.flat<int64_t>().data(),
@@ -235,6 +232,14 @@ class BulyanTailOp : public tf::OpKernel {
 REGISTER_KERNEL_BUILDER(Name("AggregathorKrumSelect").Device(tf::DEVICE_CPU), KrumSelectOp);
 REGISTER_KERNEL_BUILDER(Name("AggregathorBulyanSelect").Device(tf::DEVICE_CPU), BulyanSelectOp);
 REGISTER_KERNEL_BUILDER(Name("AggregathorBruteSelect").Device(tf::DEVICE_CPU), BruteSelectOp);
+// For a GPU they run on the host all the same, and TensorFlow copies the [n, n] distances to it.
+#define AGGREGATHOR_REGISTER(op, kernel, result) \
+  REGISTER_KERNEL_BUILDER(                       \
+      Name(op).Device(tf::DEVICE_GPU).HostMemory("sq_dist_nn").HostMemory(result), kernel)
+AGGREGATHOR_REGISTER("AggregathorKrumSelect", KrumSelectOp, "rows");
+AGGREGATHOR_REGISTER("AggregathorBulyanSelect", BulyanSelectOp, "groups");
+AGGREGATHOR_REGISTER("AggregathorBruteSelect", BruteSelectOp, "rows");
+#undef AGGREGATHOR_REGISTER
 #define AGGREGATHOR_REGISTER(T)                                                     \
   REGISTER_KERNEL_BUILDER(                                                          \
       Name("AggregathorSqDistances").Device(tf::DEVICE_CPU).TypeConstraint<T>("T"), \

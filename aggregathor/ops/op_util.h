@@ -2,6 +2,9 @@
 #ifndef AGGREGATHOR_OPS_OP_UTIL_H_
 #define AGGREGATHOR_OPS_OP_UTIL_H_
 
+#include <string>
+#include <utility>
+
 #include "aggregathor/ops/kernels.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -51,6 +54,30 @@ inline absl::Status CheckRows(const tf::Tensor& rows, int64_t n, int64_t least) 
       return absl::InvalidArgumentError(
           absl::StrCat("row ", flat(i), " is not one of the ", n, " rows of the stack"));
     }
+  }
+  return absl::OkStatus();
+}
+
+// Bulyan's groups of rows, -1 ends a shorter one.
+inline absl::Status CheckGroups(const tf::Tensor& groups, int64_t n) {
+  TF_RETURN_IF_ERROR(CheckRows(groups, n, -1));
+  if (groups.dims() == 2 && groups.dim_size(0) >= 1) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("groups must be [theta, m], got ", groups.shape().DebugString()));
+}
+
+// The attribute "window" of an op.
+inline absl::Status GetWindow(tf::OpKernelConstruction* ctx, Window* window) {
+  constexpr std::pair<const char*, Window> kWindows[] = {{"median", Window::kMedian},
+                                                         {"median-upper", Window::kMedianUpper},
+                                                         {"median-lower", Window::kMedianLower},
+                                                         {"trimmed-mean", Window::kTrimmedMean},
+                                                         {"meamed", Window::kMeamed},
+                                                         {"phocas", Window::kPhocas}};
+  std::string name;
+  TF_RETURN_IF_ERROR(ctx->GetAttr("window", &name));
+  for (const auto& [known, its_window] : kWindows) {
+    if (name == known) *window = its_window;  // the op's attribute allows no others
   }
   return absl::OkStatus();
 }

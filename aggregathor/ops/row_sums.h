@@ -44,7 +44,8 @@ struct Parts {
 inline Parts CutColumns(int64_t d, int64_t block, int64_t most) {
   const int64_t blocks = (d + block - 1) / block;
   const int64_t blocks_per_part = (blocks + most - 1) / most;
-  const int64_t columns = (blocks_per_part == 0 ? 1 : blocks_per_part) * block;
+  if (blocks == 0) return {1, block};  // of no columns
+  const int64_t columns = blocks_per_part * block;
   return {(d + columns - 1) / columns, columns};
 }
 

@@ -6,59 +6,10 @@
 #include <utility>  // std::integer_sequence, which is a type only: see isa.h
 
 #include "aggregathor/ops/isa.h"
+#include "aggregathor/ops/network.h"
 #include "aggregathor/ops/simd.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {
-
-// Merges two sorted runs that lie behind each other, of p values and of what there is before n of
-// the next p: Batcher's odd-even merge. Of these values it takes every step-th from `first` on,
-// which are such runs themselves. Calls visit(low, high) for each compare-exchange; returns their
-// number.
-template <typename F>
-constexpr int64_t VisitMerge(int64_t n, int64_t first, int64_t p, int64_t step, F visit) {
-  if (first + p >= n) return 0;  // there is no second run
-  if (step == p) return visit(first, first + p), 1;
-  int64_t count = VisitMerge(n, first, p, 2 * step, visit);
-  count += VisitMerge(n, first + step, p, 2 * step, visit);
-  for (int64_t i = first + step; i + step < first + 2 * p && i + step < n; i += 2 * step) {
-    visit(i, i + step);
-    ++count;
-  }
-  return count;
-}
-
-// The compare-exchanges of Batcher's merge sort for any n (Knuth, The Art of Computer Programming
-// 3, 5.2.2 algorithm M, less those that meet no value of a second run): O(n log^2 n), 95 for n
-// = 19. Sorted runs of first_p values are taken as given.
-template <typename F>
-constexpr int64_t VisitNetwork(int64_t n, int64_t first_p, F visit) {
-  int64_t count = 0;
-  for (int64_t p = first_p; p < n; p *= 2) {
-    for (int64_t first = 0; first < n; first += 2 * p) count += VisitMerge(n, first, p, 1, visit);
-  }
-  return count;
-}
-
-struct Pair {
-  int32_t low, high;
-};
-
-// The whole network of N values as constants, so that the compiler can unroll it over registers.
-template <int N>
-struct Network {
-  static constexpr int kSize = static_cast<int>(VisitNetwork(N, 1, [](int64_t, int64_t) {}));
-  struct Pairs {
-    Pair at[kSize + 1];
-  };
-  static constexpr Pairs kPairs = [] {
-    Pairs pairs{};
-    int next = 0;
-    VisitNetwork(N, 1, [&](int64_t low, int64_t high) {
-      pairs.at[next++] = {static_cast<int32_t>(low), static_cast<int32_t>(high)};
-    });
-    return pairs;
-  }();
-};
 
 // Sorts v[0..N) and meanwhile fetches kFetch cache lines, ahead, ahead + step and so on. Spread out
 // between the comparisons: asked for all at once, they would hold these up.
@@ -69,10 +20,10 @@ template <int N, int kFetch, typename V, typename T, int... I>
   constexpr int kFetched = (Network<N>::kSize + kEvery - 1) / kEvery;
   (
       [&] {
-        constexpr Pair pair = Network<N>::kPairs.at[I];
-        const V low = v[pair.low], high = v[pair.high];
-        v[pair.low] = Min(low, high);
-        v[pair.high] = Max(low, high);
+        constexpr int kLow = Network<N>::kPairs.low[I], kHigh = Network<N>::kPairs.high[I];
+        const V low = v[kLow], high = v[kHigh];
+        v[kLow] = Min(low, high);
+        v[kHigh] = Max(low, high);
         if constexpr (I % kEvery == 0 && I / kEvery < kFetch) {
           __builtin_prefetch(ahead + I / kEvery * step);
         }
@@ -131,12 +82,10 @@ class ColumnSorter {
  public:
   static constexpr int64_t kBlock = 32;
 
-  explicit ColumnSorter(int64_t n)
-      : n_(n), num_merges_(VisitNetwork(n, kBlock, [](int64_t, int64_t) {})), merges_(num_merges_) {
+  explicit ColumnSorter(int64_t n) : n_(n), num_merges_(CountMerges(n)), merges_(num_merges_) {
     int64_t next = 0;
-    VisitNetwork(n, kBlock, [&](int64_t low, int64_t high) {
-      merges_[next++] = {static_cast<int32_t>(low), static_cast<int32_t>(high)};
-    });
+    VisitNetwork(static_cast<int>(n), kBlock,
+                 [&](int low, int high) { merges_[next++] = {low, high}; });
   }
 
   // values[n][stride] -> sorted[n][kLanes]; missing[l] = the number of NaN in column l. Returns
@@ -170,9 +119,18 @@ class ColumnSorter {
   }
   static constexpr Table kSortBlock = MakeTable(std::make_integer_sequence<int, kBlock>{});
 
+  struct Exchange {
+    int32_t low, high;
+  };
+  static int64_t CountMerges(int64_t n) {
+    int64_t count = 0;
+    VisitNetwork(static_cast<int>(n), kBlock, [&](int, int) { ++count; });
+    return count;
+  }
+
   int64_t n_;
   int64_t num_merges_;
-  Scratch<Pair> merges_;
+  Scratch<Exchange> merges_;
 };
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
