@@ -7,28 +7,37 @@
 
 #include "aggregathor/ops/isa.h"
 #include "aggregathor/ops/network.h"
+#include "aggregathor/ops/schedule.h"
 #include "aggregathor/ops/simd.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {
 
-// Sorts v[0..N) and meanwhile fetches kFetch cache lines, ahead, ahead + step and so on. Spread out
+// Sorts N registers' worth of columns from values[N][stride] into sorted[N][kLanes], which may be
+// the same, and meanwhile fetches kFetch cache lines, ahead, ahead + step and so on. Spread out
 // between the comparisons: asked for all at once, they would hold these up.
-template <int N, int kFetch, typename V, typename T, int... I>
-[[gnu::always_inline]] inline void SortRegisters(V* v, const T* ahead, int64_t step,
+template <int N, int kFetch, typename T, int... I>
+[[gnu::always_inline]] inline void SortRegisters(const T* values, int64_t stride, T* sorted,
+                                                 const T* ahead, int64_t step,
                                                  std::integer_sequence<int, I...>) {
   constexpr int kEvery = Network<N>::kSize > kFetch ? Network<N>::kSize / kFetch : 1;
   constexpr int kFetched = (Network<N>::kSize + kEvery - 1) / kEvery;
+  [[maybe_unused]] Vector<T> v[N];
   (
       [&] {
-        constexpr int kLow = Network<N>::kPairs.low[I], kHigh = Network<N>::kPairs.high[I];
-        const V low = v[kLow], high = v[kHigh];
-        v[kLow] = Min(low, high);
-        v[kHigh] = Max(low, high);
+        constexpr SortStep kStep = Schedule<N>::kSteps.of[I];
+        if constexpr (kStep.load_low) v[kStep.low] = Load(values + kStep.low * stride);
+        if constexpr (kStep.load_high) v[kStep.high] = Load(values + kStep.high * stride);
+        const Vector<T> low = v[kStep.low], high = v[kStep.high];
+        v[kStep.low] = Min(low, high);
+        v[kStep.high] = Max(low, high);
+        if constexpr (kStep.store_low) Store(sorted + kStep.low * kLanes, v[kStep.low]);
+        if constexpr (kStep.store_high) Store(sorted + kStep.high * kLanes, v[kStep.high]);
         if constexpr (I % kEvery == 0 && I / kEvery < kFetch) {
           __builtin_prefetch(ahead + I / kEvery * step);
         }
       }(),
       ...);
+  if constexpr (N == 1) Store(sorted, Load(values));
   for (int i = kFetched; i < kFetch; ++i) __builtin_prefetch(ahead + i * step);
 }
 
@@ -39,38 +48,43 @@ inline constexpr int64_t kLinesAhead = 2;
 // is taken for +inf, so that it sorts last: a true +inf sorts just before it or in its place, which
 // is the same number. missing[l] += the number of NaN in column l; returns whether there are any.
 //
-// N registers are sorted at once: each value is loaded once, and the 2 * 95 minima and maxima of
-// N = 19 take about as long as the memory takes to deliver 19 cache lines.
+// The 2 * 95 minima and maxima of N = 19 take about as long as the memory takes to deliver 19 cache
+// lines.
 template <typename T, int N>
 bool SortBlock(const T* values, int64_t stride, T* sorted, int32_t* missing) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   constexpr int64_t kRegisters = kLine / kWidth<T>;  // of a cache line, which share its fetching
   bool any = false;
   for (int64_t l = 0; l < kLanes; l += kWidth<T>) {
-    Vector<T> v[N];
-    for (int i = 0; i < N; ++i) v[i] = Load<T>(values + i * stride + l);
-    auto nan = EitherIsNan(v[0], v[N - 1]);
-    for (int i = 1; i + 1 < N; i += 2) nan |= EitherIsNan(v[i], v[i + 1]);
+    const T* from = values + l;
+    int64_t from_stride = stride;
+    auto nan = EitherIsNan(Load(from), Load(from + (N - 1) * stride));
+    for (int i = 1; i + 1 < N; i += 2) {
+      nan |= EitherIsNan(Load(from + i * stride), Load(from + (i + 1) * stride));
+    }
     if (Any(nan)) {
       any = true;
       const Vector<T> infinity = kInfinity<T> - Vector<T>{};
-      auto present = v[0] == v[0];  // a mask: 0 or -1 a lane
-      present = present ^ present;
+      auto present = infinity != infinity;  // a mask: 0 or -1 a lane
       for (int i = 0; i < N; ++i) {
-        const auto here = v[i] == v[i];
+        const Vector<T> v = Load(from + i * stride);
+        const auto here = v == v;
         present += here;
-        v[i] = here ? v[i] : infinity;
+        Store(sorted + i * kLanes + l, here ? v : infinity);
       }
       for (int64_t c = 0; c < kWidth<T>; ++c) {
         missing[l + c] += static_cast<int32_t>(N + present[c]);
       }
+      from = sorted + l;
+      from_stride = kLanes;
     }
+    // Read again, when their turn comes, from the cache: too many to be kept in registers.
+    asm volatile("" ::: "memory");
     const int64_t first = l % kLine / kWidth<T>;
     const T* ahead = values + first * stride + l - l % kLine + kLinesAhead * kLine;
     constexpr int kFetch = static_cast<int>((N + kRegisters - 1) / kRegisters);
-    SortRegisters<N, kFetch>(v, ahead, kRegisters * stride,
+    SortRegisters<N, kFetch>(from, from_stride, sorted + l, ahead, kRegisters * stride,
                              std::make_integer_sequence<int, Network<N>::kSize>{});
-    for (int i = 0; i < N; ++i) Store(sorted + i * kLanes + l, v[i]);
   }
   return any;
 }
