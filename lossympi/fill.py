@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lossympi.link import check_array, floats_of, num_datagrams
+from lossympi.link import FLOATS_PER_DATAGRAM, check_array, in_datagrams, num_datagrams
 from lossympi.rng import generator
 
 FILLS = ("nan", "zero", "random", "previous")
@@ -16,6 +16,7 @@ def fill(
     seed: int = 0,
     round: int = 0,
     previous_nd: np.ndarray | None = None,
+    floats_per_datagram: int = FLOATS_PER_DATAGRAM,
 ) -> None:
     r"""Replaces, in place, every coordinate whose datagram did not arrive, and no other.
 
@@ -41,6 +42,7 @@ def fill(
       round: `random` only.
       previous_nd: `previous` only; float32 [n, d], a copy of the last round's stack as filled, or
         None in the first round.
+      floats_per_datagram: that of `Collected`.
     Raises:
       ValueError: the policy is unknown, an array has another dtype or shape, or `previous_nd`
         overlaps `stack_nd`.
@@ -50,19 +52,48 @@ def fill(
     """
     if policy not in FILLS:
         raise ValueError(f"a fill policy is one of {', '.join(FILLS)}; got {policy!r}.")
-    _check_arrays(stack_nd, arrived_nc, previous_nd)
-    for worker in map(int, np.flatnonzero(~arrived_nc.all(axis=1))):
-        row_d = stack_nd[worker]
-        lost_d = floats_of(~arrived_nc[worker], len(row_d))
-        if policy == "nan":
-            row_d[lost_d] = np.nan
-        elif policy == "random":
-            random = generator("fill", seed, round, worker)
-            row_d[lost_d] = _gaussian(random, _rms(row_d[~lost_d]), int(np.count_nonzero(lost_d)))
-        elif policy == "previous" and previous_nd is not None:
-            row_d[lost_d] = previous_nd[worker][lost_d]
-        else:  # zero, and previous in the first round
-            row_d[lost_d] = 0
+    _check_arrays(stack_nd, arrived_nc, previous_nd, floats_per_datagram)
+    lost_nc = ~arrived_nc
+    if not lost_nc.any():
+        return
+    blocks_ncf, short_nr = in_datagrams(stack_nd, floats_per_datagram)
+    whole = blocks_ncf.shape[1]
+    lost_blocks_nc, lost_short_n = lost_nc[:, :whole], np.any(lost_nc[:, whole:], axis=1)
+    if policy == "random":
+        for worker in map(int, np.flatnonzero(lost_nc.any(axis=1))):
+            _fill_randomly(
+                blocks_ncf[worker],
+                short_nr[worker],
+                lost_blocks_nc[worker],
+                bool(lost_short_n[worker]),
+                generator("fill", seed, round, worker),
+            )
+    elif policy == "previous" and previous_nd is not None:
+        previous_ncf, previous_short_nr = in_datagrams(previous_nd, floats_per_datagram)
+        blocks_ncf[lost_blocks_nc] = previous_ncf[lost_blocks_nc]
+        short_nr[lost_short_n] = previous_short_nr[lost_short_n]
+    else:  # previous is zero in the first round
+        value = np.nan if policy == "nan" else 0
+        blocks_ncf[lost_blocks_nc] = value
+        short_nr[lost_short_n] = value
+
+
+def _fill_randomly(
+    blocks_cf: np.ndarray,
+    short_r: np.ndarray,
+    lost_blocks_c: np.ndarray,
+    lost_short: bool,
+    random: np.random.Generator,
+) -> None:
+    """Fills a worker's row: what is lost of its whole datagrams, and of a short last one."""
+    arrived = blocks_cf[~lost_blocks_c].ravel()
+    if not lost_short:
+        arrived = np.concatenate([arrived, short_r])
+    size = np.count_nonzero(lost_blocks_c) * blocks_cf.shape[1]
+    drawn = _gaussian(random, _rms(arrived), size + lost_short * len(short_r))
+    blocks_cf[lost_blocks_c] = drawn[:size].reshape(-1, blocks_cf.shape[1])
+    if lost_short:
+        short_r[:] = drawn[size:]
 
 
 def _rms(values: np.ndarray) -> float:
@@ -82,7 +113,7 @@ def _gaussian(random: np.random.Generator, scale: float, size: int) -> np.ndarra
 
 
 def _check_arrays(
-    stack_nd: np.ndarray, arrived_nc: np.ndarray, previous_nd: np.ndarray | None
+    stack_nd: np.ndarray, arrived_nc: np.ndarray, previous_nd: np.ndarray | None, floats: int
 ) -> None:
     if np.ndim(stack_nd) != 2:
         raise ValueError(
@@ -91,7 +122,7 @@ def _check_arrays(
         )
     check_array("stack_nd", stack_nd, np.float32, np.shape(stack_nd))
     n, d = stack_nd.shape
-    check_array("arrived_nc", arrived_nc, np.bool_, (n, num_datagrams(d)))
+    check_array("arrived_nc", arrived_nc, np.bool_, (n, num_datagrams(d, floats)))
     if previous_nd is None:
         return
     check_array("previous_nd", previous_nd, np.float32, (n, d))

@@ -4,7 +4,7 @@ Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,26 +14,87 @@ from numpy.typing import DTypeLike
 FLOATS_PER_DATAGRAM = 352
 
 
-def num_datagrams(dim: int) -> int:
+def num_datagrams(dim: int, floats: int = FLOATS_PER_DATAGRAM) -> int:
     """Returns c, how many datagrams carry a gradient of `dim` floats; the last may be short.
 
-    Datagram i carries floats i * 352 up to, and without, min((i + 1) * 352, dim).
+    Datagram i carries floats i * floats up to, and without, min((i + 1) * floats, dim).
 
     Args:
       dim: floats in a gradient, at least 1.
+      floats: of them in a datagram, at least 1.
     Raises:
-      ValueError: dim < 1.
+      ValueError: dim < 1 or floats < 1.
     """
     if dim < 1:
         raise ValueError(
             f"a gradient needs at least 1 float, got dim={dim}. Pass the model's size."
         )
-    return -(-dim // FLOATS_PER_DATAGRAM)
+    if floats < 1:
+        raise ValueError(
+            f"a datagram carries at least 1 float, got {floats}. Pass what the link has."
+        )
+    return -(-dim // floats)
 
 
-def floats_of(datagrams_c: np.ndarray, dim: int) -> np.ndarray:
+def floats_of(datagrams_c: np.ndarray, dim: int, floats: int = FLOATS_PER_DATAGRAM) -> np.ndarray:
     """Returns which floats, bool [dim], the chosen datagrams, bool [c], carry."""
-    return np.repeat(datagrams_c, FLOATS_PER_DATAGRAM)[:dim]
+    return np.repeat(datagrams_c, floats)[:dim]
+
+
+def in_datagrams(values_nd: np.ndarray, floats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns views of `values_nd` as its whole datagrams, [n, c', floats], and the short last one.
+
+    The latter is [n, 0] if there is none.
+    """
+    n, dim = values_nd.shape
+    whole = dim // floats
+    blocks_ncf = values_nd[:, : whole * floats].reshape(n, whole, floats)
+    return blocks_ncf, values_nd[:, whole * floats :]
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """What a round saw of a worker.
+
+    Attributes:
+      delivered: share of its floats that arrived, 0..1.
+      heard: whether any datagram of it was accepted.
+      live: whether the round waited for it.
+      settled_s: when its row was settled, NaN if it was not.
+      accepted: datagrams written.
+      late: datagrams that came after the close.
+      duplicate: datagrams that were there already.
+      rejected: for each other reason, such as "forged", how many datagrams it rejected, if any.
+    """
+
+    delivered: float
+    heard: bool
+    live: bool
+    settled_s: float
+    accepted: int
+    late: int
+    duplicate: int
+    rejected: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RoundStats:
+    """How a round went.
+
+    Attributes:
+      round: the round.
+      closed_by: "complete", "early" or "deadline", which without a deadline means that nothing more
+        could come.
+      elapsed_s: from the opening to the close.
+      deadline_s: t_B, how long it might have taken.
+      workers: of each worker, in the order of the rows.
+    """
+
+    round: int
+    closed_by: str
+    elapsed_s: float
+    deadline_s: float
+    workers: tuple[WorkerStats, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +107,15 @@ class Collected:
         It may be written in place, and the next round overwrites it: use it up before a worker can
         send again. A coordinate that did not arrive holds unspecified bytes: `fill` it first.
       arrived_nc: bool [n, c], which datagrams of each worker arrived. It stays as it is.
+      floats_per_datagram: how many floats a datagram carries, but for a short last one.
+      stats: how the round went; every link gives them.
     """
 
     round: int
     stack_nd: np.ndarray
     arrived_nc: np.ndarray
+    floats_per_datagram: int = FLOATS_PER_DATAGRAM
+    stats: RoundStats | None = None
 
     @property
     def delivered_n(self) -> np.ndarray:
@@ -58,10 +123,23 @@ class Collected:
 
         Counted in floats, not in datagrams: a short last datagram weighs what it carries.
         """
-        dim = self.stack_nd.shape[1]
-        num_floats_c = np.full(num_datagrams(dim), FLOATS_PER_DATAGRAM)
-        num_floats_c[-1] = dim - FLOATS_PER_DATAGRAM * (len(num_floats_c) - 1)
-        return self.arrived_nc @ num_floats_c / dim
+        return delivered_share(self.arrived_nc, self.stack_nd.shape[1], self.floats_per_datagram)
+
+
+class Model(NamedTuple):
+    """What a worker received.
+
+    Attributes:
+      round: of the parameters; later than the one asked for if the worker was left behind.
+      params_d: float32 [d], read-only; as it is until the next `receive`.
+    """
+
+    round: int
+    params_d: np.ndarray
+
+
+class LinkError(RuntimeError):
+    """The other side cannot be reached, or has left."""
 
 
 class ServerLink(Protocol):
@@ -96,14 +174,25 @@ class WorkerLink(Protocol):
     rank: int
     dim: int
 
-    def send(self, round: int, grad_d: np.ndarray) -> None:
-        """Sends the gradient of `round`, float32 [d], once; what the network loses stays lost."""
+    def send(self, round: int, grad_d: np.ndarray) -> bool:
+        """Sends the gradient of `round`, float32 [d].
 
-    def receive(self, round: int) -> np.ndarray:
-        """Returns the parameters of `round`, float32 [d], as a read-only view."""
+        Returns:
+          False if the server closed the round before all of it had left.
+        """
+
+    def receive(self, round: int) -> Model:
+        """Returns the newest parameters of `round` or later."""
 
     def close(self) -> None:
         """Ends this worker's end; closing twice is allowed, any other call after it is an error."""
+
+
+def delivered_share(arrived_nc: np.ndarray, dim: int, floats: int) -> np.ndarray:
+    """Returns the share of each worker's floats that arrived, float64 [n] in 0..1."""
+    num_floats_c = np.full(num_datagrams(dim, floats), floats)
+    num_floats_c[-1] = dim - floats * (len(num_floats_c) - 1)
+    return arrived_nc @ num_floats_c / dim
 
 
 def check_array(name: str, array: np.ndarray, dtype: DTypeLike, shape: tuple[int, ...]) -> None:

@@ -68,11 +68,22 @@ def server_round(
     )
 
 
-def worker_sends(round: int, link: WorkerLink, grad_d: np.ndarray) -> None:
-    """Runs the first half of a worker's side of a round: its gradient leaves."""
-    link.send(round, grad_d)
+def worker_sends(round: int, link: WorkerLink, grad_d: np.ndarray) -> bool:
+    """Runs the first half of a worker's side of a round: its gradient leaves.
+
+    Returns:
+      False if the server did not wait for all of it.
+    """
+    return link.send(round, grad_d)
 
 
-def worker_receives(round: int, link: WorkerLink, assign: Callable[[np.ndarray], None]) -> None:
-    """Runs the second half: the model that the server made of the round comes in."""
-    assign(link.receive(round))
+def worker_receives(round: int, link: WorkerLink, assign: Callable[[np.ndarray], None]) -> int:
+    """Runs the second half: the model that the server made of the round comes in.
+
+    Returns:
+      The round of the model: a later one if the worker was left behind, and then the next round to
+      take part in is the one after it.
+    """
+    model = link.receive(round)
+    assign(model.params_d)
+    return model.round

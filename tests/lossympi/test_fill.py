@@ -4,6 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossympi import FILLS, fill, num_datagrams
+from lossympi.link import floats_of
+from lossympi.rng import generator
 
 STALE = np.float32(123456.0)  # what another round, or another worker, left in the buffer
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -47,6 +49,54 @@ def test_fills_the_holes_of_the_bitmap_and_nothing_else(case, policy):
         filled_nd = {"nan": np.full_like(sent_nd, np.nan), "zero": 0 * sent_nd}
         expected_nd = filled_nd.get(policy, previous_nd)
         np.testing.assert_array_equal(stack_nd[lost_nd], expected_nd[lost_nd])
+
+
+def fill_by_masks(stack_nd, arrived_nc, policy, seed, round, previous_nd, floats):
+    """The oracle of bits: a mask over each row, as `fill` was written first."""
+    for worker, arrived_c in enumerate(arrived_nc):
+        row_d, lost_d = stack_nd[worker], floats_of(~arrived_c, stack_nd.shape[1], floats)
+        if policy == "nan":
+            row_d[lost_d] = np.nan
+        elif policy == "random" and lost_d.any():
+            arrived = row_d[~lost_d]
+            finite = arrived[np.isfinite(arrived)]
+            scale = np.sqrt(np.mean(np.square(finite, dtype=np.float64))) if finite.size else 0.0
+            drawn = generator("fill", seed, round, worker).standard_normal(lost_d.sum())
+            row_d[lost_d] = np.clip(scale * drawn, -FLOAT32_MAX, FLOAT32_MAX)
+        elif policy == "previous" and previous_nd is not None:
+            row_d[lost_d] = previous_nd[worker][lost_d]
+        else:
+            row_d[lost_d] = 0
+
+
+@given(
+    floats=st.sampled_from([1, 2, 352, 356, 704]),
+    dim=st.integers(1, 1500),
+    loss=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    policy=st.sampled_from(FILLS),
+    first=st.booleans(),
+    order=st.sampled_from("CF"),
+    seed=st.integers(0, 2**32),
+)
+def test_every_bit_is_that_of_masks_over_rows(floats, dim, loss, policy, first, order, seed):
+    rng = np.random.default_rng(seed)
+    arrived_nc = rng.random((3, num_datagrams(dim, floats))) >= loss
+    stack_nd = rng.standard_normal((3, dim)).astype(np.float32, order=order)
+    stack_nd[rng.random((3, dim)) < 0.01] = np.nan
+    previous_nd = None if first else rng.standard_normal((3, dim)).astype(np.float32)
+    expected_nd = stack_nd.copy()
+    fill_by_masks(expected_nd, arrived_nc, policy, seed, 5, previous_nd, floats)
+    fill(
+        stack_nd,
+        arrived_nc,
+        policy,
+        seed=seed,
+        round=5,
+        previous_nd=previous_nd,
+        floats_per_datagram=floats,
+    )
+    np.testing.assert_array_equal(stack_nd, expected_nd)
+    np.testing.assert_array_equal(np.signbit(stack_nd), np.signbit(expected_nd))
 
 
 @pytest.mark.parametrize("dim", [1, 352, 353, 1000])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lossympi
-from lossympi import FLOATS_PER_DATAGRAM, Collected, Network, fill, num_datagrams
+from lossympi import FLOATS_PER_DATAGRAM, Collected, LinkError, Network, fill, num_datagrams
 from lossympi.memory import connect
 
 # One float; one short of a datagram, one datagram, one over; two whole ones; a short third.
@@ -28,6 +28,16 @@ def send_and_collect(server, workers, round, stack_nd):
 @pytest.mark.parametrize(("dim", "expected"), [*zip(DIMS, [1, 1, 1, 2, 2, 3], strict=True)])
 def test_num_datagrams(dim, expected):
     assert num_datagrams(dim) == expected
+
+
+@pytest.mark.parametrize(("dim", "floats", "expected"), [(704, 704, 1), (705, 704, 2), (3, 1, 3)])
+def test_num_datagrams_of_another_size(dim, floats, expected):
+    assert num_datagrams(dim, floats) == expected
+
+
+def test_a_datagram_carries_a_float():
+    with pytest.raises(ValueError, match="at least 1 float, got 0"):
+        num_datagrams(1, 0)
 
 
 def test_a_datagram_fits_an_ethernet_frame_and_fills_cache_lines():
@@ -75,6 +85,12 @@ def test_delivered_share_counts_floats():
     arrived_nc = np.array([[True, True], [True, False], [False, True], [False, False]])
     delivered_n = Collected(0, stack_nd, arrived_nc).delivered_n
     np.testing.assert_array_equal(delivered_n, [1, 352 / 353, 1 / 353, 0])
+
+
+def test_delivered_share_counts_floats_of_datagrams_of_another_size():
+    arrived_nc = np.array([[True, False], [False, True]])
+    collected = Collected(0, np.zeros((2, 705), np.float32), arrived_nc, floats_per_datagram=704)
+    np.testing.assert_array_equal(collected.delivered_n, [704 / 705, 1 / 705])
 
 
 def test_nothing_arrives_from_a_worker_that_sent_nothing():
@@ -141,14 +157,16 @@ def test_parameters_reach_every_worker_whatever_the_loss():
         params_d = np.full(1000, round, np.float32)
         server.broadcast(round, params_d)
         for worker in workers:
-            np.testing.assert_array_equal(worker.receive(round), params_d)
+            model = worker.receive(round)
+            assert model.round == round
+            np.testing.assert_array_equal(model.params_d, params_d)
 
 
 def test_received_parameters_can_be_changed_by_nobody():
     server, workers = connect(1, 2)
     params_d = np.ones(2, np.float32)
     server.broadcast(0, params_d)
-    received_d = workers[0].receive(0)
+    received_d = workers[0].receive(0).params_d
     with pytest.raises(ValueError, match="read-only"):
         received_d[0] = 2
     with pytest.raises(ValueError, match="WRITEABLE"):
@@ -161,13 +179,19 @@ def test_received_parameters_can_be_changed_by_nobody():
 def test_receive_before_broadcast_says_who_waits_for_whom():
     server, workers = connect(2, 1)
     with pytest.raises(
-        RuntimeError, match=r"worker 1 waits for the server's .* round 0, .* broadcast nothing"
+        LinkError, match=r"worker 1 waits for the server's .* round 0, .* broadcast nothing"
     ):
         workers[1].receive(0)
     server.broadcast(3, np.zeros(1, np.float32))
-    for round in (2, 4):
-        with pytest.raises(RuntimeError, match=rf"worker 1 .* round {round}, .* round 3 last"):
-            workers[1].receive(round)
+    with pytest.raises(LinkError, match=r"worker 1 .* round 4, .* round 3 last"):
+        workers[1].receive(4)
+
+
+def test_a_worker_that_was_left_behind_gets_the_newest_parameters():
+    server, workers = connect(1, 1)
+    for round in range(4):
+        server.broadcast(round, np.full(1, round, np.float32))
+    assert workers[0].receive(1) == (3, np.float32(3))
 
 
 @pytest.mark.parametrize(

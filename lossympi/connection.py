@@ -1,0 +1,228 @@
+"""From MPI ranks to a link: they agree, exchange addresses and keys, and try the path."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lossympi import addresses
+from lossympi.endpoint import Endpoint, Setup
+from lossympi.link import LinkError, ServerLink, WorkerLink
+from lossympi.options import Options
+from lossympi.planes import Plane, choose_plane
+from lossympi.udp import UdpServer, UdpWorker
+
+PROBE_S = 2.0
+_UNKNOWN_SPEED_MBPS = 10_000
+_T = TypeVar("_T")
+
+
+class ConnectError(LinkError):
+    """The ranks cannot be joined; every rank raises it, with the same words."""
+
+
+@dataclass(frozen=True)
+class _Hello:
+    """What every rank tells every other first."""
+
+    host: str
+    network: str
+    dim: int
+    options: Options
+    has_aes: bool
+
+
+@dataclass(frozen=True)
+class _Door:
+    """Where a rank can be reached, and by which public key."""
+
+    address: str
+    port: int
+    public_key: bytes
+
+
+def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> ServerLink | WorkerLink:
+    """Joins the ranks of an MPI communicator: rank 0 is the server, the others are workers.
+
+    Collective: every rank calls it, with the same arguments. MPI is used in here only, from the
+    calling thread; gradients and parameters then travel over UDP.
+
+    Args:
+      comm: an mpi4py communicator, of at least 2 ranks.
+      dim: d, floats in a gradient and in the parameters, 1..2^31.
+      plane: "native" (C++), "python", or "auto": native where it was built. May differ by rank.
+      options: see ``Options``. The environment may set LOSSYMPI_ADDRESS (this host's address, or a
+        network like 10.0.0.0/8 in which it has one) on the server, and, for tests, LOSSYMPI_DROP
+        (share of the datagrams to lose on arrival) and LOSSYMPI_DROP_SEED.
+    Returns:
+      A ``ServerLink`` on rank 0 and a ``WorkerLink`` elsewhere; worker w is rank w + 1.
+    Raises:
+      ConnectError: arguments are wrong or differ between ranks, a rank has no socket or route, or
+        datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
+    Cost: three MPI allgathers; 4 n d bytes on the server, 8 d on a worker.
+    """
+    together = _Together(comm)
+    chosen: list[Plane] = []
+
+    def greet() -> _Hello:
+        chosen.append(choose_plane(plane))
+        return _hello(comm.size, dim, options, chosen[0].has_aes256gcm())
+
+    hellos = together.each(greet)
+    _check_same(hellos)
+    mine = hellos[comm.rank]
+    session = comm.bcast(secrets.randbits(32) if comm.rank == 0 else None)
+    cipher = _cipher(mine.options, [hello.has_aes for hello in hellos])
+    all_local = len({hello.network for hello in hellos}) == 1
+
+    server = together.each(lambda: _server_address(comm.rank, all_local))[0]
+    public_key, secret_key = chosen[0].key_pair()
+    made: list[Endpoint] = []
+
+    def open_door() -> _Door:
+        address = server if comm.rank == 0 else addresses.address_towards(server)
+        drop = float(os.environ.get("LOSSYMPI_DROP", "0"))
+        setup = Setup(
+            rank=comm.rank,
+            num_workers=comm.size - 1,
+            address=address,
+            session=session,
+            dim=dim,
+            wire=mine.options.wire,
+            mtu=mine.options.mtu,
+            cipher=cipher,
+            drop=drop,
+            drop_seed=int(os.environ.get("LOSSYMPI_DROP_SEED", "0")),
+        )
+        made.append(chosen[0].Endpoint(setup))
+        return _Door(address, made[0].port, public_key)
+
+    try:
+        doors = together.each(open_door)
+        endpoint = made[0]
+
+        def try_path() -> dict[int, int]:
+            for rank in range(1, comm.size) if comm.rank == 0 else [0]:
+                door = doors[rank]
+                send_key, receive_key = b"", b""
+                if cipher != "none":
+                    receive_key, send_key = chosen[0].session_keys(
+                        secret_key, public_key, door.public_key, comm.rank == 0
+                    )
+                endpoint.add_peer(rank, door.address, door.port, send_key, receive_key)
+            endpoint.start()
+            return endpoint.probe(PROBE_S)
+
+        echoed = together.each(try_path)
+        _check_path(echoed, hellos, doors, mine.options.mtu)
+    except BaseException:
+        for each in made:
+            each.close()
+        raise
+    if comm.rank > 0:
+        return UdpWorker(endpoint, comm.rank - 1, dim, mine.options)
+    rate_bps = mine.options.rate_bps or _rate_of(server)
+    return UdpServer(endpoint, comm.size - 1, dim, rate_bps, mine.options)
+
+
+class _Together:
+    """Runs a step on every rank, so that the failure of one is the failure of all."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+
+    def each(self, step: Callable[[], _T]) -> list[_T]:
+        """Returns what the step gave on each rank.
+
+        Raises:
+          ConnectError: it failed somewhere.
+        """
+        result: _T | None = None
+        error = ""
+        try:
+            result = step()
+        except Exception as caught:  # whatever it is, the other ranks must hear of it
+            error = f"{caught}" or type(caught).__name__
+        everyones = self._comm.allgather((result, error))
+        failed = {rank: error for rank, (_, error) in enumerate(everyones) if error}
+        if failed:
+            words = sorted(set(failed.values()))
+            ranks = ", ".join(map(str, failed))
+            raise ConnectError(f"rank {ranks} cannot connect: {' / '.join(words)}")
+        return [result for result, _ in everyones]
+
+
+def _hello(size: int, dim: int, options: dict[str, Any], has_aes: bool) -> _Hello:
+    if size < 2:
+        raise ValueError(
+            "a link needs a server and at least one worker, and MPI started "
+            f"{size} rank. Start it as `mpirun -n 5 python ...`."
+        )
+    if not isinstance(dim, int) or not 1 <= dim <= 2**31:
+        raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
+    checked = Options(**options)
+    if checked.quorum is not None and checked.quorum > size - 1:
+        raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
+    network = addresses.network_of_this_process()
+    return _Hello(socket.gethostname(), network, dim, checked, has_aes)
+
+
+def _check_same(hellos: list[_Hello]) -> None:
+    first = hellos[0]
+    for rank, other in enumerate(hellos):
+        differences = first.options.differences(other.options)
+        if first.dim != other.dim:
+            differences["dim"] = (first.dim, other.dim)
+        if differences:
+            words = ", ".join(f"{k}={a!r} and {k}={b!r}" for k, (a, b) in differences.items())
+            raise ConnectError(
+                f"all ranks must pass the same; rank 0 and rank {rank} passed {words}. "
+                "Do all hosts run the same script and version?"
+            )
+
+
+def _cipher(options: Options, has_aes: list[bool]) -> str:
+    if options.auth == "none":
+        return "none"
+    return "aes256gcm" if all(has_aes) else "chacha20poly1305"
+
+
+def _server_address(rank: int, all_local: bool) -> str:
+    if rank > 0:
+        return ""
+    return addresses.server_address(os.environ.get("LOSSYMPI_ADDRESS") or None, all_local)
+
+
+def _check_path(
+    echoed: list[dict[int, int]], hellos: list[_Hello], doors: list[_Door], mtu: int
+) -> None:
+    """Raises unless the longest datagram came back, on every path and from both its ends."""
+    words = []
+    for worker in range(1, len(echoed)):
+        longest = min(echoed[0][worker], echoed[worker][0])
+        where = (
+            f"worker {worker - 1} ({hellos[worker].host}, {doors[worker].address}:"
+            f"{doors[worker].port}) and the server ({hellos[0].host}, {doors[0].address}:"
+            f"{doors[0].port})"
+        )
+        if longest == 0:
+            words.append(
+                f"no UDP datagram came back between {where} within {PROBE_S:g} s: a firewall may "
+                "block UDP, or LOSSYMPI_ADDRESS should name another network of the server"
+            )
+        elif longest < mtu:
+            words.append(
+                f"datagrams of {mtu} bytes do not get through between {where}, short ones do: "
+                "pass a lower mtu"
+            )
+    if words:
+        raise ConnectError("; ".join(words))
+
+
+def _rate_of(address: str) -> float:
+    speed = addresses.device_fact(addresses.device_of(address), "speed")
+    return 0.9e6 * (speed or _UNKNOWN_SPEED_MBPS)

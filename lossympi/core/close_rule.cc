@@ -1,0 +1,75 @@
+#include "lossympi/core/close_rule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+namespace lossympi {
+namespace {
+constexpr double kNot = std::numeric_limits<double>::quiet_NaN();
+}  // namespace
+
+CloseRule::CloseRule(ClosePolicy policy, uint32_t num_datagrams, double now)
+    : policy_(std::move(policy)),
+      most_missing_(static_cast<uint32_t>(std::floor(policy_.max_loss * num_datagrams))),
+      opened_at_(now),
+      rows_(policy_.live.size(), Row{num_datagrams, false, false, now, kNot}) {
+  for (const bool live : policy_.live) num_live_ += live;
+}
+
+bool CloseRule::IsSettled(const Row& row) const { return !std::isnan(row.settled_at); }
+
+void CloseRule::Heard(int row, double now, uint32_t missing) {
+  Row& r = rows_[row];
+  Settle(r, now);  // it may have been quiet for long enough before this came
+  r.begun = true;
+  r.missing = missing;
+  r.last_at = now;
+  Settle(r, now);
+}
+
+void CloseRule::Ended(int row, double now) {
+  Row& r = rows_[row];
+  if (r.ended) return;
+  Settle(r, now);
+  r.begun = r.ended = true;
+  r.last_at = now;
+  Settle(r, now);
+}
+
+void CloseRule::Settle(Row& row, double now) const {
+  if (IsSettled(row)) return;
+  if (row.missing == 0 || (row.ended && row.missing <= most_missing_)) {
+    row.settled_at = row.last_at;
+  } else if (MaySettleByQuiet(row) && row.last_at + policy_.quiet <= now) {
+    row.settled_at = row.last_at + policy_.quiet;
+  }
+}
+
+CloseRule::Answer CloseRule::Check(double now) {
+  int num_complete = 0, num_idle = 0;
+  double wake_at = opened_at_ + policy_.deadline;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    Row& row = rows_[i];
+    Settle(row, now);
+    if (!policy_.live[i]) continue;
+    num_complete += row.missing == 0;
+    if (IsSettled(row)) {
+      const double idle_at = row.last_at + policy_.grace;
+      num_idle += idle_at <= now;
+      if (idle_at > now) wake_at = std::min(wake_at, idle_at);
+    } else if (MaySettleByQuiet(row)) {
+      wake_at = std::min(wake_at, row.last_at + policy_.quiet);
+    }
+  }
+  if (num_live_ > 0) {
+    if (num_complete == num_live_) return {Reason::kComplete, now};
+    // Who is dead cannot be needed for the quorum.
+    if (num_idle >= std::min(policy_.quorum, num_live_)) return {Reason::kEarly, now};
+  }
+  if (now >= opened_at_ + policy_.deadline) return {Reason::kDeadline, now};
+  return {Reason::kOpen, wake_at};
+}
+
+}  // namespace lossympi

@@ -1,0 +1,60 @@
+// When a round closes (WIRE.md). No clock: the time is passed in, in seconds.
+#ifndef LOSSYMPI_CORE_CLOSE_RULE_H_
+#define LOSSYMPI_CORE_CLOSE_RULE_H_
+
+#include <cstdint>
+#include <vector>
+
+namespace lossympi {
+
+struct ClosePolicy {
+  double deadline;  // after the opening
+  double grace;     // nothing came for so long
+  double quiet;     // a row that has begun and for which nothing came for so long has ended
+  double max_loss;  // 0..1
+  int quorum;
+  std::vector<bool> live;  // [num_rows]
+};
+
+// A row that is settled stays so: what still comes for it only puts off the early close.
+class CloseRule {
+ public:
+  enum class Reason { kOpen, kComplete, kEarly, kDeadline };
+
+  CloseRule(ClosePolicy policy, uint32_t num_datagrams, double now);
+
+  void Heard(int row, double now, uint32_t missing);  // a datagram of the row was accepted
+  void Ended(int row, double now);  // the sender says that it has sent all; only the first counts
+
+  struct Answer {
+    Reason reason;
+    double wake_at;  // when to ask again if nothing happens before
+  };
+  Answer Check(double now);
+
+  // Whether END of this row is answered with NACK.
+  bool IsShort(int row) const { return rows_[row].missing > most_missing_; }
+  double settled_at(int row) const { return rows_[row].settled_at; }  // NaN if it was not
+  double opened_at() const { return opened_at_; }
+
+ private:
+  struct Row {
+    uint32_t missing;
+    bool begun = false, ended = false;
+    double last_at, settled_at;
+  };
+
+  bool IsSettled(const Row& row) const;
+  bool MaySettleByQuiet(const Row& row) const { return row.begun && row.missing <= most_missing_; }
+  void Settle(Row& row, double now) const;
+
+  const ClosePolicy policy_;
+  const uint32_t most_missing_;  // datagrams, of a settled row
+  const double opened_at_;
+  int num_live_ = 0;
+  std::vector<Row> rows_;
+};
+
+}  // namespace lossympi
+
+#endif  // LOSSYMPI_CORE_CLOSE_RULE_H_

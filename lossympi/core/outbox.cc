@@ -1,0 +1,116 @@
+#include "lossympi/core/outbox.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace lossympi {
+
+Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
+               bool until_done, double silence, double now)
+    : most_at_once_(most_at_once),
+      until_done_(until_done),
+      silence_(silence),
+      begun_at_(now),
+      leave_at_(std::numeric_limits<double>::infinity()) {
+  for (const int row : rows) {
+    Flow flow;
+    flow.row = row;
+    flow.wanted.assign(num_datagrams, 1);
+    flow.num_wanted = num_datagrams;
+    flow.end_at = flow.heard_at = now;
+    flows_.push_back(std::move(flow));
+  }
+}
+
+Outbox::Flow* Outbox::Find(int row) {
+  for (Flow& flow : flows_) {
+    if (flow.row == row) return &flow;
+  }
+  return nullptr;
+}
+
+void Outbox::Nacked(int row, uint32_t seq) {
+  Flow* flow = Find(row);
+  if (flow == nullptr || flow->wanted[seq]) return;
+  flow->wanted[seq] = 1;
+  ++flow->num_wanted;
+}
+
+void Outbox::Done(int row) {
+  if (Flow* flow = Find(row)) flow->finished = flow->done = true;
+}
+
+void Outbox::Leave(int row) {
+  if (Flow* flow = Find(row)) flow->finished = true;
+}
+
+void Outbox::Heard(int row, double now) {
+  if (Flow* flow = Find(row)) flow->heard_at = now;
+}
+
+bool Outbox::is_done(int row) const {
+  const Flow* flow = Find(row);
+  return flow != nullptr && flow->done;
+}
+
+bool Outbox::all_sent(int row) const {
+  const Flow* flow = Find(row);
+  return flow != nullptr && (flow->num_wanted == 0 || flow->num_ends > 0);
+}
+
+const Outbox::Action& Outbox::Next(double now) {
+  action_.what = What::kFinished;
+  action_.wake_at = leave_at_;
+  size_t num_done = 0;
+  for (const Flow& flow : flows_) num_done += flow.done;
+  if (2 * num_done > flows_.size() && std::isinf(leave_at_)) {
+    leave_at_ = now + 3 * (now - begun_at_) + silence_;
+  }
+  if (now >= leave_at_) return action_;
+  for (size_t tried = 0; tried < flows_.size(); ++tried) {
+    Flow& flow = flows_[turn_];
+    turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
+    if (flow.finished) continue;
+    action_.row = flow.row;
+    if (flow.num_wanted > 0) {
+      TakeBurst(flow, now);
+      action_.what = What::kSend;
+      return action_;
+    }
+    if (now >= flow.end_at) {
+      if (until_done_ ? now > flow.heard_at + silence_ : flow.ends_now == kEnds) {
+        flow.finished = true;
+        continue;
+      }
+      ++flow.ends_now;
+      flow.end_at = now + (until_done_ && flow.ends_now >= kEnds ? kEndEvery : kEndsApart);
+      action_.num_ends = ++flow.num_ends;
+      action_.what = What::kEnd;
+      return action_;
+    }
+    action_.what = What::kWait;
+    action_.wake_at = std::min(action_.wake_at, flow.end_at);
+  }
+  return action_;
+}
+
+void Outbox::TakeBurst(Flow& flow, double now) {
+  action_.seqs.clear();
+  const auto c = static_cast<uint32_t>(flow.wanted.size());
+  while (action_.seqs.size() < most_at_once_ && flow.num_wanted > 0) {
+    const uint32_t seq = flow.next;
+    flow.next = seq + 1 < c ? seq + 1 : 0;
+    if (!flow.wanted[seq]) continue;
+    flow.wanted[seq] = 0;
+    --flow.num_wanted;
+    action_.seqs.push_back(seq);
+    if (seq + 1 == c) break;
+  }
+  if (flow.num_wanted == 0) {
+    flow.ends_now = 0;
+    flow.end_at = now;
+  }
+}
+
+}  // namespace lossympi

@@ -1,0 +1,74 @@
+// What is left to be sent of one vector, to whom, and when: END, NACK and DONE of WIRE.md. No
+// socket, no clock: the time is passed in, in seconds.
+#ifndef LOSSYMPI_CORE_OUTBOX_H_
+#define LOSSYMPI_CORE_OUTBOX_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace lossympi {
+
+class Outbox {
+ public:
+  static constexpr int kEnds = 3;  // one after the other when all is sent,
+  static constexpr double kEndsApart = 0.0005;
+  static constexpr double kEndEvery = 0.002;  // then, until there is an answer
+
+  // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. With `until_done`
+  // what is NACKed is sent again until the row is Done or was not Heard for `silence`. Once most
+  // rows are Done, t after the start, the others have until 4 t + silence: a worker that never has
+  // enough must not hold up the others for long.
+  Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once, bool until_done,
+         double silence, double now);
+
+  void Nacked(int row, uint32_t seq);
+  void Done(int row);
+  void Leave(int row);  // it will not answer any more
+  void Heard(int row, double now);
+
+  enum class What { kSend, kEnd, kWait, kFinished };
+  struct Action {
+    What what;
+    int row;                     // kSend, kEnd
+    std::vector<uint32_t> seqs;  // kSend: ascending, and the last datagram of all only at its end
+    uint32_t num_ends;           // kEnd: how many were sent, this one included
+    double wake_at;              // kWait: ask again then, or after Nacked or Done
+  };
+  // What to do now; it is taken to be done. The action is valid until the next call. Rows take
+  // turns.
+  const Action& Next(double now);
+
+  bool is_done(int row) const;   // false for a row that is not served
+  bool all_sent(int row) const;  // each datagram at least once
+
+ private:
+  struct Flow {
+    int row;
+    std::vector<uint8_t> wanted;  // [c], 0 or 1
+    uint32_t num_wanted;
+    uint32_t next = 0;      // where the search for a wanted one goes on
+    uint32_t num_ends = 0;  // in all
+    int ends_now = 0;       // since datagrams were sent last
+    double end_at;          // when the next END is due
+    double heard_at;
+    bool finished = false;  // nothing is sent any more
+    bool done = false;      // because the row said so
+  };
+  Flow* Find(int row);
+  const Flow* Find(int row) const { return const_cast<Outbox*>(this)->Find(row); }
+  void TakeBurst(Flow& flow, double now);
+
+  const size_t most_at_once_;
+  const bool until_done_;
+  const double silence_;
+  const double begun_at_;
+  double leave_at_;  // when the rows that are not done are given up
+  std::vector<Flow> flows_;
+  size_t turn_ = 0;
+  Action action_;
+};
+
+}  // namespace lossympi
+
+#endif  // LOSSYMPI_CORE_OUTBOX_H_

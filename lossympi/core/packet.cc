@@ -1,0 +1,149 @@
+#include "lossympi/core/packet.h"
+
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lossympi {
+namespace {
+
+// Little-endian, whatever the processor is.
+template <typename T>
+void Put(T value, uint8_t* to) {
+  for (size_t i = 0; i < sizeof value; ++i) to[i] = static_cast<uint8_t>(value >> 8 * i);
+}
+
+template <typename T>
+T Get(const uint8_t* from) {
+  T value = 0;
+  for (size_t i = 0; i < sizeof value; ++i) value |= static_cast<T>(from[i]) << 8 * i;
+  return value;
+}
+
+uint16_t ToBfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+  // The upper half, plus one if the lower half is above its middle, or at it and the upper is odd.
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return static_cast<uint16_t>(nan ? bits >> 16 | 0x40
+                                   : rounded);  // 0x40: still a NaN, a quiet one
+}
+
+float FromBfloat16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx,f16c"))) size_t NarrowVectors(const float* from, size_t size,
+                                                         uint8_t* to) {
+  size_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * i), half);
+  }
+  return i;
+}
+__attribute__((target("avx,f16c"))) size_t WidenVectors(const uint8_t* from, size_t size,
+                                                        float* to) {
+  size_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
+  }
+  return i;
+}
+bool HasVectors() {
+  static const bool has = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+  return has;
+}
+#else
+size_t NarrowVectors(const float*, size_t, uint8_t*) { return 0; }
+size_t WidenVectors(const uint8_t*, size_t, float*) { return 0; }
+bool HasVectors() { return false; }
+#endif
+
+}  // namespace
+
+const char* NameOf(Verdict verdict) {
+  constexpr const char* kNames[kNumVerdicts] = {"accepted", "truncated", "oversized", "version",
+                                                "foreign",  "forged",    "malformed", "replayed",
+                                                "early",    "late",      "duplicate"};
+  return kNames[static_cast<int>(verdict)];
+}
+
+void Pack(const Header& header, uint8_t* to) {
+  to[0] = kVersion;
+  to[1] = static_cast<uint8_t>(header.kind);
+  Put(header.rank, to + 2);
+  Put(header.session, to + 4);
+  Put(header.round, to + 8);
+  Put(header.seq, to + 16);
+  Put(header.total, to + 20);
+  Put(header.counter, to + 24);
+}
+
+int VersionOf(const uint8_t* datagram) { return datagram[0]; }
+
+Header Unpack(const uint8_t* from) {
+  Header header;
+  header.kind = static_cast<Kind>(from[1]);
+  header.rank = Get<uint16_t>(from + 2);
+  header.session = Get<uint32_t>(from + 4);
+  header.round = Get<uint64_t>(from + 8);
+  header.seq = Get<uint32_t>(from + 16);
+  header.total = Get<uint32_t>(from + 20);
+  header.counter = Get<uint64_t>(from + 24);
+  return header;
+}
+
+// Floats in memory are taken for little-endian, as they are on all that TensorFlow runs on.
+void Narrow(const float* from, size_t size, Wire wire, uint8_t* to) {
+  if (wire == Wire::kFloat32) {
+    std::memcpy(to, from, size * sizeof(float));
+  } else if (wire == Wire::kBfloat16) {
+    for (size_t i = 0; i < size; ++i) Put(ToBfloat16(from[i]), to + 2 * i);
+  } else {
+    for (size_t i = HasVectors() ? NarrowVectors(from, size, to) : 0; i < size; ++i) {
+      const auto half = static_cast<_Float16>(from[i]);
+      std::memcpy(to + 2 * i, &half, sizeof half);
+    }
+  }
+}
+
+void Widen(const uint8_t* from, size_t size, Wire wire, float* to) {
+  if (wire == Wire::kFloat32) {
+    std::memcpy(to, from, size * sizeof(float));
+  } else if (wire == Wire::kBfloat16) {
+    for (size_t i = 0; i < size; ++i) to[i] = FromBfloat16(Get<uint16_t>(from + 2 * i));
+  } else {
+    for (size_t i = HasVectors() ? WidenVectors(from, size, to) : 0; i < size; ++i) {
+      _Float16 half;
+      std::memcpy(&half, from + 2 * i, sizeof half);
+      to[i] = static_cast<float>(half);
+    }
+  }
+}
+
+std::vector<Nack> NacksOf(const uint8_t* arrived, uint32_t total, size_t most_bytes) {
+  std::vector<Nack> nacks;
+  for (uint64_t first = 0; first < total; first += 8 * most_bytes) {
+    const uint64_t end = first + 8 * most_bytes < total ? first + 8 * most_bytes : total;
+    Nack nack{static_cast<uint32_t>(first), std::vector<uint8_t>((end - first + 7) / 8)};
+    bool any = false;
+    for (uint64_t seq = first; seq < end; ++seq) {
+      if (arrived[seq]) continue;
+      nack.bitmap[(seq - first) / 8] |= static_cast<uint8_t>(1 << (seq - first) % 8);
+      any = true;
+    }
+    if (any) nacks.push_back(std::move(nack));
+  }
+  return nacks;
+}
+
+}  // namespace lossympi

@@ -1,0 +1,367 @@
+#include "lossympi/io/endpoint.h"
+
+#include <sys/prctl.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "lossympi/core/pacer.h"
+
+namespace lossympi {
+namespace {
+
+constexpr double kReadyFirst = 0.002, kReadyLast = 0.050;  // between READYs for a grant
+constexpr double kReadyModel = 0.050;                      // between READYs for a model
+constexpr double kProbeEvery = 0.020;
+constexpr size_t kIpBytes = 28;      // the headers of IPv4 and UDP
+constexpr size_t kShortProbe = 100;  // bytes of an IP packet
+constexpr int kByes = 3;
+constexpr double kInterruptEvery = 0.1;
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
+void SleepUntil(double time) {
+  if (time <= Now()) return;
+  const double whole = std::floor(time);
+  const timespec t = {static_cast<time_t>(whole), static_cast<long>((time - whole) * 1e9)};
+  clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, nullptr);
+}
+
+}  // namespace
+
+struct Endpoint::Peer {
+  sockaddr_in address;
+  Key send_key, receive_key;
+  std::atomic<uint64_t> counter{0};  // of what was sent to it; two threads send
+};
+
+Endpoint::Endpoint(const Setup& setup)
+    : setup_(setup),
+      shape_{setup.rank,
+             setup.num_workers,
+             setup.session,
+             Cut{setup.dim, PayloadBytes(setup.mtu) / static_cast<int64_t>(BytesOf(setup.wire)),
+                 setup.wire},
+             static_cast<size_t>(setup.mtu) - 28,
+             setup.suite == Suite::kNone ? 0 : kTagBytes},
+      socket_(setup.address, setup.mtu, setup.receive_buffer),
+      peers_(shape_.num_peers()),
+      protocol_(shape_, this),
+      drop_(setup.drop, setup.drop_seed, static_cast<uint64_t>(setup.rank)) {}
+
+Endpoint::~Endpoint() { Close(); }
+
+void Endpoint::AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
+                       const std::string& receive_key) {
+  const int row = shape_.RowOf(rank);
+  if (row < 0 || row >= shape_.num_peers()) {
+    throw std::invalid_argument("rank " + std::to_string(rank) + " is no peer of rank " +
+                                std::to_string(setup_.rank));
+  }
+  if (thread_.joinable()) throw std::invalid_argument("add peers before start");
+  peers_[row].reset(new Peer{AddressOf(address, port), Key(setup_.suite, send_key),
+                             Key(setup_.suite, receive_key)});
+}
+
+void Endpoint::Start() {
+  for (const auto& peer : peers_) {
+    if (peer == nullptr) throw std::invalid_argument("add every peer before start");
+  }
+  if (thread_.joinable()) throw std::invalid_argument("the endpoint has been started");
+  running_ = true;
+  thread_ = std::thread([this] { ReceiveLoop(); });
+}
+
+void Endpoint::CheckRunning() const {
+  if (!thread_.joinable()) throw std::invalid_argument("the endpoint is closed, or not started");
+}
+
+// ---- Receiving
+
+void Endpoint::ReceiveLoop() {
+  prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds; the default of 50 us would delay a close
+  Lock lock(mutex_);
+  while (running_) {
+    const double wake_at = protocol_.wake_at(Now());
+    lock.unlock();
+    socket_.Wait(wake_at - Now());
+    lock.lock();
+    // A few batches, then the close rule and whoever waits for the lock have their turn.
+    bool changed = false;
+    for (int batch = 0; batch < 4; ++batch) {
+      const uint64_t before = changes_;
+      const bool more = ReceiveBatch();
+      changed |= changes_ != before;
+      if (!more) break;
+    }
+    overflow_ = socket_.overflow();
+    if (protocol_.Tick(Now())) ++changes_, changed = true;
+    if (changed) changed_.notify_all();
+  }
+}
+
+bool Endpoint::ReceiveBatch() {
+  const double now = Now();
+  return socket_.Receive([this, now](const uint8_t* data, size_t size, const sockaddr_in& from) {
+    if (drop_.Next()) {
+      ++dropped_;
+      return;
+    }
+    from_ = from;
+    if (protocol_.Handle(data, size, now)) ++changes_;
+  });
+}
+
+bool Endpoint::CameFrom(int row) { return SameAddress(from_, peers_[row]->address); }
+
+bool Endpoint::TagFits(int row, const uint8_t* data, size_t size, uint64_t counter) {
+  return peers_[row]->receive_key.Fits(data, size, counter, data + size);
+}
+
+void Endpoint::Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
+                     const uint8_t* payload, size_t bytes) {
+  Peer& peer = *peers_[row];
+  uint8_t datagram[65536];
+  const uint64_t counter = ++peer.counter;
+  Pack({kind, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq, total, counter},
+       datagram);
+  if (bytes > 0) std::memcpy(datagram + kHeaderBytes, payload, bytes);
+  const size_t size = kHeaderBytes + bytes;
+  peer.send_key.Tag(datagram, size, counter, datagram + size);
+  const size_t whole = size + shape_.tag_bytes;
+  socket_.Send(peer.address, datagram, whole, 1, whole);  // too long for the path: lost
+}
+
+// ---- Waiting and sending
+
+template <typename F>
+bool Endpoint::WaitFor(Lock& lock, double until, const Interrupt& interrupt, F ready) {
+  double interrupt_at = Now() + kInterruptEvery;
+  while (!ready()) {
+    const double now = Now();
+    if (!running_) throw std::invalid_argument("the endpoint was closed by another thread");
+    if (now >= until) return false;
+    if (now >= interrupt_at) {
+      lock.unlock();
+      interrupt();
+      lock.lock();
+      interrupt_at = now + kInterruptEvery;
+      continue;  // much may have happened
+    }
+    changed_.wait_for(lock, std::chrono::duration<double>(std::min(until, interrupt_at) - now));
+  }
+  return true;
+}
+
+Outbox Endpoint::Transmit(uint64_t round, const float* vector, const std::vector<int>& rows,
+                          double bytes_per_s, bool until_done, double deadline, double silence,
+                          const Interrupt& interrupt) {
+  const uint32_t c = shape_.cut.NumDatagrams();
+  const size_t each = kHeaderBytes + shape_.cut.PayloadOf(0) + shape_.tag_bytes;
+  const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(each);
+  const size_t most = std::clamp<size_t>(static_cast<size_t>(std::min(in_burst, 1e6)), 1,
+                                         socket_.most_at_once(each));
+  std::vector<uint8_t> staged(most * each);
+  Pacer pacer(bytes_per_s);
+  double interrupt_at = Now() + kInterruptEvery;
+  Outbox outbox(rows, c, most, until_done, silence, Now());
+
+  Lock lock(mutex_);
+  protocol_.SetOutbox(&outbox, round);
+  struct Unregister {  // whatever is thrown
+    Endpoint* endpoint;
+    Lock* lock;
+    ~Unregister() {
+      if (!lock->owns_lock()) lock->lock();
+      endpoint->protocol_.SetOutbox(nullptr, 0);
+    }
+  } const unregister{this, &lock};
+
+  for (;;) {
+    const double now = Now();
+    if (now >= deadline) return outbox;
+    if (now >= interrupt_at) {
+      lock.unlock();
+      interrupt();
+      lock.lock();
+      interrupt_at = now + kInterruptEvery;
+    }
+    const Outbox::Action& action = outbox.Next(now);
+    switch (action.what) {
+      case Outbox::What::kFinished:
+        return outbox;
+      case Outbox::What::kEnd:
+        Reply(action.row, Kind::kEnd, round, action.num_ends, c, nullptr, 0);
+        break;
+      case Outbox::What::kWait: {
+        const uint64_t seen = changes_;
+        WaitFor(lock, std::min(action.wake_at, deadline), interrupt,
+                [this, seen] { return changes_ != seen; });
+        break;
+      }
+      case Outbox::What::kSend: {
+        lock.unlock();
+        Peer& peer = *peers_[action.row];
+        size_t bytes = 0, last = 0;
+        for (const uint32_t seq : action.seqs) {
+          last = Stage(peer, round, vector, seq, &staged[bytes]);
+          bytes += last;
+        }
+        SleepUntil(std::min(pacer.When(Now(), static_cast<double>(bytes)), deadline));
+        if (!socket_.Send(peer.address, staged.data(), each, action.seqs.size(), last)) {
+          throw std::runtime_error("a datagram of " + std::to_string(each) +
+                                   " bytes is too long for the path, and none is ever fragmented: "
+                                   "connect with a lower mtu");
+        }
+        lock.lock();
+        break;
+      }
+    }
+  }
+}
+
+// Writes a DATA datagram; returns its size.
+size_t Endpoint::Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to) {
+  const Cut& cut = shape_.cut;
+  const uint64_t counter = ++peer.counter;
+  Pack({Kind::kData, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq,
+        cut.NumDatagrams(), counter},
+       to);
+  Narrow(vector + seq * cut.floats, static_cast<size_t>(cut.FloatsOf(seq)), cut.wire,
+         to + kHeaderBytes);
+  const size_t size = kHeaderBytes + cut.PayloadOf(seq);
+  peer.send_key.Tag(to, size, counter, to + size);
+  return size + shape_.tag_bytes;
+}
+
+// ---- Verbs
+
+std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrupt) {
+  CheckRunning();
+  const double deadline = Now() + timeout;
+  const std::vector<uint8_t> zeros(shape_.longest_datagram, 0);
+  const size_t overhead = kHeaderBytes + shape_.tag_bytes;
+  const auto all_long = [this] {
+    for (int row = 0; row < shape_.num_peers(); ++row) {
+      if (protocol_.longest_echo(row) < shape_.longest_datagram) return false;
+    }
+    return true;
+  };
+  Lock lock(mutex_);
+  while (!all_long() && Now() < deadline) {
+    for (int row = 0; row < shape_.num_peers(); ++row) {
+      if (protocol_.longest_echo(row) == shape_.longest_datagram) continue;
+      for (const size_t size : {kShortProbe - kIpBytes, shape_.longest_datagram}) {
+        Reply(row, Kind::kProbe, 0, 0, 0, zeros.data(), size - overhead);
+      }
+    }
+    WaitFor(lock, std::min(deadline, Now() + kProbeEvery), interrupt, all_long);
+  }
+  std::map<int, int64_t> echoed;
+  for (int row = 0; row < shape_.num_peers(); ++row) {
+    const size_t longest = protocol_.longest_echo(row);
+    echoed[shape_.RankOf(row)] = longest == 0 ? 0 : static_cast<int64_t>(longest + kIpBytes);
+  }
+  return echoed;
+}
+
+Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy,
+                         uint32_t rate_kbps, const Interrupt& interrupt) {
+  CheckRunning();
+  Lock lock(mutex_);
+  protocol_.OpenRound(round, stack, policy, rate_kbps, Now());
+  socket_.Wake();  // the thread does not know the deadline yet
+  try {
+    WaitFor(lock, kNever, interrupt, [this] { return protocol_.closed().has_value(); });
+  } catch (...) {
+    if (!lock.owns_lock()) lock.lock();
+    protocol_.AbandonRound();  // the caller may free the stack
+    throw;
+  }
+  return *std::move(protocol_.closed());
+}
+
+bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double timeout,
+                    const Interrupt& interrupt) {
+  CheckRunning();
+  const double deadline = Now() + timeout;
+  double rate;
+  {
+    Lock lock(mutex_);
+    const auto decided = [&] { return protocol_.IsGranted(round) || protocol_.IsOver(round); };
+    for (double pause = kReadyFirst; !decided() && Now() < deadline;
+         pause = std::min(2 * pause, kReadyLast)) {
+      Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
+      WaitFor(lock, std::min(deadline, Now() + pause), interrupt, decided);
+    }
+    if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return false;
+    rate = protocol_.granted_kbps() * 1000.0 / 8;
+  }
+  const bool repairs = max_loss < 1;
+  const Outbox outbox = Transmit(round, grad, {0}, rate, repairs, deadline, kNever, interrupt);
+  return repairs ? outbox.is_done(0) : outbox.all_sent(0);
+}
+
+std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
+                                         const std::vector<bool>& to, uint32_t rate_kbps,
+                                         double timeout, double silence,
+                                         const Interrupt& interrupt) {
+  CheckRunning();
+  std::vector<int> rows;
+  for (int row = 0; row < shape_.num_peers(); ++row) {
+    if (to[row]) rows.push_back(row);
+  }
+  const Outbox outbox = Transmit(round, params, rows, rate_kbps * 1000.0 / 8, true, Now() + timeout,
+                                 silence, interrupt);
+  std::vector<uint8_t> done(shape_.num_peers());
+  for (const int row : rows) done[row] = outbox.is_done(row);
+  return done;
+}
+
+uint64_t Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
+  CheckRunning();
+  const double deadline = Now() + timeout;
+  Lock lock(mutex_);
+  const auto ready = [&] { return protocol_.whole_round() >= round || protocol_.server_left(); };
+  while (!ready() && Now() < deadline) {
+    if (WaitFor(lock, std::min(deadline, Now() + kReadyModel), interrupt, ready)) break;
+    Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
+  }
+  const uint64_t whole = protocol_.whole_round();
+  if (whole < round) return 0;
+  protocol_.TakeModel();
+  return whole;
+}
+
+Endpoint::Report Endpoint::Counters() {
+  Lock lock(mutex_);
+  Report report{{}, protocol_.counts_of_nobody(), dropped_, overflow_};
+  for (int row = 0; row < shape_.num_peers(); ++row) {
+    report.of_peer[shape_.RankOf(row)] = protocol_.counts(row);
+  }
+  return report;
+}
+
+bool Endpoint::server_left() {
+  Lock lock(mutex_);
+  return protocol_.server_left();
+}
+
+void Endpoint::Close() {
+  if (!thread_.joinable()) return;
+  {
+    Lock lock(mutex_);
+    running_ = false;
+    changed_.notify_all();
+  }
+  socket_.Wake();
+  thread_.join();
+  for (int i = 0; i < kByes; ++i) {
+    for (int row = 0; row < shape_.num_peers(); ++row) Reply(row, Kind::kBye, 0, 0, 0, nullptr, 0);
+  }
+}
+
+}  // namespace lossympi

@@ -1,0 +1,116 @@
+// One rank's end of the data plane: a socket, the keys of the ranks it talks to, and a thread that
+// receives. endpoint.py tells what each verb does, core/protocol.h what a datagram does.
+#ifndef LOSSYMPI_IO_ENDPOINT_H_
+#define LOSSYMPI_IO_ENDPOINT_H_
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "lossympi/core/drop.h"
+#include "lossympi/core/outbox.h"
+#include "lossympi/core/packet.h"
+#include "lossympi/core/protocol.h"
+#include "lossympi/io/cipher.h"
+#include "lossympi/io/udp_socket.h"
+
+namespace lossympi {
+
+struct Setup {
+  int rank;  // 0 is the server
+  int num_workers;
+  std::string address;
+  uint32_t session;
+  int64_t dim;
+  Wire wire;
+  int64_t mtu;
+  Suite suite;
+  double drop;
+  uint64_t drop_seed;
+  int receive_buffer;
+};
+
+class Endpoint : private Surroundings {
+ public:
+  // Called about ten times a second while a verb waits; it may throw to end the wait.
+  using Interrupt = std::function<void()>;
+
+  explicit Endpoint(const Setup& setup);
+  ~Endpoint() override;
+
+  int port() const { return socket_.port(); }
+  const Setup& setup() const { return setup_; }
+  void AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
+               const std::string& receive_key);
+  void Start();
+
+  std::map<int, int64_t> Probe(double timeout, const Interrupt& interrupt);
+  Closed Collect(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
+                 const Interrupt& interrupt);
+  bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
+            const Interrupt& interrupt);
+  std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,
+                                 uint32_t rate_kbps, double timeout, double silence,
+                                 const Interrupt& interrupt);
+  // The round of the newest whole model of `round` or later, or 0; then model() is that model.
+  uint64_t Receive(uint64_t round, double timeout, const Interrupt& interrupt);
+  const float* model() const { return protocol_.model(); }
+
+  struct Report {
+    std::map<int, Counts> of_peer;
+    Counts of_nobody;
+    uint64_t dropped, overflow;
+  };
+  Report Counters();
+  bool server_left();
+  void Close();
+
+ private:
+  struct Peer;
+  using Lock = std::unique_lock<std::mutex>;
+
+  // Surroundings; on the receive thread, or with the lock held.
+  bool CameFrom(int row) override;
+  bool TagFits(int row, const uint8_t* data, size_t size, uint64_t counter) override;
+  void Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
+             const uint8_t* payload, size_t bytes) override;
+
+  void ReceiveLoop();
+  bool ReceiveBatch();
+  void CheckRunning() const;
+  // Sends `vector` to `rows` at bytes_per_s in all, until the outbox has finished or the deadline
+  // has passed.
+  Outbox Transmit(uint64_t round, const float* vector, const std::vector<int>& rows,
+                  double bytes_per_s, bool until_done, double deadline, double silence,
+                  const Interrupt& interrupt);
+  size_t Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to);
+  // Waits until ready() or the time `until`; returns ready().
+  template <typename F>
+  bool WaitFor(Lock& lock, double until, const Interrupt& interrupt, F ready);
+
+  const Setup setup_;
+  const Shape shape_;
+  UdpSocket socket_;
+  std::vector<std::unique_ptr<Peer>> peers_;  // by row
+  std::thread thread_;
+  sockaddr_in from_{};  // of the datagram in hand, on the receive thread
+
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  uint64_t changes_ = 0;
+  bool running_ = false;
+  Protocol protocol_;
+  Drop drop_;
+  uint64_t dropped_ = 0, overflow_ = 0;
+};
+
+}  // namespace lossympi
+
+#endif  // LOSSYMPI_IO_ENDPOINT_H_

@@ -1,0 +1,87 @@
+// A UDP socket that moves many datagrams a system call, and never fragments one.
+#ifndef LOSSYMPI_IO_UDP_SOCKET_H_
+#define LOSSYMPI_IO_UDP_SOCKET_H_
+
+#include <netinet/in.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace lossympi {
+
+double Now();  // seconds, monotonic
+
+// Throws std::invalid_argument unless `address` is a numeric IPv4 one.
+sockaddr_in AddressOf(const std::string& address, int port);
+inline bool SameAddress(const sockaddr_in& a, const sockaddr_in& b) {
+  return a.sin_addr.s_addr == b.sin_addr.s_addr && a.sin_port == b.sin_port;
+}
+
+class UdpSocket {
+ public:
+  // Binds to a port that the kernel chooses. Throws std::system_error.
+  UdpSocket(const std::string& address, int64_t longest_datagram, int receive_buffer);
+  ~UdpSocket();
+  UdpSocket(const UdpSocket&) = delete;
+  UdpSocket& operator=(const UdpSocket&) = delete;
+
+  int port() const { return port_; }
+
+  // Waits until there is something to receive, Wake is called or `timeout` seconds have passed.
+  void Wait(double timeout);
+  void Wake();
+
+  // Calls handle(data, size, from) for each datagram that is there, up to a batch; a datagram
+  // longer than `longest_datagram` is given with its size, but only its beginning. Returns whether
+  // there may be more.
+  template <typename F>
+  bool Receive(F handle);
+
+  // Sends `count` datagrams that lie one after the other, all of `size` bytes but the last, of
+  // `last_size`. What the kernel has no room for is lost, as it would be in the network. Returns
+  // false if they are longer than the path allows.
+  bool Send(const sockaddr_in& to, const uint8_t* datagrams, size_t size, size_t count,
+            size_t last_size);
+  // Datagrams that one call of Send moves at most.
+  size_t most_at_once(size_t size) const;
+
+  uint32_t overflow() const { return overflow_; }  // datagrams that found the buffer full
+
+ private:
+  struct Batch;
+  int ReceiveBatch();
+  // Of datagram group i in the batch: its bytes, and the size of each datagram in it.
+  struct Group {
+    const uint8_t* data;
+    size_t size, each;
+    sockaddr_in from;
+    bool truncated;
+  };
+  Group GroupOf(int i);
+
+  int fd_ = -1, wake_fd_ = -1, port_ = 0;
+  bool gro_ = false, gso_ = true;
+  uint32_t overflow_ = 0;
+  std::unique_ptr<Batch> batch_;
+};
+
+template <typename F>
+bool UdpSocket::Receive(F handle) {
+  const int received = ReceiveBatch();
+  for (int i = 0; i < received; ++i) {
+    const Group group = GroupOf(i);
+    // The kernel joins datagrams of one sender and one size; only the last may be shorter.
+    for (size_t at = 0; at < group.size || at == 0; at += group.each) {
+      const size_t left = group.size - at;
+      const size_t size = group.truncated ? group.size + 1 : left < group.each ? left : group.each;
+      handle(group.data + at, size, group.from);
+    }
+  }
+  return received > 0;
+}
+
+}  // namespace lossympi
+
+#endif  // LOSSYMPI_IO_UDP_SOCKET_H_

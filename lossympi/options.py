@@ -1,0 +1,84 @@
+"""What all ranks must agree on before they connect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+_FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a link behaves; every rank passes the same.
+
+    Attributes:
+      timeout_s: t_B is never longer than this, nor a broadcast.
+      max_loss: share of a gradient that may stay lost when its round closes early, 0..1. 1 sends
+        everything once, as the paper does; below, what is missing beyond it is sent again.
+      quorum: close a round early when so many live workers have sent theirs; None for all.
+      patience: a worker silent for so many rounds is not waited for until it is heard again.
+      auth: "aead" authenticates every datagram, "none" is for networks that nobody else is on.
+      wire: "float32", "float16" or "bfloat16": the type that travels.
+      mtu: bytes of the longest IP packet that every path carries.
+      rate_bps: what the server can take in and send out, bit/s of UDP payload; None for nine
+        tenths of its network card's speed.
+      grace_s: after all have sent, how long a datagram that was overtaken is waited for.
+      quiet_s: a worker that has begun and then sends nothing for so long is taken to have ended.
+      silence_s: a broadcast leaves a worker behind that says nothing for so long.
+      give_up_s: a worker gives up on a server that it has not heard for so long.
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    timeout_s: float = 30.0
+    max_loss: float = 1.0
+    quorum: int | None = None
+    patience: int = 3
+    auth: str = "aead"
+    wire: str = "float32"
+    mtu: int = 1500
+    rate_bps: float | None = None
+    grace_s: float = 0.0003
+    quiet_s: float = 0.02
+    silence_s: float = 0.5
+    give_up_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Checks every range."""
+        for name in ("timeout_s", "quiet_s", "silence_s", "give_up_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is a time above 0 s, got {getattr(self, name)}.")
+        if not 0 <= self.grace_s < float("inf"):
+            raise ValueError(f"grace_s is a time of 0 s or more, got {self.grace_s}.")
+        if not 0 <= self.max_loss <= 1:
+            raise ValueError(f"max_loss is a share in 0..1, got {self.max_loss}. Pass 0.01 for 1%.")
+        if self.quorum is not None and self.quorum < 1:
+            raise ValueError(f"quorum is at least 1 worker, got {self.quorum}.")
+        if self.patience < 1:
+            raise ValueError(f"patience is at least 1 round, got {self.patience}.")
+        if self.auth not in ("aead", "none"):
+            raise ValueError(f"auth is 'aead' or 'none', got {self.auth!r}.")
+        if self.wire not in _FLOAT_BYTES:
+            raise ValueError(f"wire is one of {', '.join(_FLOAT_BYTES)}; got {self.wire!r}.")
+        if not 576 <= self.mtu <= 65535:
+            raise ValueError(
+                f"mtu is 576..65535 bytes (IPv4 carries 576 anywhere), got {self.mtu}."
+            )
+        if self.rate_bps is not None and not 1e3 <= self.rate_bps < 4e12:
+            raise ValueError(f"rate_bps is 1e3..4e12 bit/s, got {self.rate_bps}.")
+
+    @property
+    def floats_per_datagram(self) -> int:
+        """How many floats a datagram carries: 352 float32 at an MTU of 1500."""
+        return (self.mtu - _HEADERS) // 64 * 64 // _FLOAT_BYTES[self.wire]
+
+    def differences(self, other: Options) -> dict[str, tuple[Any, Any]]:
+        """Returns the options in which they differ, with both values."""
+        mine, theirs = asdict(self), asdict(other)
+        return {
+            f.name: (mine[f.name], theirs[f.name])
+            for f in fields(self)
+            if mine[f.name] != theirs[f.name]
+        }

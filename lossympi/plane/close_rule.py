@@ -1,0 +1,105 @@
+"""When a round closes. Knows no clock."""
+
+import math
+
+from lossympi.endpoint import ClosePolicy
+
+
+class CloseRule:
+    """Told what comes in, says when it is enough.
+
+    A row that is settled stays so: what still comes for it only puts off the early close.
+
+    Args:
+      policy: the rule's numbers.
+      num_rows: n.
+      c: datagrams of a row.
+      now: when the round is opened.
+
+    Attributes:
+      settled_s: for each row when it was settled, from the opening, or NaN.
+    """
+
+    def __init__(self, policy: ClosePolicy, num_rows: int, c: int, now: float) -> None:
+        """Opens the round: nothing has come yet."""
+        if len(policy.live_n) != num_rows:
+            raise ValueError(f"live_n must have {num_rows} values, got {len(policy.live_n)}.")
+        if policy.quorum < 1 or not 0 <= policy.max_loss <= 1:
+            raise ValueError(
+                "a round closes on quorum >= 1 and max_loss in 0..1; got "
+                f"quorum={policy.quorum}, max_loss={policy.max_loss}. Change the policy."
+            )
+        self.settled_s = [math.nan] * num_rows
+        self._policy = policy
+        self._opened = now
+        self._live = [row for row in range(num_rows) if policy.live_n[row]]
+        self._missing = [c] * num_rows
+        self._tolerated = policy.max_loss * c
+        self._last = [math.nan] * num_rows  # when something came, NaN: never
+        self._has_ended = [False] * num_rows
+
+    def heard(self, row: int, now: float, missing: int) -> bool:
+        """Notes a DATA that was accepted, which leaves `missing`.
+
+        Returns:
+          Whether `check` may now answer, or want to be asked sooner than it said.
+        """
+        before = self._stage(row)
+        self._settle(row, now)  # it may have been quiet for long enough before this came
+        self._last[row] = now
+        self._missing[row] = missing
+        self._settle(row, now)
+        return self._stage(row) != before
+
+    def ended(self, row: int, now: float) -> None:
+        """Notes an END; only the first of a row tells anything."""
+        if self._has_ended[row]:
+            return
+        self._settle(row, now)
+        self._last[row] = now
+        self._has_ended[row] = True
+        self._settle(row, now)
+
+    def check(self, now: float) -> tuple[str | None, float]:
+        """Returns why the round is to be closed or None, and when to ask if nothing comes."""
+        policy = self._policy
+        for row in range(len(self.settled_s)):
+            self._settle(row, now)
+        deadline = self._opened + policy.deadline_s
+        if self._live and all(self._missing[row] == 0 for row in self._live):
+            return "complete", now
+        settled = [row for row in self._live if self._is_settled(row)]
+        grace_over = [self._last[row] + policy.grace_s for row in settled]
+        needed = min(policy.quorum, len(self._live))  # who is dead cannot be needed
+        if self._live and sum(at <= now for at in grace_over) >= needed:
+            return "early", now
+        if now >= deadline:
+            return "deadline", now
+        quiet = [
+            self._last[row] + policy.quiet_s
+            for row in self._live
+            if not self._is_settled(row) and self._may_settle_by_quiet(row)
+        ]
+        return None, min([deadline, *quiet, *(at for at in grace_over if at > now)])
+
+    def _settle(self, row: int, now: float) -> None:
+        if self._is_settled(row):
+            return
+        if self._missing[row] == 0 or (self._has_ended[row] and self._is_tolerable(row)):
+            self.settled_s[row] = self._last[row] - self._opened
+        elif self._may_settle_by_quiet(row):
+            quiet_at = self._last[row] + self._policy.quiet_s
+            if quiet_at <= now:
+                self.settled_s[row] = quiet_at - self._opened
+
+    def _stage(self, row: int) -> tuple[bool, bool, bool]:
+        return self._missing[row] == 0, self._is_settled(row), self._may_settle_by_quiet(row)
+
+    def _is_settled(self, row: int) -> bool:
+        return not math.isnan(self.settled_s[row])
+
+    def _is_tolerable(self, row: int) -> bool:
+        return self._missing[row] <= self._tolerated
+
+    def _may_settle_by_quiet(self, row: int) -> bool:
+        return not math.isnan(self._last[row]) and self._is_tolerable(row)

@@ -1,0 +1,78 @@
+"""How long a round may take, and for whom it waits: rules without a clock (``WIRE.md``)."""
+
+import math
+from collections import deque
+
+import numpy as np
+
+
+class Deadline:
+    """The time that a round may take, learnt from the rounds that did without it.
+
+    Attributes:
+      current: t_B of the next round, in seconds.
+    """
+
+    def __init__(
+        self, cap_s: float, rounds: int = 20, quantile: float = 0.95, margin: float = 1.5
+    ) -> None:
+        """Starts at the cap.
+
+        Args:
+          cap_s: what t_B never exceeds; an infinite cap stays, as it asks to wait for all.
+          rounds: how many rounds must have been closed otherwise than by the deadline before t_B is
+            learnt, and from how many, the latest ones, it is.
+          quantile: of their times, 0..1.
+          margin: times it, at least 1.
+        Raises:
+          ValueError: an argument is out of range.
+        """
+        if not cap_s > 0:
+            raise ValueError(f"a deadline is above 0 seconds, got {cap_s}. Pass inf for none.")
+        if not (rounds >= 1 and 0 <= quantile <= 1 and margin >= 1):
+            raise ValueError(
+                "a deadline is learnt from rounds >= 1, a quantile in 0..1 and a margin >= 1; got "
+                f"rounds={rounds}, quantile={quantile}, margin={margin}. Leave them as they are."
+            )
+        self.current = cap_s
+        self._cap_s = cap_s
+        self._quantile = quantile
+        self._margin = margin
+        self._elapsed_s: deque[float] = deque(maxlen=rounds)
+
+    def observe(self, elapsed_s: float, reason: str) -> None:
+        """Learns from a round that `reason`, "complete", "early" or "deadline", has closed."""
+        if reason == "deadline" or math.isinf(self._cap_s):
+            return
+        self._elapsed_s.append(elapsed_s)
+        if len(self._elapsed_s) == self._elapsed_s.maxlen:
+            usual_s = float(np.quantile(self._elapsed_s, self._quantile))
+            self.current = min(self._cap_s, self._margin * usual_s)
+
+
+class Liveness:
+    """Which workers a round waits for: those heard in one of the last `patience` rounds.
+
+    Attributes:
+      live: for each worker whether the next round waits for it; all at the start.
+    """
+
+    def __init__(self, num_workers: int, patience: int = 3) -> None:
+        """Starts with all alive.
+
+        Raises:
+          ValueError: patience is below 1.
+        """
+        if patience < 1:
+            raise ValueError(
+                f"a worker is dead after 1 silent round or more, got patience={patience}. "
+                "Pass at least 1."
+            )
+        self.live = (True,) * num_workers
+        self._patience = patience
+        self._silent_rounds_n = np.zeros(num_workers, np.int64)
+
+    def observe(self, heard_n: np.ndarray) -> None:
+        """Learns who was heard in a round, bool [n]."""
+        self._silent_rounds_n = np.where(heard_n, 0, self._silent_rounds_n + 1)
+        self.live = tuple((self._silent_rounds_n < self._patience).tolist())

@@ -1,0 +1,218 @@
+"""A link between MPI ranks whose gradients and parameters travel over UDP (``WIRE.md``)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
+from lossympi.link import (
+    Collected,
+    LinkError,
+    Model,
+    RoundStats,
+    WorkerStats,
+    check_array,
+    delivered_share,
+)
+from lossympi.options import Options
+from lossympi.timeout import Deadline, Liveness
+
+# WIRE.md counts rounds from 1; a link counts from 0.
+_FIRST = 1
+
+
+class UdpServer:
+    """The server's end; ``connect`` makes it."""
+
+    def __init__(
+        self, endpoint: Endpoint, num_workers: int, dim: int, rate_bps: float, options: Options
+    ) -> None:
+        """Takes over a started endpoint that knows its peers."""
+        self.num_workers = num_workers
+        self.dim = dim
+        self._options = options
+        self._endpoint = endpoint
+        self._rate_kbps = max(1, int(rate_bps / 1000))
+        self._stack_nd = aligned_zeros((num_workers, dim))
+        self._deadline = Deadline(cap_s=options.timeout_s)
+        self._liveness = Liveness(num_workers, patience=options.patience)
+        self._counters = endpoint.counters()
+        self._collected_round = -1
+        self._broadcast_round = -1
+        self._closed = False
+
+    def collect(self, round: int) -> Collected:
+        """Grants `round` to the workers and returns what came in before it was closed.
+
+        Raises:
+          ValueError: the link is closed, or the round was collected before.
+        """
+        self._check_not_closed()
+        if round <= self._collected_round:
+            raise ValueError(
+                f"collected rounds must increase; round {self._collected_round} has been "
+                f"collected, got round {round}. Name a later one."
+            )
+        live_n = self._liveness.live
+        num_live = max(1, sum(live_n))
+        policy = ClosePolicy(
+            deadline_s=self._deadline.current,
+            grace_s=self._options.grace_s,
+            quiet_s=self._options.quiet_s,
+            max_loss=self._options.max_loss,
+            quorum=self._options.quorum or self.num_workers,
+            live_n=live_n,
+            # Who is dead may come back, but no share of the rate is kept for it.
+            rate_kbps=max(1, self._rate_kbps // num_live),
+        )
+        closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
+        self._collected_round = round
+        stats = self._stats(round, closed, policy)
+        self._deadline.observe(closed.elapsed_s, closed.reason)
+        self._liveness.observe(closed.heard_n)
+        return Collected(
+            round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats
+        )
+
+    def broadcast(self, round: int, params_d: np.ndarray) -> None:
+        """Sends the parameters of `round`, float32 [d], to every live worker, every byte of them.
+
+        A worker that stays silent, or has not got all when the timeout has passed, is left behind;
+        the next broadcast catches it up.
+
+        Raises:
+          ValueError: the link is closed, the parameters have another shape or dtype, or the round
+            is not later than the one broadcast before.
+        """
+        self._check_not_closed()
+        check_array("params_d", params_d, np.float32, (self.dim,))
+        if round <= self._broadcast_round:
+            raise ValueError(
+                f"broadcast rounds must increase; round {self._broadcast_round} has been "
+                f"broadcast, got round {round}. Broadcast once a round, with a later number."
+            )
+        self._broadcast_round = round
+        self._endpoint.broadcast(
+            round + _FIRST,
+            np.ascontiguousarray(params_d),
+            self._liveness.live,
+            self._rate_kbps,
+            self._options.timeout_s,
+            self._options.silence_s,
+        )
+
+    def close(self) -> None:
+        """Tells the workers that it leaves, and ends the link."""
+        if not self._closed:
+            self._closed = True
+            self._endpoint.close()
+
+    def _stats(self, round: int, closed: Closed, policy: ClosePolicy) -> RoundStats:
+        before, self._counters = self._counters, self._endpoint.counters()
+        delivered_n = delivered_share(
+            closed.arrived_nc, self.dim, self._options.floats_per_datagram
+        )
+        workers = []
+        for row in range(self.num_workers):
+            new = {
+                reason: self._counters[row + 1][reason] - before[row + 1][reason]
+                for reason in ("accepted", *REASONS)
+            }
+            workers.append(
+                WorkerStats(
+                    delivered=float(delivered_n[row]),
+                    heard=bool(closed.heard_n[row]),
+                    live=policy.live_n[row],
+                    settled_s=float(closed.settled_s_n[row]),
+                    accepted=new.pop("accepted"),
+                    late=new.pop("late"),
+                    duplicate=new.pop("duplicate"),
+                    rejected={reason: count for reason, count in new.items() if count},
+                )
+            )
+        return RoundStats(round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers))
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise ValueError("the server has closed this link. Connect a new one.")
+
+
+class UdpWorker:
+    """A worker's end; ``connect`` makes it."""
+
+    def __init__(self, endpoint: Endpoint, rank: int, dim: int, options: Options) -> None:
+        """Takes over a started endpoint that knows the server."""
+        self.rank = rank
+        self.dim = dim
+        self._endpoint = endpoint
+        self._options = options
+        self._closed = False
+
+    def send(self, round: int, grad_d: np.ndarray) -> bool:
+        """Sends the gradient of `round`, float32 [d], when the server grants it.
+
+        Returns:
+          False if the server closed the round before all of it had left.
+        Raises:
+          ValueError: the end is closed, or the gradient has another shape or dtype.
+          LinkError: the server has left, or says nothing.
+        """
+        self._check_not_closed()
+        check_array("grad_d", grad_d, np.float32, (self.dim,))
+        begun = time.monotonic()
+        give_up_s = self._options.give_up_s
+        sent = self._endpoint.send(
+            round + _FIRST, np.ascontiguousarray(grad_d), self._options.max_loss, give_up_s
+        )
+        if not sent:
+            self._check_server(f"grant round {round}", begun)
+        return sent
+
+    def receive(self, round: int) -> Model:
+        """Returns the newest parameters, of `round` or later.
+
+        Raises:
+          ValueError: the end is closed.
+          LinkError: the server has left, or sends nothing.
+        """
+        self._check_not_closed()
+        begun = time.monotonic()
+        model = self._endpoint.receive(round + _FIRST, self._options.give_up_s)
+        if model is None:
+            self._check_server(f"send the parameters of round {round}", begun)
+            raise AssertionError("receive ends with a model, a BYE or a timeout")
+        return Model(model[0] - _FIRST, model[1])
+
+    def close(self) -> None:
+        """Ends this worker's end only."""
+        if not self._closed:
+            self._closed = True
+            self._endpoint.close()
+
+    def _check_server(self, awaited: str, begun: float) -> None:
+        """Raises if a verb ended because there is no server any more."""
+        if self._endpoint.server_left():
+            raise LinkError(
+                f"worker {self.rank} waited for the server to {awaited}, but it has closed the "
+                "link. Its own output tells why."
+            )
+        if time.monotonic() - begun >= self._options.give_up_s:
+            raise LinkError(
+                f"worker {self.rank} waited {self._options.give_up_s:g} s for the server to "
+                f"{awaited} and heard nothing. If it may take longer, raise give_up_s; "
+                "else see whether it still runs."
+            )
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 zeros that begin at a multiple of 64 bytes, as TensorFlow wants tensors."""
+    size = int(np.prod(shape))
+    raw = np.zeros(size * 4 + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size * 4].view(np.float32).reshape(shape)

@@ -1,0 +1,286 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lossympi.endpoint import REASONS, Setup
+from lossympi.plane import Endpoint
+from lossympi.plane.packet import Kind, decode_floats, encode_floats
+
+DIM = 352 * 40 + 5
+C = 41
+RATE_KBPS = 1_000_000
+NOTHING_WRONG = dict.fromkeys(("accepted", *REASONS, "dropped", "overflow"), 0)
+
+
+def train(job, background, policy, dim=DIM, rounds=(1, 2), max_loss=1.0, **setup):
+    """Runs a server and two workers; returns what each round gave to the server and the workers."""
+    server, workers = job.connected(2, dim, **setup)
+    grads_rnd = np.random.default_rng(0).standard_normal((len(rounds), 2, dim)).astype(np.float32)
+
+    def work(worker, grads_rd):
+        got = []
+        for round, grad_d in zip(rounds, grads_rd, strict=True):
+            sent = worker.send(round, grad_d, max_loss, timeout_s=5.0)
+            got.append((sent, *worker.receive(round, timeout_s=5.0)))
+            got[-1] = (*got[-1][:2], got[-1][2].copy())
+        return got
+
+    calls = [background(work, worker, grads_rnd[:, row]) for row, worker in enumerate(workers)]
+    results = []
+    for at, round in enumerate(rounds):
+        stack_nd = np.full((2, dim), np.nan, np.float32)
+        closed = server.collect(round, stack_nd, policy(max_loss=max_loss))
+        model_d = grads_rnd[at, 0] + 1
+        done_n = server.broadcast(round, model_d, (True, True), RATE_KBPS, 5.0, 0.5)
+        results.append((closed, stack_nd, grads_rnd[at], model_d, done_n))
+    return results, [call.result() for call in calls], server, workers
+
+
+@pytest.mark.parametrize("cipher", ["none", "aes256gcm", "chacha20poly1305"])
+@pytest.mark.parametrize("dim", [1, DIM])
+def test_gradients_and_models_arrive(job, background, policy, cipher, dim):
+    rounds = (1, 2, 7)
+    results, got, server, workers = train(
+        job, background, policy, dim=dim, rounds=rounds, cipher=cipher
+    )
+    for at, (closed, stack_nd, grads_nd, model_d, done_n) in enumerate(results):
+        assert closed.reason == "complete"
+        assert closed.arrived_nc.all()
+        assert closed.heard_n.all()
+        assert 0 < closed.settled_s_n.max() <= closed.elapsed_s < 5
+        assert done_n.all()
+        np.testing.assert_array_equal(stack_nd, grads_nd)
+        for worker_got in got:
+            sent, round, received_d = worker_got[at]
+            assert sent
+            assert round == rounds[at]
+            np.testing.assert_array_equal(received_d, model_d)
+    for endpoint in (server, *workers):
+        for counts in endpoint.counters().values():
+            # END is late where a row is complete before it, or where the other worker was faster.
+            assert {**counts, "accepted": 0, "late": 0}.items() <= NOTHING_WRONG.items()
+
+
+@pytest.mark.parametrize("wire", ["float16", "bfloat16"])
+def test_narrow_types_round_what_they_carry(job, background, policy, wire):
+    results, got, _, _ = train(job, background, policy, wire=wire)
+    for at, (_, stack_nd, grads_nd, model_d, _) in enumerate(results):
+        rounded_nd = decode_floats(encode_floats(grads_nd.ravel(), wire), wire).reshape(2, DIM)
+        np.testing.assert_array_equal(stack_nd, rounded_nd)
+        for worker_got in got:
+            wanted_d = decode_floats(encode_floats(model_d, wire), wire)
+            np.testing.assert_array_equal(worker_got[at][2], wanted_d)
+
+
+def test_losses_stay_lost_in_gradients_only(job, background, policy):
+    dim = 352 * 600
+    results, got, server, _ = train(job, background, policy, dim=dim, drop=0.1, cipher="aes256gcm")
+    for at, (closed, stack_nd, grads_nd, model_d, done_n) in enumerate(results):
+        assert closed.reason == "early"
+        assert closed.arrived_nc.mean() == pytest.approx(0.9, abs=0.03)
+        arrived_nd = np.repeat(closed.arrived_nc, 352, axis=1)
+        np.testing.assert_array_equal(stack_nd[arrived_nd], grads_nd[arrived_nd])
+        assert np.isnan(stack_nd[~arrived_nd]).all()
+        assert done_n.all()
+        for worker_got in got:
+            np.testing.assert_array_equal(worker_got[at][2], model_d)
+    assert server.counters()[-1]["dropped"] > 0
+
+
+@pytest.mark.parametrize(("dim", "drop"), [(352 * 100, 0.2), (1, 0.5)])
+def test_what_must_not_be_lost_is_repaired(job, background, policy, dim, drop):
+    results, got, _, _ = train(
+        job, background, policy, dim=dim, drop=drop, drop_seed=1, max_loss=0.0
+    )
+    for closed, stack_nd, grads_nd, _, _ in results:
+        assert closed.reason == "complete"
+        np.testing.assert_array_equal(stack_nd, grads_nd)
+    assert all(sent for worker_got in got for sent, _, _ in worker_got)
+
+
+def test_repair_stops_where_it_may(job, background, policy):
+    results, *_ = train(
+        job, background, policy, dim=352 * 200, drop=0.3, rounds=(1,), max_loss=0.15
+    )
+    [(closed, *_)] = results
+    assert closed.reason in ("early", "complete")
+    assert ((1 - closed.arrived_nc.mean(axis=1)) <= 0.15).all()
+
+
+def test_a_silent_worker_costs_the_deadline_and_is_left_behind(job, background, policy):
+    server, workers = job.connected(2, DIM)
+    grad_d = np.ones(DIM, np.float32)
+    call = background(workers[0].send, 1, grad_d, 1.0, 5.0)
+    stack_nd = np.zeros((2, DIM), np.float32)
+    closed = server.collect(1, stack_nd, policy(deadline_s=0.1))
+    assert call.result()
+    assert closed.reason == "deadline"
+    assert 0.1 <= closed.elapsed_s < 2.0
+    np.testing.assert_array_equal(closed.heard_n, [True, False])
+    np.testing.assert_array_equal(stack_nd, [[1] * DIM, [0] * DIM])
+    assert np.isnan(closed.settled_s_n[1])
+    workers[1].close()
+    call = background(workers[0].receive, 1, 5.0)
+    done_n = server.broadcast(1, grad_d, (True, True), RATE_KBPS, 5.0, 0.1)
+    np.testing.assert_array_equal(done_n, [True, False])
+    assert call.result()[0] == 1
+
+
+def test_one_that_is_too_late_is_told(job, policy, until):
+    server, workers = job.connected(1, DIM)
+    stack_nd = np.zeros((1, DIM), np.float32)
+    server.collect(1, stack_nd, policy(live_n=(True,), deadline_s=0.01))
+    until(lambda: workers[0].counters()[0]["accepted"] == 2)  # GRANT and DONE
+    assert not workers[0].send(1, np.ones(DIM, np.float32), 1.0, timeout_s=2.0)
+    assert not stack_nd.any()
+
+
+def test_a_round_that_closes_stops_the_sender(job, background, policy):
+    dim = 352 * 1000
+    server, workers = job.connected(1, dim)
+    call = background(workers[0].send, 1, np.ones(dim, np.float32), 1.0, 5.0)
+    started = time.monotonic()
+    slow = policy(live_n=(True,), deadline_s=0.1, rate_kbps=10_000)  # 1.1 s for the whole
+    closed = server.collect(1, np.zeros((1, dim), np.float32), slow)
+    assert call.result() is False
+    assert time.monotonic() - started < 0.9
+    # 1250 bytes in a millisecond are 0.87 of a datagram; a busy machine oversleeps, and sends less.
+    assert 10 < closed.arrived_nc.sum() <= 2 + 870 * closed.elapsed_s
+
+
+def test_a_rate_is_kept(job, background, policy):
+    server, workers = job.connected(1, 352 * 50)
+    call = background(workers[0].send, 1, np.ones(352 * 50, np.float32), 1.0, 5.0)
+    slow = policy(live_n=(True,), rate_kbps=5_760)  # 1440 bytes in 2 ms
+    closed = server.collect(1, np.zeros((1, 352 * 50), np.float32), slow)
+    assert call.result()
+    assert closed.reason == "complete"
+    assert 0.09 < closed.elapsed_s < 1.0
+
+
+def test_nothing_waits_for_longer_than_told(job):
+    server, workers = job.connected(1, DIM)
+    workers[0].close()
+    started = time.monotonic()
+    assert server.probe(0.03) == {1: 0}
+    params_d = np.ones(DIM, np.float32)
+    assert not server.broadcast(1, params_d, (True,), RATE_KBPS, 0.03, 9.0).any()
+    assert not server.broadcast(2, params_d, (False,), RATE_KBPS, 9.0, 9.0).any()
+    server.close()
+    lone = job.endpoint(1, 1, DIM)
+    lone.add_peer(0, "127.0.0.1", 9, b"", b"")
+    lone.start()
+    assert lone.receive(1, 0.03) is None
+    assert not lone.send(1, params_d, 1.0, 0.03)
+    lone.close()
+    assert time.monotonic() - started < 0.9
+
+
+def test_bye_ends_what_waits(job, background):
+    server, workers = job.connected(1, DIM)
+    assert not workers[0].server_left()
+    call = background(workers[0].receive, 1, 9.0)
+    server.close()
+    assert call.result(2.0) is None
+    assert workers[0].server_left()
+    assert not workers[0].send(1, np.ones(DIM, np.float32), 1.0, 9.0)
+
+
+def test_a_worker_that_left_gets_no_model(job, until):
+    server, workers = job.connected(1, DIM)
+    workers[0].close()
+    until(lambda: server.counters()[1]["accepted"] == 3)
+    assert not server.broadcast(1, np.ones(DIM, np.float32), (True,), RATE_KBPS, 9.0, 9.0).any()
+
+
+@pytest.mark.parametrize("cipher", ["none", "aes256gcm"])
+@pytest.mark.parametrize("mtu", [576, 1500, 9000])
+def test_probes_measure_the_path(job, background, cipher, mtu):
+    server, workers = job.connected(2, DIM, cipher=cipher, mtu=mtu)
+    assert server.probe(2.0) == {1: mtu, 2: mtu}
+    assert workers[0].probe(2.0) == {0: mtu}
+
+
+def test_a_held_model_stays_and_the_newest_whole_one_comes_next(job, policy):
+    server, workers = job.connected(1, DIM)
+    models_rd = np.arange(5 * DIM, dtype=np.float32).reshape(5, DIM)
+
+    def broadcast(round):
+        args = ((True,), RATE_KBPS, 2.0, 0.5)
+        assert server.broadcast(round, models_rd[round], *args).all()
+
+    broadcast(1)
+    broadcast(2)  # takes the place of 1, which nobody took
+    round, held_d = workers[0].receive(1, 0.0)
+    assert round == 2
+    assert not held_d.flags.writeable
+    for newer in (3, 4):
+        broadcast(newer)
+        np.testing.assert_array_equal(held_d, models_rd[2])
+    assert workers[0].receive(5, 0.0) is None
+    np.testing.assert_array_equal(held_d, models_rd[2])
+    round, newest_d = workers[0].receive(1, 0.0)
+    assert round == 4
+    np.testing.assert_array_equal(newest_d, models_rd[4])
+
+
+def test_the_stack_is_not_written_after_the_close(job, policy, until):
+    server = job.endpoint(0, 1, DIM)
+    raw = job.raw(server, "none", 1)
+    server.start()
+    stack_nd = np.zeros((1, DIM), np.float32)
+    closed = server.collect(1, stack_nd, policy(live_n=(True,), deadline_s=0.01))
+    raw.send(Kind.DATA, 1, 0, C, np.ones(352, np.float32).tobytes())
+    until(lambda: server.counters()[1]["late"] == 1)
+    assert not stack_nd.any()
+    assert not closed.arrived_nc.any()
+
+
+def test_the_thread_ends_with_the_endpoint(job):
+    server, _ = job.connected(1, DIM)
+    before = threading.active_count()
+    server.close()
+    server.close()
+    assert threading.active_count() == before - 1
+    with pytest.raises(ValueError, match="closed"):
+        server.probe(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"rank": 3}, "rank"),
+        ({"num_workers": 0}, "num_workers"),
+        ({"session": 2**32}, "session"),
+        ({"dim": 0}, "dim"),
+        ({"mtu": 100}, "mtu"),
+        ({"wire": "int8"}, "wire"),
+        ({"drop": 2.0}, "drop"),
+        ({"cipher": "rot13"}, "cipher"),
+    ],
+)
+def test_impossible_setups_are_refused(change, found):
+    setup = {"rank": 1, "num_workers": 2, "address": "127.0.0.1", "session": 1, "dim": 1}
+    with pytest.raises(ValueError, match=found):
+        Endpoint(Setup(**{**setup, **change}))
+
+
+def test_verbs_are_for_whom_they_are_for(job, policy):
+    server, workers = job.connected(1, DIM)
+    vector_d = np.zeros(DIM, np.float32)
+    with pytest.raises(ValueError, match="is for a worker"):
+        server.receive(1, 0.0)
+    with pytest.raises(ValueError, match="is for the server"):
+        workers[0].broadcast(1, vector_d, (True,), 1, 0.0, 0.0)
+    with pytest.raises(ValueError, match="grad_d must be"):
+        workers[0].send(1, vector_d.astype(np.float64), 1.0, 0.0)
+    with pytest.raises(ValueError, match="stack_nd must be"):
+        server.collect(1, np.zeros((1, 2 * DIM), np.float32)[:, ::2], policy())
+    with pytest.raises(ValueError, match="no peer 2"):
+        server.add_peer(2, "127.0.0.1", 1, b"", b"")
+    with pytest.raises(ValueError, match="numeric IPv4"):
+        server.add_peer(1, "localhost", 1, b"", b"")
+    with pytest.raises(ValueError, match="started"):
+        server.start()

@@ -1,0 +1,65 @@
+import math
+
+import numpy as np
+import pytest
+
+from lossympi.timeout import Deadline, Liveness
+
+
+def test_the_cap_holds_until_enough_rounds_did_without_the_deadline():
+    deadline = Deadline(10.0)
+    for number in range(19):
+        deadline.observe(0.1 * number, "early" if number % 2 else "complete")
+        deadline.observe(10.0, "deadline")
+        assert deadline.current == 10.0
+    deadline.observe(1.9, "early")
+    assert deadline.current == pytest.approx(1.5 * np.quantile(0.1 * np.arange(20), 0.95))
+
+
+def test_the_latest_rounds_count():
+    deadline = Deadline(100.0, rounds=4, quantile=0.5, margin=2.0)
+    for elapsed_s in (9, 9, 9, 9, 1, 2, 3, 4):
+        deadline.observe(elapsed_s, "complete")
+    assert deadline.current == 2 * 2.5
+
+
+def test_the_cap_is_never_exceeded():
+    deadline = Deadline(1.0, rounds=1)
+    deadline.observe(0.9, "early")
+    assert deadline.current == 1.0
+    deadline.observe(0.2, "early")
+    assert deadline.current == pytest.approx(0.3)
+
+
+def test_who_waits_for_all_learns_nothing():
+    deadline = Deadline(math.inf, rounds=1)
+    deadline.observe(1.0, "complete")
+    assert deadline.current == math.inf
+
+
+@pytest.mark.parametrize("cap_s", [0, -1, math.nan])
+def test_a_deadline_is_above_0(cap_s):
+    with pytest.raises(ValueError, match=f"above 0 seconds, got {cap_s}"):
+        Deadline(cap_s)
+
+
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"quantile": 1.1}, {"margin": 0.5}])
+def test_a_deadline_is_learnt_from_what_makes_sense(bad):
+    with pytest.raises(ValueError, match=r"rounds >= 1, a quantile .* margin >= 1; got .*"):
+        Deadline(1.0, **bad)
+
+
+def test_alive_is_who_was_heard_in_one_of_the_last_rounds(rng):
+    for patience in (1, 2, 3, 5):
+        liveness = Liveness(4, patience)
+        heard_rn = np.concatenate([np.ones((1, 4), bool), rng.random((200, 4)) < 0.3])
+        assert liveness.live == (True,) * 4
+        for round in range(1, len(heard_rn)):
+            liveness.observe(heard_rn[round])
+            expected = heard_rn[max(0, round - patience + 1) : round + 1].any(axis=0)
+            assert liveness.live == tuple(expected)
+
+
+def test_patience_is_at_least_1():
+    with pytest.raises(ValueError, match="got patience=0"):
+        Liveness(1, 0)
