@@ -298,6 +298,7 @@ class Simulation:
             seed=self.setting.seed,
             round=collected.round,
             previous_nd=self._previous_nd.numpy() if previous else None,
+            floats_per_datagram=collected.floats_per_datagram,
         )
         if previous:
             self._previous_nd.assign(collected.stack_nd)

@@ -152,7 +152,10 @@ class _Server:
             for rank in self._senders:
                 self._write(rank, self._sent_nd[rank])
         stats = self._stats(round, traffic, closed_by, elapsed_s)
-        self._deadline.observe(elapsed_s, closed_by)
+        live_n = np.array(self._liveness.live)
+        unsettled_n = live_n & (traffic.settled_s_n > elapsed_s)
+        unsettled = np.count_nonzero(unsettled_n) / max(1, np.count_nonzero(live_n))
+        self._deadline.observe(elapsed_s, closed_by, unsettled)
         self._liveness.observe(np.any(self._arrived_nc, axis=1))
         collected = Collected(round, self._stack_nd, self._arrived_nc, stats=stats)
         self._arrived_nc = np.zeros_like(self._arrived_nc)

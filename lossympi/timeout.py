@@ -40,9 +40,20 @@ class Deadline:
         self._margin = margin
         self._elapsed_s: deque[float] = deque(maxlen=rounds)
 
-    def observe(self, elapsed_s: float, reason: str) -> None:
-        """Learns from a round that `reason`, "complete", "early" or "deadline", has closed."""
-        if reason == "deadline" or math.isinf(self._cap_s):
+    def observe(self, elapsed_s: float, reason: str, unsettled: float = 0.0) -> None:
+        """Learns from a round.
+
+        Args:
+          elapsed_s: from its opening to its close.
+          reason: "complete", "early" or "deadline": what closed it.
+          unsettled: share of the live rows that were not settled, 0..1. Byzantine workers are fewer
+            than half, so they alone cannot drive the deadline up.
+        """
+        if math.isinf(self._cap_s):
+            return
+        if reason == "deadline":
+            if unsettled >= 0.5:
+                self.current = min(self._cap_s, 2 * self.current)
             return
         self._elapsed_s.append(elapsed_s)
         if len(self._elapsed_s) == self._elapsed_s.maxlen:

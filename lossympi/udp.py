@@ -21,6 +21,7 @@ from lossympi.timeout import Deadline, Liveness
 
 # WIRE.md counts rounds from 1; a link counts from 0.
 _FIRST = 1
+_TRY_AGAIN = 16  # rounds
 
 
 class UdpServer:
@@ -38,6 +39,7 @@ class UdpServer:
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._deadline = Deadline(cap_s=options.timeout_s)
         self._liveness = Liveness(num_workers, patience=options.patience)
+        self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
         self._counters = endpoint.counters()
         self._collected_round = -1
         self._broadcast_round = -1
@@ -70,7 +72,9 @@ class UdpServer:
         closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
         self._collected_round = round
         stats = self._stats(round, closed, policy)
-        self._deadline.observe(closed.elapsed_s, closed.reason)
+        settled_n = ~np.isnan(closed.settled_s_n)
+        unsettled = 1 - np.count_nonzero(settled_n & live_n) / num_live
+        self._deadline.observe(closed.elapsed_s, closed.reason, unsettled)
         self._liveness.observe(closed.heard_n)
         return Collected(
             round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats
@@ -94,13 +98,29 @@ class UdpServer:
                 f"broadcast, got round {round}. Broadcast once a round, with a later number."
             )
         self._broadcast_round = round
-        self._endpoint.broadcast(
+        to_n = self._served()
+        done_n = self._endpoint.broadcast(
             round + _FIRST,
             np.ascontiguousarray(params_d),
-            self._liveness.live,
+            to_n,
             self._rate_kbps,
             self._options.timeout_s,
             self._options.silence_s,
+        )
+        self._left_behind_n[done_n] = 0
+        self._left_behind_n[np.array(to_n) & ~done_n] += 1
+
+    def _served(self) -> tuple[bool, ...]:
+        """Who gets the parameters: live workers, but rarely those that never have enough of them.
+
+        Waiting for such a worker costs the others time in every round, which a Byzantine one could
+        want. It is tried again in every 16th.
+        """
+        patient_n = self._left_behind_n < self._options.patience
+        again = self._broadcast_round % _TRY_AGAIN == 0
+        return tuple(
+            live and (again or bool(patient))
+            for live, patient in zip(self._liveness.live, patient_n, strict=True)
         )
 
     def close(self) -> None:

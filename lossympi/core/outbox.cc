@@ -18,6 +18,7 @@ Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most
     flow.row = row;
     flow.wanted.assign(num_datagrams, 1);
     flow.num_wanted = num_datagrams;
+    flow.report_at = num_datagrams / kReports + 1;
     flow.end_at = flow.heard_at = now;
     flows_.push_back(std::move(flow));
   }
@@ -73,6 +74,12 @@ const Outbox::Action& Outbox::Next(double now) {
     turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
     if (flow.finished) continue;
     action_.row = flow.row;
+    if (until_done_ && flow.num_sent >= flow.report_at && flow.num_wanted > 0) {
+      flow.report_at += static_cast<uint32_t>(flow.wanted.size()) / kReports + 1;
+      action_.num_ends = 0;
+      action_.what = What::kEnd;
+      return action_;
+    }
     if (flow.num_wanted > 0) {
       TakeBurst(flow, now);
       action_.what = What::kSend;
@@ -84,7 +91,7 @@ const Outbox::Action& Outbox::Next(double now) {
         continue;
       }
       ++flow.ends_now;
-      flow.end_at = now + (until_done_ && flow.ends_now >= kEnds ? kEndEvery : kEndsApart);
+      flow.end_at = now + Pause(flow.ends_now);
       action_.num_ends = ++flow.num_ends;
       action_.what = What::kEnd;
       return action_;
@@ -93,6 +100,13 @@ const Outbox::Action& Outbox::Next(double now) {
     action_.wake_at = std::min(action_.wake_at, flow.end_at);
   }
   return action_;
+}
+
+// After so many ENDs since datagrams were sent last.
+double Outbox::Pause(int num_ends) const {
+  if (num_ends < kEnds) return num_ends < kEnds - 1 ? 0 : kThirdAfter;
+  if (!until_done_) return 0;
+  return std::min(kEndFirst * std::exp2(num_ends - kEnds), kEndLast);
 }
 
 void Outbox::TakeBurst(Flow& flow, double now) {
@@ -104,6 +118,7 @@ void Outbox::TakeBurst(Flow& flow, double now) {
     if (!flow.wanted[seq]) continue;
     flow.wanted[seq] = 0;
     --flow.num_wanted;
+    ++flow.num_sent;
     action_.seqs.push_back(seq);
     if (seq + 1 == c) break;
   }

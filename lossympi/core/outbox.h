@@ -11,9 +11,14 @@ namespace lossympi {
 
 class Outbox {
  public:
-  static constexpr int kEnds = 3;  // one after the other when all is sent,
-  static constexpr double kEndsApart = 0.0005;
-  static constexpr double kEndEvery = 0.002;  // then, until there is an answer
+  // When all is sent, two ENDs at once, as one may be lost, and a third a little later; then, until
+  // there is an answer, one after twice the time each time.
+  static constexpr int kEnds = 3;
+  static constexpr double kThirdAfter = 0.0004;
+  static constexpr double kEndFirst = 0.002, kEndLast = 0.050;
+  // Meanwhile END asks for a report so many times, so that most of what is lost is on its way again
+  // before the last datagram has left.
+  static constexpr uint32_t kReports = 4;
 
   // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. With `until_done`
   // what is NACKed is sent again until the row is Done or was not Heard for `silence`. Once most
@@ -32,7 +37,7 @@ class Outbox {
     What what;
     int row;                     // kSend, kEnd
     std::vector<uint32_t> seqs;  // kSend: ascending, and the last datagram of all only at its end
-    uint32_t num_ends;           // kEnd: how many were sent, this one included
+    uint32_t num_ends;           // kEnd: how many were sent, this one included; 0 for a report
     double wake_at;              // kWait: ask again then, or after Nacked or Done
   };
   // What to do now; it is taken to be done. The action is valid until the next call. Rows take
@@ -47,16 +52,19 @@ class Outbox {
     int row;
     std::vector<uint8_t> wanted;  // [c], 0 or 1
     uint32_t num_wanted;
-    uint32_t next = 0;      // where the search for a wanted one goes on
-    uint32_t num_ends = 0;  // in all
-    int ends_now = 0;       // since datagrams were sent last
-    double end_at;          // when the next END is due
+    uint32_t next = 0;       // where the search for a wanted one goes on
+    uint32_t num_sent = 0;   // datagrams
+    uint32_t report_at = 0;  // datagrams sent
+    uint32_t num_ends = 0;   // in all
+    int ends_now = 0;        // since datagrams were sent last
+    double end_at;           // when the next END is due
     double heard_at;
     bool finished = false;  // nothing is sent any more
     bool done = false;      // because the row said so
   };
   Flow* Find(int row);
   const Flow* Find(int row) const { return const_cast<Outbox*>(this)->Find(row); }
+  double Pause(int num_ends) const;
   void TakeBurst(Flow& flow, double now);
 
   const size_t most_at_once_;

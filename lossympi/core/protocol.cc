@@ -4,7 +4,7 @@
 
 namespace lossympi {
 namespace {
-constexpr double kNackEvery = 0.001;  // at most, for each peer
+constexpr double kNackEvery = 0.00025;  // at most, for each peer
 }  // namespace
 
 Protocol::Protocol(const Shape& shape, Surroundings* surroundings)
@@ -160,7 +160,8 @@ Verdict Protocol::HandleEnd(int row, const Header& header, double now) {
     if (repairs_) Send(row, Kind::kDone, assembler_.closed_round());
     return Verdict::kAccepted;
   }
-  if (shape_.is_server()) rule_->Ended(row, now);
+  const bool all_sent = header.seq > 0;
+  if (shape_.is_server() && all_sent) rule_->Ended(row, now);
   if (!repairs_) return Verdict::kAccepted;
   if (!shape_.is_server() || rule_->IsShort(row)) {
     SendNack(row, now);

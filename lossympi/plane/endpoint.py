@@ -20,7 +20,7 @@ from lossympi.plane.packet import IP_UDP_BYTES, Header, Kind
 PROBE_BYTES = 100  # of an IP packet, the short probe; the long one has the MTU's
 PROBE_GAP_S = 0.02
 READY_FIRST_S, READY_LAST_S = 0.002, 0.05
-NACK_GAP_S = 0.001
+NACK_GAP_S = 0.00025
 NUM_BYES, BYE_GAP_S = 3, 0.0005
 POLL_MS = 20  # how long the thread may take to notice that it is to end
 
@@ -422,7 +422,7 @@ class Endpoint(interface.Endpoint):
             self._act_on_data(peer, max(rank, 1) - 1, now)
             return
         if kind == Kind.END:
-            self._act_on_end(peer, max(rank, 1) - 1, round, now)
+            self._act_on_end(peer, max(rank, 1) - 1, round, seq, now)
         elif kind == Kind.PROBE:
             self._channel.send(peer, Kind.ECHO, 0, seq, 0, payload)
         elif kind == Kind.ECHO:
@@ -456,14 +456,14 @@ class Endpoint(interface.Endpoint):
             self._channel.send(peer, Kind.DONE, self._whole[0])
             self._changed.notify_all()
 
-    def _act_on_end(self, peer: Peer, row: int, round: int, now: float) -> None:
+    def _act_on_end(self, peer: Peer, row: int, round: int, num_ends: int, now: float) -> None:
         assembler = self._assembler
         max_loss = self._max_loss_now()
         if assembler.standing(round) == "late":
             if max_loss < 1:  # the DONE that ended it may have been lost
                 self._channel.send(peer, Kind.DONE, assembler.closed_round)
             return
-        if self._rule is not None:
+        if self._rule is not None and num_ends > 0:  # else only a report is asked for
             self._rule.ended(row, now)
         if max_loss == 1:
             return

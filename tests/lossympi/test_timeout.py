@@ -63,3 +63,18 @@ def test_alive_is_who_was_heard_in_one_of_the_last_rounds(rng):
 def test_patience_is_at_least_1():
     with pytest.raises(ValueError, match="got patience=0"):
         Liveness(1, 0)
+
+
+def test_a_deadline_that_half_of_the_rows_miss_is_wrong():
+    deadline = Deadline(cap_s=10.0, rounds=2)
+    for _ in range(2):
+        deadline.observe(1.0, "complete")
+    assert deadline.current == 1.5
+    deadline.observe(1.5, "deadline", unsettled=0.49)  # Byzantine workers may be so many
+    assert deadline.current == 1.5
+    for current in (3.0, 6.0, 10.0, 10.0):
+        deadline.observe(deadline.current, "deadline", unsettled=0.5)
+        assert deadline.current == current
+    for _ in range(2):
+        deadline.observe(2.0, "early")
+    assert deadline.current == 3.0
