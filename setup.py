@@ -135,7 +135,7 @@ class Build(build_ext):
         shutil.copy(built, OPS / "build.json")
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname == "lossympi._core":
+        if fullname.split(".")[-1] == "_core":  # setuptools asks by either name
             return super().get_ext_filename(fullname)
         return fullname.replace(".", "/") + ".so"  # TensorFlow loads it, not Python: no ABI tag
 

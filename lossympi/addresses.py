@@ -72,10 +72,10 @@ def device_of(address: str) -> str:
     return next((d for d, a in own_addresses().items() if a == address), "")
 
 
-def device_fact(device: str, fact: str) -> int | None:
+def device_fact(device: str, fact: str, root: Path = Path("/")) -> int | None:
     """Returns "speed" (Mbit/s), "mtu" (bytes) or the like as the kernel tells it, or None."""
     try:
-        value = int(Path(f"/sys/class/net/{device}/{fact}").read_text())
+        value = int((root / f"sys/class/net/{device}/{fact}").read_text())
     except (OSError, ValueError):  # a virtual device may have no speed
         return None
     return value if value > 0 else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lossympi import addresses
+from lossympi import addresses, mpi
 from lossympi.endpoint import Endpoint, Setup
 from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.options import Options
@@ -63,14 +63,17 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
     Raises:
       ConnectError: arguments are wrong or differ between ranks, a rank has no socket or route, or
         datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
-    Cost: three MPI allgathers; 4 n d bytes on the server, 8 d on a worker.
+    Cost: four MPI allgathers and a broadcast; 4 n d bytes on the server, 8 d on a worker.
     """
     together = _Together(comm)
     chosen: list[Plane] = []
+    losses: list[tuple[float, int]] = []
 
     def greet() -> _Hello:
         chosen.append(choose_plane(plane))
-        return _hello(comm.size, dim, options, chosen[0].has_aes256gcm())
+        hello = _hello(comm.size, dim, options, chosen[0].has_aes256gcm())
+        losses.append(_losses(os.environ))
+        return hello
 
     hellos = together.each(greet)
     _check_same(hellos)
@@ -80,12 +83,16 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
     all_local = len({hello.network for hello in hellos}) == 1
 
     server = together.each(lambda: _server_address(comm.rank, all_local))[0]
-    public_key, secret_key = chosen[0].key_pair()
+    keys = b"", b""
     made: list[Endpoint] = []
+    links: list[UdpServer | UdpWorker] = []
 
     def open_door() -> _Door:
+        nonlocal keys
+        if cipher != "none":
+            keys = chosen[0].key_pair()
         address = server if comm.rank == 0 else addresses.address_towards(server)
-        drop = float(os.environ.get("LOSSYMPI_DROP", "0"))
+        drop, drop_seed = losses[0]
         setup = Setup(
             rank=comm.rank,
             num_workers=comm.size - 1,
@@ -96,10 +103,10 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
             mtu=mine.options.mtu,
             cipher=cipher,
             drop=drop,
-            drop_seed=int(os.environ.get("LOSSYMPI_DROP_SEED", "0")),
+            drop_seed=drop_seed,
         )
         made.append(chosen[0].Endpoint(setup))
-        return _Door(address, made[0].port, public_key)
+        return _Door(address, made[0].port, keys[0])
 
     try:
         doors = together.each(open_door)
@@ -110,12 +117,20 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
                 door = doors[rank]
                 send_key, receive_key = b"", b""
                 if cipher != "none":
+                    public_key, secret_key = keys
                     receive_key, send_key = chosen[0].session_keys(
                         secret_key, public_key, door.public_key, comm.rank == 0
                     )
                 endpoint.add_peer(rank, door.address, door.port, send_key, receive_key)
             endpoint.start()
-            return endpoint.probe(PROBE_S)
+            echoed = endpoint.probe(PROBE_S)
+            # In here, so that a rank without the memory for it does not leave the others waiting.
+            if comm.rank > 0:
+                links.append(UdpWorker(endpoint, comm.rank - 1, dim, mine.options))
+            else:
+                rate_bps = mine.options.rate_bps or _rate_of(server)
+                links.append(UdpServer(endpoint, comm.size - 1, dim, rate_bps, mine.options))
+            return echoed
 
         echoed = together.each(try_path)
         _check_path(echoed, hellos, doors, mine.options.mtu)
@@ -123,10 +138,7 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
         for each in made:
             each.close()
         raise
-    if comm.rank > 0:
-        return UdpWorker(endpoint, comm.rank - 1, dim, mine.options)
-    rate_bps = mine.options.rate_bps or _rate_of(server)
-    return UdpServer(endpoint, comm.size - 1, dim, rate_bps, mine.options)
+    return links[0]
 
 
 class _Together:
@@ -158,10 +170,7 @@ class _Together:
 
 def _hello(size: int, dim: int, options: dict[str, Any], has_aes: bool) -> _Hello:
     if size < 2:
-        raise ValueError(
-            "a link needs a server and at least one worker, and MPI started "
-            f"{size} rank. Start it as `mpirun -n 5 python ...`."
-        )
+        raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
     if not isinstance(dim, int) or not 1 <= dim <= 2**31:
         raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
     checked = Options(**options)
@@ -194,7 +203,37 @@ def _cipher(options: Options, has_aes: list[bool]) -> str:
 def _server_address(rank: int, all_local: bool) -> str:
     if rank > 0:
         return ""
-    return addresses.server_address(os.environ.get("LOSSYMPI_ADDRESS") or None, all_local)
+    chosen = os.environ.get("LOSSYMPI_ADDRESS") or None
+    try:
+        return addresses.server_address(chosen, all_local)
+    except ValueError as error:
+        if chosen is None:
+            raise
+        raise ValueError(f"LOSSYMPI_ADDRESS={chosen!r}: {error}") from None
+
+
+def _losses(environment: Mapping[str, str]) -> tuple[float, int]:
+    """Returns what share of the datagrams to lose, and the seed of that."""
+    share, seed = environment.get("LOSSYMPI_DROP"), environment.get("LOSSYMPI_DROP_SEED")
+    try:
+        drop = float(share or 0)
+    except ValueError:
+        drop = float("nan")
+    if not 0 <= drop <= 1:
+        raise ValueError(
+            f"LOSSYMPI_DROP={share!r}: the share of the datagrams to lose is in 0..1. "
+            "Set it to 0.1 for 10%, or unset it."
+        )
+    try:
+        drop_seed = int(seed or 0)
+    except ValueError:
+        drop_seed = -1
+    if not 0 <= drop_seed < 2**64:
+        raise ValueError(
+            f"LOSSYMPI_DROP_SEED={seed!r}: the seed of the losses is a whole number in "
+            "0..2^64-1. Set it to one, or unset it."
+        )
+    return drop, drop_seed
 
 
 def _check_path(

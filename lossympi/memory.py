@@ -154,7 +154,7 @@ class _Server:
         stats = self._stats(round, traffic, closed_by, elapsed_s)
         live_n = np.array(self._liveness.live)
         unsettled_n = live_n & (traffic.settled_s_n > elapsed_s)
-        unsettled = np.count_nonzero(unsettled_n) / max(1, np.count_nonzero(live_n))
+        unsettled = float(unsettled_n.sum() / max(1, sum(self._liveness.live)))
         self._deadline.observe(elapsed_s, closed_by, unsettled)
         self._liveness.observe(np.any(self._arrived_nc, axis=1))
         collected = Collected(round, self._stack_nd, self._arrived_nc, stats=stats)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lossympi.endpoint import Endpoint, Setup
 
 _core: Any
+_WHY_NOT = ""
 try:
     _core = import_module("lossympi._core")
 except ImportError as error:  # not built: no compiler, or no libsodium
@@ -36,6 +37,11 @@ class Plane(Protocol):
         """Returns the keys to receive and to send with, 32 bytes each."""
 
 
+def why_not_native() -> str:
+    """Returns why there is no native plane and what to do, "" where there is one."""
+    return f"it was not built ({_WHY_NOT}). {_HOW_TO_BUILD}" if _WHY_NOT else ""
+
+
 def choose_plane(name: str) -> Plane:
     """Returns the "native" plane, the "python" one, or, for "auto", the native one if there is one.
 
@@ -48,11 +54,11 @@ def choose_plane(name: str) -> Plane:
     if name != "python" and _core is not None:
         return _core
     if name == "native":
-        raise ImportError(f"the native plane was not built ({_WHY_NOT}). {_HOW_TO_BUILD}")
+        raise ImportError(f"the native plane is missing: {why_not_native()}")
     if name == "auto":
         warnings.warn(
-            "LossyMPI runs its Python plane, many times slower, because the native one was not "
-            f"built ({_WHY_NOT}). {_HOW_TO_BUILD}",
+            "LossyMPI runs its Python plane, many times slower, for want of the native one: "
+            + why_not_native(),
             RuntimeWarning,
             stacklevel=2,
         )

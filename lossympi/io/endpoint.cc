@@ -67,6 +67,7 @@ void Endpoint::AddPeer(int rank, const std::string& address, int port, const std
 }
 
 void Endpoint::Start() {
+  if (closed_) throw std::invalid_argument("the endpoint is closed");
   for (const auto& peer : peers_) {
     if (peer == nullptr) throw std::invalid_argument("add every peer before start");
   }
@@ -351,17 +352,23 @@ bool Endpoint::server_left() {
 }
 
 void Endpoint::Close() {
-  if (!thread_.joinable()) return;
-  {
-    Lock lock(mutex_);
-    running_ = false;
-    changed_.notify_all();
+  if (thread_.joinable()) {
+    {
+      Lock lock(mutex_);
+      running_ = false;
+      changed_.notify_all();
+    }
+    socket_.Wake();
+    thread_.join();
+    for (int i = 0; i < kByes; ++i) {
+      for (int row = 0; row < shape_.num_peers(); ++row) {
+        Reply(row, Kind::kBye, 0, 0, 0, nullptr, 0);
+      }
+    }
   }
-  socket_.Wake();
-  thread_.join();
-  for (int i = 0; i < kByes; ++i) {
-    for (int row = 0; row < shape_.num_peers(); ++row) Reply(row, Kind::kBye, 0, 0, 0, nullptr, 0);
-  }
+  // Not left to the destructor: an exception's traceback may hold the endpoint for long.
+  socket_.Close();
+  closed_ = true;
 }
 
 }  // namespace lossympi

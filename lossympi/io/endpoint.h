@@ -100,6 +100,7 @@ class Endpoint : private Surroundings {
   UdpSocket socket_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by row
   std::thread thread_;
+  bool closed_ = false;
   sockaddr_in from_{};  // of the datagram in hand, on the receive thread
 
   std::mutex mutex_;  // guards all below

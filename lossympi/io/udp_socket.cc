@@ -97,9 +97,13 @@ UdpSocket::UdpSocket(const std::string& address, int64_t longest_datagram, int r
   batch_->data.resize(kGroups * batch_->bytes);
 }
 
-UdpSocket::~UdpSocket() {
-  if (fd_ >= 0) close(fd_);
-  if (wake_fd_ >= 0) close(wake_fd_);
+UdpSocket::~UdpSocket() { Close(); }
+
+void UdpSocket::Close() {
+  for (int* fd : {&fd_, &wake_fd_}) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+  }
 }
 
 void UdpSocket::Wait(double timeout) {

@@ -27,7 +27,8 @@ class UdpSocket {
   UdpSocket(const UdpSocket&) = delete;
   UdpSocket& operator=(const UdpSocket&) = delete;
 
-  int port() const { return port_; }
+  int port() const { return port_; }  // also when it is closed
+  void Close();                       // twice is allowed; nothing else is after it
 
   // Waits until there is something to receive, Wake is called or `timeout` seconds have passed.
   void Wait(double timeout);

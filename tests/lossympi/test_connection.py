@@ -1,0 +1,423 @@
+import contextlib
+import os
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lossympi import ConnectError, addresses, connect, connection, mpi
+from lossympi.plane import cipher as python_cipher
+from lossympi.plane.endpoint import Endpoint as PythonEndpoint
+
+TIMEOUT_S = 20.0
+DIM = 1000
+
+
+class FakeComm:
+    """What connect uses of an mpi4py communicator, between threads."""
+
+    def __init__(self, rank, size, shared):
+        self.rank, self.size = rank, size
+        self._barrier, self._slots = shared
+
+    def allgather(self, value):
+        self._slots[self.rank] = value
+        self._barrier.wait(TIMEOUT_S)
+        everyones = list(self._slots)
+        self._barrier.wait(TIMEOUT_S)  # before anybody writes again
+        return everyones
+
+    def bcast(self, value):
+        return self.allgather(value)[0]
+
+
+def on_ranks(size, call):
+    """Returns what `call(comm)` returned or raised on each of the ranks."""
+    shared = threading.Barrier(size), [None] * size
+    outcomes = [None] * size
+
+    def run(rank):
+        try:
+            outcomes[rank] = call(FakeComm(rank, size, shared))
+        except Exception as error:
+            outcomes[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive(), "a rank waits for another"
+    return outcomes
+
+
+def on_rank(rank, value, other):
+    """Returns a function that gives `value` on one rank and `other` on the rest."""
+    return lambda comm: value if comm.rank == rank else other
+
+
+def open_sockets():
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(link for link in links if "socket:" in link or "eventfd" in link)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch):
+    """Every socket is closed afterwards, and the environment is the test's."""
+    for name in list(os.environ):
+        if name.startswith(("LOSSYMPI_", "OMPI_", "PMI_", "SLURM_")):
+            monkeypatch.delenv(name)
+    before = open_sockets()
+    yield
+    assert open_sockets() == before
+
+
+def words_of(outcomes):
+    """Returns the error that all ranks have raised alike."""
+    assert all(isinstance(outcome, ConnectError) for outcome in outcomes), outcomes
+    assert len({str(outcome) for outcome in outcomes}) == 1, outcomes
+    return str(outcomes[0])
+
+
+def closed(links):
+    for link in links:
+        if isinstance(link, Exception):
+            raise link
+    for link in links:
+        link.close()
+    return links
+
+
+@pytest.mark.parametrize("plane", ["native", "python"])
+@pytest.mark.parametrize("auth", ["aead", "none"])
+def test_ranks_are_joined(plane, auth):
+    def play(comm):
+        link = connect(comm, DIM, plane=plane, auth=auth)
+        with contextlib.closing(link):
+            if comm.rank == 0:
+                stack_nd = link.collect(0).stack_nd
+                link.broadcast(0, stack_nd.sum(axis=0))
+                return stack_nd[:, 0].tolist()
+            link.send(0, np.full(DIM, link.rank + 1, np.float32))
+            return link.receive(0).params_d[0]
+
+    assert on_ranks(3, play) == [[1.0, 2.0], 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "arguments", "words"),
+    [
+        (1, {"dim": 999}, "rank 0 and rank 1 passed dim=1000 and dim=999"),
+        (2, {"mtu": 1400}, "rank 0 and rank 2 passed mtu=1500 and mtu=1400"),
+        (0, {"auth": "none"}, "rank 0 and rank 1 passed auth='none' and auth='aead'"),
+        (1, {"wire": "float16", "quorum": 1}, "quorum=None and quorum=1, wire='float32' and wire="),
+    ],
+)
+def test_all_must_pass_the_same(rank, arguments, words):
+    args = on_rank(rank, arguments, {})
+    outcomes = on_ranks(3, lambda comm: connect(comm, **{"dim": DIM, **args(comm)}))
+    assert words in words_of(outcomes)
+    assert "the same script" in words_of(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"dim": 0}, "dim is 1..2^31 floats, got 0"),
+        ({"dim": 2**31 + 1}, "dim is 1..2^31 floats"),
+        ({"dim": 10.0}, "dim is 1..2^31 floats, got 10.0"),
+        ({"plane": "fast"}, "a plane is auto, native or python; got 'fast'"),
+        ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
+        ({"max_loss": 2}, "max_loss is a share in 0..1"),
+        ({"nonesuch": 1}, "nonesuch"),
+    ],
+)
+def test_what_is_wrong_on_one_rank_is_told_on_all(arguments, words):
+    args = on_rank(1, arguments, {})
+    said = words_of(on_ranks(3, lambda comm: connect(comm, **{"dim": DIM, **args(comm)})))
+    assert said.startswith("rank 1 cannot connect: ")
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("LOSSYMPI_DROP", "10%", "LOSSYMPI_DROP='10%': the share of the datagrams to lose"),
+        ("LOSSYMPI_DROP", "1.5", "LOSSYMPI_DROP='1.5': "),
+        ("LOSSYMPI_DROP", "nan", "LOSSYMPI_DROP='nan': "),
+        ("LOSSYMPI_DROP_SEED", "-1", "LOSSYMPI_DROP_SEED='-1': the seed of the losses is a whole"),
+        ("LOSSYMPI_DROP_SEED", "0.5", "LOSSYMPI_DROP_SEED='0.5': "),
+        ("LOSSYMPI_DROP_SEED", str(2**64), "0..2^64-1"),
+        ("LOSSYMPI_ADDRESS", "eth0", "LOSSYMPI_ADDRESS='eth0': an address is numeric IPv4"),
+        ("LOSSYMPI_ADDRESS", "203.0.113.9", "LOSSYMPI_ADDRESS='203.0.113.9': this host has no"),
+    ],
+)
+def test_the_environment_is_checked(name, value, words, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert words in words_of(on_ranks(2, lambda comm: connect(comm, DIM)))
+
+
+def test_an_empty_environment_is_none(monkeypatch):
+    for name in ("LOSSYMPI_DROP", "LOSSYMPI_DROP_SEED", "LOSSYMPI_ADDRESS"):
+        monkeypatch.setenv(name, "")
+    closed(on_ranks(2, lambda comm: connect(comm, DIM)))
+
+
+def test_losses_and_their_seed_reach_the_endpoint(monkeypatch):
+    monkeypatch.setenv("LOSSYMPI_DROP", "0.25")
+    monkeypatch.setenv("LOSSYMPI_DROP_SEED", str(2**64 - 1))
+    setups = spy_on_setups(monkeypatch)
+    closed(on_ranks(2, lambda comm: connect(comm, DIM, plane="python")))
+    assert {(setup.drop, setup.drop_seed) for setup in setups} == {(0.25, 2**64 - 1)}
+
+
+def spy_on_setups(monkeypatch):
+    setups = []
+    make = PythonEndpoint.__init__
+
+    def spy(self, setup):
+        setups.append(setup)
+        make(self, setup)
+
+    monkeypatch.setattr(PythonEndpoint, "__init__", spy)
+    return setups
+
+
+def test_wire_mtu_and_rate_reach_the_link(monkeypatch):
+    setups = spy_on_setups(monkeypatch)
+    options = {"wire": "bfloat16", "mtu": 1280, "rate_bps": 5e6}
+    server, _ = closed(on_ranks(2, lambda comm: connect(comm, DIM, plane="python", **options)))
+    assert {(setup.wire, setup.mtu, setup.dim) for setup in setups} == {("bfloat16", 1280, DIM)}
+    assert server._rate_kbps == 5000
+
+
+@pytest.mark.parametrize(
+    ("auth", "slow_rank", "cipher"),
+    [
+        ("none", None, "none"),
+        ("aead", None, "aes256gcm"),
+        ("aead", 0, "chacha20poly1305"),
+        ("aead", 2, "chacha20poly1305"),
+    ],
+)
+def test_cipher(auth, slow_rank, cipher, monkeypatch):
+    setups = spy_on_setups(monkeypatch)
+    asked = threading.local()
+    monkeypatch.setattr(
+        "lossympi.plane.has_aes256gcm", lambda: getattr(asked, "rank", None) != slow_rank
+    )
+
+    def join(comm):
+        asked.rank = comm.rank
+        return connect(comm, DIM, plane="python", auth=auth)
+
+    closed(on_ranks(3, join))
+    assert {setup.cipher for setup in setups} == {cipher}
+    assert len({setup.session for setup in setups}) == 1
+
+
+def test_each_pair_has_keys_of_its_own(monkeypatch):
+    keys = []
+    add_peer = PythonEndpoint.add_peer
+
+    def spy(self, rank, address, port, send_key, receive_key):
+        keys.append((send_key, receive_key))
+        add_peer(self, rank, address, port, send_key, receive_key)
+
+    monkeypatch.setattr(PythonEndpoint, "add_peer", spy)
+    closed(on_ranks(3, lambda comm: connect(comm, DIM, plane="python")))
+    assert len(keys) == 4
+    assert len({key for pair in keys for key in pair}) == 4  # two directions of two pairs
+    assert {pair[::-1] for pair in keys} == set(keys)
+
+
+# Addresses.
+
+TWO_NETWORKS = {"lo": "127.0.0.1", "eth0": "192.168.1.5", "ib0": "10.0.0.5"}
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "chosen", "all_local", "address"),
+    [
+        (TWO_NETWORKS, "eth0", None, True, "127.0.0.1"),
+        (TWO_NETWORKS, "eth0", None, False, "192.168.1.5"),
+        (TWO_NETWORKS, "ib0", None, False, "10.0.0.5"),
+        (TWO_NETWORKS, "", None, False, "192.168.1.5"),
+        (TWO_NETWORKS, "lo", None, False, "192.168.1.5"),
+        (TWO_NETWORKS, "eth0", "10.0.0.0/8", False, "10.0.0.5"),
+        (TWO_NETWORKS, "eth0", "10.0.0.0/8", True, "10.0.0.5"),
+        (TWO_NETWORKS, "eth0", "10.0.0.5", False, "10.0.0.5"),
+        (TWO_NETWORKS, "eth0", "10.0.0.6", False, "this host has no address in 10.0.0.6/32"),
+        (TWO_NETWORKS, "eth0", "fe80::/16", False, "this host has no address in fe80::/16"),
+        (TWO_NETWORKS, "eth0", "ib0", False, "an address is numeric IPv4"),
+        ({"lo": "127.0.0.1"}, "", None, False, "no IPv4 address that other hosts could reach"),
+        ({}, "", None, False, "no IPv4 address"),
+    ],
+)
+def test_server_address(own, default, chosen, all_local, address, monkeypatch):
+    monkeypatch.setattr(addresses, "own_addresses", lambda: own)
+    monkeypatch.setattr(addresses, "_default_device", lambda: default)
+    if " " in address:
+        with pytest.raises(ValueError, match=address):
+            addresses.server_address(chosen, all_local)
+    else:
+        assert addresses.server_address(chosen, all_local) == address
+
+
+@pytest.mark.parametrize("elsewhere", [None, 0, 1])
+def test_only_ranks_of_one_network_use_the_loopback(elsewhere, monkeypatch):
+    here = threading.local()
+    asked = []
+
+    def server_address(chosen, all_local):
+        asked.append((chosen, all_local))
+        return "127.0.0.1"
+
+    monkeypatch.setattr(addresses, "server_address", server_address)
+    monkeypatch.setattr(
+        addresses, "network_of_this_process", lambda: f"boot/{here.rank == elsewhere}"
+    )
+
+    def join(comm):
+        here.rank = comm.rank
+        return connect(comm, DIM)
+
+    closed(on_ranks(3, join))
+    assert asked == [(None, elsewhere is None)]
+
+
+def test_address_of_this_host_is_taken(monkeypatch):
+    outward = [a for a in addresses.own_addresses().values() if not a.startswith("127.")]
+    if not outward:
+        pytest.skip("this host has the loopback only")
+    monkeypatch.setenv("LOSSYMPI_ADDRESS", outward[0])
+    setups = spy_on_setups(monkeypatch)
+    closed(on_ranks(2, lambda comm: connect(comm, DIM, plane="python", mtu=1280)))
+    assert {setup.address for setup in setups} == {outward[0]}
+
+
+# What fails on the way.
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_without_a_socket_ends_all(rank, monkeypatch):
+    make = PythonEndpoint.__init__
+
+    def fail(self, setup):
+        if setup.rank == rank:
+            raise OSError("Too many open files")
+        make(self, setup)
+
+    monkeypatch.setattr(PythonEndpoint, "__init__", fail)
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, plane="python")))
+    assert said == f"rank {rank} cannot connect: Too many open files"
+
+
+def test_a_rank_without_a_route_ends_all(monkeypatch):
+    def fail(server):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(addresses, "address_towards", fail)
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM)))
+    assert said == "rank 1, 2 cannot connect: Network is unreachable"
+
+
+def without_cryptography(monkeypatch):
+    def fail():
+        raise python_cipher._absent()
+
+    monkeypatch.setattr(python_cipher, "_x25519", fail)
+
+
+def test_a_rank_without_ciphers_ends_all(monkeypatch):
+    without_cryptography(monkeypatch)
+    plane = on_rank(1, "python", "native")
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, plane=plane(comm))))
+    assert said.startswith("rank 1 cannot connect: tags and keys need the package cryptography")
+
+
+def test_without_authentication_no_ciphers_are_needed(monkeypatch):
+    without_cryptography(monkeypatch)
+    closed(on_ranks(2, lambda comm: connect(comm, DIM, plane="python", auth="none")))
+
+
+def test_a_server_without_memory_ends_all(monkeypatch):
+    def fail(shape):
+        raise MemoryError(f"no room for {shape}")
+
+    monkeypatch.setattr("lossympi.udp.aligned_zeros", fail)
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM)))
+    assert said == "rank 0 cannot connect: no room for (2, 1000)"
+
+
+@pytest.mark.parametrize("plane", ["native", "python"])
+def test_blocked_datagrams_are_told(plane, monkeypatch):
+    monkeypatch.setattr(connection, "PROBE_S", 0.1)
+    monkeypatch.setenv("LOSSYMPI_DROP", "1")
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, plane=plane)))
+    for worker in (0, 1):
+        where = f"worker {worker} ({socket.gethostname()}, 127.0.0.1:"
+        assert f"no UDP datagram came back between {where}" in said
+    assert f"and the server ({socket.gethostname()}, 127.0.0.1:" in said
+    assert "within 0.1 s: a firewall may block UDP, or LOSSYMPI_ADDRESS should name another" in said
+
+
+def test_the_path_is_given_two_seconds(monkeypatch):
+    monkeypatch.setenv("LOSSYMPI_DROP", "1")
+    begun = time.monotonic()
+    said = words_of(on_ranks(2, lambda comm: connect(comm, DIM)))
+    assert "within 2 s" in said
+    assert 1.9 < time.monotonic() - begun < 6
+
+
+def test_a_path_for_short_datagrams_only_is_told(monkeypatch):
+    probe = PythonEndpoint.probe
+    monkeypatch.setattr(PythonEndpoint, "probe", lambda self, s: dict.fromkeys(probe(self, s), 100))
+    said = words_of(on_ranks(2, lambda comm: connect(comm, DIM, plane="python")))
+    assert "datagrams of 1500 bytes do not get through" in said
+    assert "pass a lower mtu" in said
+
+
+# One rank alone.
+
+
+def test_alone_it_tells_how_to_start():
+    said = words_of(on_ranks(1, lambda comm: connect(comm, DIM)))
+    assert "MPI started 1 process" in said
+    assert "`mpirun -n 5 python ...`" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "library", "words"),
+    [
+        (
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"},
+            "MPICH 4.2.0",
+            [
+                "Open MPI's mpirun started 4",
+                "(MPICH 4.2.0) belongs to another MPI",
+                "MPI4PY_LIBMPI",
+            ],
+        ),
+        (
+            {"PMI_SIZE": "3"},
+            "Open MPI v5.0.11",
+            ["MPICH's mpirun", "started 3", "(Open MPI v5.0.11) belongs to another MPI"],
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "MPICH 4.2.0", ["srun started 8", "srun --mpi=pmix"]),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, "MPICH 4.2.0", ["MPI started 1 process"]),
+        ({"PMI_SIZE": "many"}, "MPICH 4.2.0", ["MPI started 1 process"]),
+    ],
+)
+def test_alone_under_another_mpi_it_names_both(variables, library, words, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mpi, "loaded_library", lambda: library)
+    said = words_of(on_ranks(1, lambda comm: connect(comm, DIM)))
+    for part in words:
+        assert part in said
