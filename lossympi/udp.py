@@ -17,6 +17,7 @@ from lossympi.link import (
     delivered_share,
 )
 from lossympi.options import Options
+from lossympi.rate import Rate
 from lossympi.timeout import Deadline, Liveness
 
 # WIRE.md counts rounds from 1; a link counts from 0.
@@ -35,7 +36,7 @@ class UdpServer:
         self.dim = dim
         self._options = options
         self._endpoint = endpoint
-        self._rate_kbps = max(1, int(rate_bps / 1000))
+        self._rate = Rate(rate_bps)
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._deadline = Deadline(cap_s=options.timeout_s)
         self._liveness = Liveness(num_workers, patience=options.patience)
@@ -67,7 +68,7 @@ class UdpServer:
             quorum=self._options.quorum or self.num_workers,
             live_n=live_n,
             # Who is dead may come back, but no share of the rate is kept for it.
-            rate_kbps=max(1, self._rate_kbps // num_live),
+            rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
         )
         closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
         self._collected_round = round
@@ -103,7 +104,7 @@ class UdpServer:
             round + _FIRST,
             np.ascontiguousarray(params_d),
             to_n,
-            self._rate_kbps,
+            max(1, int(self._rate.bps / 1000)),
             self._options.timeout_s,
             self._options.silence_s,
         )
@@ -131,6 +132,7 @@ class UdpServer:
 
     def _stats(self, round: int, closed: Closed, policy: ClosePolicy) -> RoundStats:
         before, self._counters = self._counters, self._endpoint.counters()
+        self._rate.observe(self._counters[-1]["overflow"] - before[-1]["overflow"])
         delivered_n = delivered_share(
             closed.arrived_nc, self.dim, self._options.floats_per_datagram
         )
