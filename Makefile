@@ -14,7 +14,7 @@ QUIETLY := @scripts/quietly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels lint format bench sanitize package clean
+.PHONY: help install demo test test-kernels lint format bench bench-lossympi sanitize package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -44,6 +44,9 @@ format: install ## format Python and C++
 
 bench: install ## time the rules against tf.reduce_mean, over n and d; some minutes
 	$(BIN)/python -m experiments.bench
+
+bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 6 minutes
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m experiments.transport
 
 sanitize: ## run the kernels under AddressSanitizer and UBSan, for each instruction set; some minutes
 	scripts/native-test kernels_test "$(ISAS)" -O1 -g -fsanitize=address,undefined \

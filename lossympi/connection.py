@@ -104,6 +104,7 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
             cipher=cipher,
             drop=drop,
             drop_seed=drop_seed,
+            receive_buffer=_receive_buffer(dim * (comm.size - 1 if comm.rank == 0 else 1)),
         )
         made.append(chosen[0].Endpoint(setup))
         return _Door(address, made[0].port, keys[0])
@@ -265,3 +266,11 @@ def _check_path(
 def _rate_of(address: str) -> float:
     speed = addresses.device_fact(addresses.device_of(address), "speed")
     return 0.9e6 * (speed or _UNKNOWN_SPEED_MBPS)
+
+
+def _receive_buffer(floats: int) -> int:
+    """Returns bytes that hold all of a round, should this rank not be scheduled while it comes.
+
+    The kernel doubles them, for what it needs beside a datagram of 1500 bytes.
+    """
+    return min(max(32 << 20, 4 * floats), 512 << 20)

@@ -3,7 +3,7 @@
 Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -88,6 +88,8 @@ class RoundStats:
       elapsed_s: from the opening to the close.
       deadline_s: t_B, how long it might have taken.
       workers: of each worker, in the order of the rows.
+      others: datagrams that are no worker's, by reason; and those that the kernel's buffer had no
+        room for ("overflow") or the test hook lost ("dropped"). Without what is 0.
     """
 
     round: int
@@ -95,6 +97,7 @@ class RoundStats:
     elapsed_s: float
     deadline_s: float
     workers: tuple[WorkerStats, ...]
+    others: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ class Options:
     mtu: int = 1500
     rate_bps: float | None = None
     grace_s: float = 0.0003
-    quiet_s: float = 0.02
+    quiet_s: float = 0.1
     silence_s: float = 0.5
     give_up_s: float = 600.0
 

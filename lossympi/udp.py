@@ -132,7 +132,12 @@ class UdpServer:
 
     def _stats(self, round: int, closed: Closed, policy: ClosePolicy) -> RoundStats:
         before, self._counters = self._counters, self._endpoint.counters()
-        self._rate.observe(self._counters[-1]["overflow"] - before[-1]["overflow"])
+        others = {
+            reason: count - before[-1].get(reason, 0)
+            for reason, count in self._counters[-1].items()
+            if count > before[-1].get(reason, 0)
+        }
+        self._rate.observe(others.get("overflow", 0))
         delivered_n = delivered_share(
             closed.arrived_nc, self.dim, self._options.floats_per_datagram
         )

@@ -23,6 +23,7 @@ bool CloseRule::IsSettled(const Row& row) const { return !std::isnan(row.settled
 void CloseRule::Heard(int row, double now, uint32_t missing) {
   Row& r = rows_[row];
   Settle(r, now);  // it may have been quiet for long enough before this came
+  if (!r.ended && r.missing > 0) r.settled_at = kNot;  // if so it was only interrupted
   r.begun = true;
   r.missing = missing;
   r.last_at = now;

@@ -16,7 +16,8 @@ struct ClosePolicy {
   std::vector<bool> live;  // [num_rows]
 };
 
-// A row that is settled stays so: what still comes for it only puts off the early close.
+// A row that was quiet for long enough is settled until something comes for it again; any other
+// that is settled stays so, and what still comes for it only puts off the early close.
 class CloseRule {
  public:
   enum class Reason { kOpen, kComplete, kEarly, kDeadline };

@@ -24,7 +24,6 @@ bool Protocol::Handle(const uint8_t* data, size_t size, double now) {
   const Verdict verdict = Judge(data, size, now, &row);
   ++(row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)];
   if (verdict == Verdict::kAccepted) {
-    peers_[row].heard = true;
     if (outbox_ != nullptr) outbox_->Heard(row, now);
   }
   return changed_;
@@ -60,6 +59,7 @@ Verdict Protocol::HandleData(int row, const Header& header, const uint8_t* paylo
   if (verdict != Verdict::kAccepted) return verdict;
   const uint32_t missing = assembler_.missing(row);
   if (shape_.is_server()) {
+    peers_[row].heard = true;
     rule_->Heard(row, now, missing);
   } else if (missing == 0) {
     whole_round_ = header.round;
@@ -125,6 +125,7 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
       granted_kbps_ = header.seq;
       break;
     case Kind::kReady:
+      peer.heard = true;
       if (rule_ && header.round == assembler_.round()) {
         Send(row, Kind::kGrant, header.round, rate_kbps_);
       } else if (header.round <= assembler_.closed_round()) {
@@ -161,6 +162,7 @@ Verdict Protocol::HandleEnd(int row, const Header& header, double now) {
     return Verdict::kAccepted;
   }
   const bool all_sent = header.seq > 0;
+  peers_[row].heard = true;
   if (shape_.is_server() && all_sent) rule_->Ended(row, now);
   if (!repairs_) return Verdict::kAccepted;
   if (!shape_.is_server() || rule_->IsShort(row)) {
@@ -186,7 +188,6 @@ void Protocol::SendNack(int row, double now) {
 
 void Protocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
                          uint32_t rate_kbps, double now) {
-  for (Peer& peer : peers_) peer.heard = false;
   closed_.reset();
   assembler_.Open(round, stack);
   rule_.emplace(policy, shape_.cut.NumDatagrams(), now);
@@ -215,6 +216,7 @@ bool Protocol::Tick(double now) {
     closed_->arrived.insert(closed_->arrived.end(), arrived, arrived + shape_.cut.NumDatagrams());
     closed_->heard.push_back(peers_[row].heard);
     closed_->settled.push_back(rule_->settled_at(row) - rule_->opened_at());
+    peers_[row].heard = false;
     if (assembler_.missing(row) > 0) Send(row, Kind::kDone, round);
   }
   assembler_.Close(round);

@@ -100,7 +100,7 @@ class Protocol {
   struct Peer {
     uint64_t last_control = 0;  // counter of the last control datagram that was accepted
     Counts counts{};
-    bool heard = false;  // since the round was opened
+    bool heard = false;  // DATA, END or READY, since the round before was closed
     double nacked_at = -1;
     size_t longest_echo = 0;  // datagram
   };

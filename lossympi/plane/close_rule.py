@@ -8,7 +8,8 @@ from lossympi.endpoint import ClosePolicy
 class CloseRule:
     """Told what comes in, says when it is enough.
 
-    A row that is settled stays so: what still comes for it only puts off the early close.
+    A row that was quiet for long enough is settled until something comes for it again; any other
+    that is settled stays so, and what still comes for it only puts off the early close.
 
     Args:
       policy: the rule's numbers.
@@ -46,6 +47,8 @@ class CloseRule:
         """
         before = self._stage(row)
         self._settle(row, now)  # it may have been quiet for long enough before this came
+        if not self._has_ended[row] and self._missing[row] > 0:
+            self.settled_s[row] = math.nan  # if so it was only interrupted
         self._last[row] = now
         self._missing[row] = missing
         self._settle(row, now)

