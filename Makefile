@@ -14,7 +14,7 @@ QUIETLY := @scripts/quietly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels lint format bench bench-lossympi sanitize package clean
+.PHONY: help install demo test test-kernels lint format bench bench-lossympi sanitize fuzz package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -48,9 +48,13 @@ bench: install ## time the rules against tf.reduce_mean, over n and d; some minu
 bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 6 minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m experiments.transport
 
-sanitize: ## run the kernels under AddressSanitizer and UBSan, for each instruction set; some minutes
+sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; some minutes
+	scripts/sanitize-lossympi
 	scripts/native-test kernels_test "$(ISAS)" -O1 -g -fsanitize=address,undefined \
 	  -fno-sanitize-recover=all
+
+fuzz: ## feed LossyMPI's protocol with ten million hostile inputs; 5 to 15 minutes
+	scripts/fuzz-lossympi 10000000
 
 package: install ## build an sdist, install from it into a clean folder and try it there
 	scripts/check-package $(BIN)/python

@@ -1,10 +1,15 @@
 // lossympi._core: the data plane for Python. endpoint.py tells what an Endpoint does; the rest is
 // the core, for the tests that compare it with its twin in plane/.
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
-#include <cmath>
+#include <climits>
+#include <cstdint>
+#include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -12,6 +17,7 @@
 #include "lossympi/core/assembler.h"
 #include "lossympi/core/close_rule.h"
 #include "lossympi/core/drop.h"
+#include "lossympi/core/outbox.h"
 #include "lossympi/core/pacer.h"
 #include "lossympi/core/packet.h"
 #include "lossympi/io/cipher.h"
@@ -29,7 +35,8 @@ Wire WireOf(const std::string& name) {
   if (name == "float32") return Wire::kFloat32;
   if (name == "float16") return Wire::kFloat16;
   if (name == "bfloat16") return Wire::kBfloat16;
-  throw std::invalid_argument("a wire type is float32, float16 or bfloat16; got '" + name + "'");
+  throw std::invalid_argument("wire must be one of float32, float16, bfloat16, got '" + name +
+                              "'. Pass one.");
 }
 
 const char* NameOf(CloseRule::Reason reason) {
@@ -37,18 +44,24 @@ const char* NameOf(CloseRule::Reason reason) {
   return kNames[static_cast<int>(reason)];
 }
 
-// Of exactly this shape and dtype: a copy would not be what the caller holds.
-const float* DataOf(const py::array& array, const std::vector<py::ssize_t>& shape) {
-  bool fits = py::isinstance<Floats>(array) && array.ndim() == static_cast<int>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = array.shape(i) == shape[i];
-  if (!fits)
-    throw std::invalid_argument("an array must be float32, in C order, of the link's shape");
+// Of exactly this shape and dtype, in C order: a copy would not be what the caller holds.
+const float* DataOf(const char* name, const py::array& array, const py::tuple& shape) {
+  py::module_::import("lossympi.link")
+      .attr("check_array")(name, array, py::dtype::of<float>(), shape);
+  if ((array.flags() & py::array::c_style) == 0) {
+    throw std::invalid_argument(std::string(name) +
+                                " must be in C order. Pass it through np.ascontiguousarray.");
+  }
   return static_cast<const float*>(array.data());
 }
 
-float* WriteableDataOf(const py::array& array, const std::vector<py::ssize_t>& shape) {
-  if (!array.writeable()) throw std::invalid_argument("the stack must be writeable");
-  return const_cast<float*>(DataOf(array, shape));
+float* WriteableDataOf(const char* name, const py::array& array, const py::tuple& shape) {
+  const float* data = DataOf(name, array, shape);
+  if (!array.writeable()) {
+    throw std::invalid_argument(std::string(name) +
+                                " must be writeable. Allocate it with np.empty.");
+  }
+  return const_cast<float*>(data);
 }
 
 Bools BoolsOf(const std::vector<uint8_t>& bytes, std::vector<py::ssize_t> shape) {
@@ -58,53 +71,103 @@ Bools BoolsOf(const std::vector<uint8_t>& bytes, std::vector<py::ssize_t> shape)
   return array;
 }
 
-void CheckPositive(double seconds, const char* what) {
-  if (!(seconds >= 0)) throw std::invalid_argument(std::string(what) + " must be >= 0 seconds");
+void CheckSeconds(const char* name, double seconds) {
+  if (seconds >= 0) return;
+  throw std::invalid_argument(std::string(name) + " must be at least 0 seconds, got " +
+                              std::to_string(seconds) + ". Pass a longer time.");
+}
+
+void CheckMaxLoss(double max_loss) {
+  if (max_loss >= 0 && max_loss <= 1) return;
+  throw std::invalid_argument("max_loss must be in 0..1, got " + std::to_string(max_loss) +
+                              ". Pass a share.");
+}
+
+// An int in low..high, whatever its size is.
+uint64_t NumberIn(const char* name, const py::object& value, uint64_t low, uint64_t high) {
+  if (py::int_(low) <= value && value <= py::int_(high)) return py::int_(value).cast<uint64_t>();
+  throw std::invalid_argument(std::string(name) + " must be in " + std::to_string(low) + ".." +
+                              std::to_string(high) + ", got " + py::str(value).cast<std::string>() +
+                              ". Change it.");
+}
+uint32_t RateOf(const py::object& kbps) {
+  return static_cast<uint32_t>(NumberIn("rate_kbps", kbps, 1, 0xffffffff));
+}
+uint64_t RoundOf(const py::object& round) { return NumberIn("round", round, 1, UINT64_MAX); }
+
+// Runs f, which takes Python's lock. Until Python 3.14 whoever does so while the interpreter ends
+// has its thread ended, by an unwinding that pybind11's destructors cannot take part in: they would
+// end the process. So the thread waits for that end here, as it does from 3.14 on.
+template <typename F>
+void TakingGil(F f) {
+  try {
+    f();
+  } catch (abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+}
+
+template <typename F>
+auto WithoutGil(F f) {
+  std::exception_ptr error;
+  decltype(f()) result{};
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    result = f();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  TakingGil([state] { PyEval_RestoreThread(state); });
+  if (error) std::rethrow_exception(error);
+  return result;
 }
 
 // Lets Ctrl-C end a wait.
 void CheckSignals() {
-  py::gil_scoped_acquire gil;
+  std::optional<py::gil_scoped_acquire> gil;
+  TakingGil([&gil] { gil.emplace(); });
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
 ClosePolicy PolicyOf(const py::object& policy, size_t num_rows) {
-  ClosePolicy p{
-      policy.attr("deadline_s").cast<double>(), policy.attr("grace_s").cast<double>(),
-      policy.attr("quiet_s").cast<double>(),    policy.attr("max_loss").cast<double>(),
-      policy.attr("quorum").cast<int>(),        policy.attr("live_n").cast<std::vector<bool>>()};
-  CheckPositive(p.deadline, "deadline_s");
-  CheckPositive(p.grace, "grace_s");
-  CheckPositive(p.quiet, "quiet_s");
-  if (!(p.max_loss >= 0 && p.max_loss <= 1)) throw std::invalid_argument("max_loss is in 0..1");
-  if (p.quorum < 1) throw std::invalid_argument("quorum is at least 1");
-  if (p.live.size() != num_rows) throw std::invalid_argument("live_n has one flag a worker");
+  ClosePolicy p{policy.attr("deadline_s").cast<double>(),
+                policy.attr("grace_s").cast<double>(),
+                policy.attr("quiet_s").cast<double>(),
+                policy.attr("max_loss").cast<double>(),
+                static_cast<int>(NumberIn("quorum", policy.attr("quorum"), 1, INT_MAX)),
+                policy.attr("live_n").cast<std::vector<bool>>()};
+  CheckSeconds("deadline_s", p.deadline);
+  CheckSeconds("grace_s", p.grace);
+  CheckSeconds("quiet_s", p.quiet);
+  CheckMaxLoss(p.max_loss);
+  if (p.live.size() != num_rows) {
+    throw std::invalid_argument("live_n must have " + std::to_string(num_rows) + " values, got " +
+                                std::to_string(p.live.size()) + ". Pass one for each row.");
+  }
   return p;
 }
 
 Setup SetupOf(const py::object& s) {
-  Setup setup{s.attr("rank").cast<int>(),
-              s.attr("num_workers").cast<int>(),
-              s.attr("address").cast<std::string>(),
-              s.attr("session").cast<uint32_t>(),
-              s.attr("dim").cast<int64_t>(),
-              WireOf(s.attr("wire").cast<std::string>()),
-              s.attr("mtu").cast<int64_t>(),
-              SuiteOf(s.attr("cipher").cast<std::string>()),
-              s.attr("drop").cast<double>(),
-              s.attr("drop_seed").cast<uint64_t>(),
-              s.attr("receive_buffer").cast<int>()};
-  if (setup.num_workers < 1 || setup.rank < 0 || setup.rank > setup.num_workers ||
-      setup.num_workers > 65535) {
-    throw std::invalid_argument("ranks are 0..num_workers, of at most 65535 workers");
+  const auto number = [&s](const char* name, uint64_t low, uint64_t high) {
+    return NumberIn(name, s.attr(name), low, high);
+  };
+  Setup setup;
+  setup.num_workers = static_cast<int>(number("num_workers", 1, 65535));
+  setup.rank = static_cast<int>(number("rank", 0, setup.num_workers));
+  setup.address = s.attr("address").cast<std::string>();
+  setup.session = static_cast<uint32_t>(number("session", 0, 0xffffffff));
+  // So that c fits its 32 bits whatever the MTU.
+  setup.dim = static_cast<int64_t>(number("dim", 1, uint64_t{1} << 35));
+  setup.wire = WireOf(s.attr("wire").cast<std::string>());
+  setup.mtu = static_cast<int64_t>(number("mtu", 28 + 48 + 64, 65535));
+  setup.suite = SuiteOf(s.attr("cipher").cast<std::string>());
+  setup.drop = s.attr("drop").cast<double>();
+  if (!(setup.drop >= 0 && setup.drop <= 1)) {
+    throw std::invalid_argument("drop must be in 0..1, got " + std::to_string(setup.drop) +
+                                ". Pass a probability.");
   }
-  if (setup.dim < 1 || setup.dim > int64_t{1} << 31) {
-    throw std::invalid_argument("dim is in 1..2^31");
-  }
-  if (setup.mtu < 28 + 48 + 64 || setup.mtu > 65535) {
-    throw std::invalid_argument("mtu is in 140..65535 bytes");
-  }
-  if (!(setup.drop >= 0 && setup.drop <= 1)) throw std::invalid_argument("drop is in 0..1");
+  setup.drop_seed = (py::int_(s.attr("drop_seed")) & py::int_(UINT64_MAX)).cast<uint64_t>();
+  setup.receive_buffer = static_cast<int>(number("receive_buffer", 1, INT_MAX));
   return setup;
 }
 
@@ -115,28 +178,16 @@ class PyEndpoint {
   Endpoint& get() { return endpoint_; }
   const Setup& setup() const { return endpoint_.setup(); }
 
-  void CheckServer(bool server) const {
-    if ((setup().rank == 0) != server) {
-      throw std::invalid_argument(server ? "only the server does this" : "only a worker does this");
-    }
-  }
-  void CheckRound(uint64_t round) const {
-    if (round == 0) throw std::invalid_argument("rounds start at 1");
-  }
-
-  py::object Collect(uint64_t round, const py::array& stack, const py::object& policy) {
-    CheckServer(true);
-    CheckRound(round);
+  // Arguments are judged before the state: a wrong one is wrong in any.
+  py::object Collect(const py::object& round, const py::array& stack, const py::object& policy) {
+    CheckRole("collect", true);
     const int n = setup().num_workers;
-    float* data = WriteableDataOf(stack, {n, setup().dim});
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
     const ClosePolicy p = PolicyOf(policy, n);
-    const auto rate = policy.attr("rate_kbps").cast<uint32_t>();
-    if (rate == 0) throw std::invalid_argument("rate_kbps is at least 1");
-    Closed closed;
-    {
-      py::gil_scoped_release no_gil;
-      closed = endpoint_.Collect(round, data, p, rate, CheckSignals);
-    }
+    const uint32_t rate = RateOf(policy.attr("rate_kbps"));
+    const uint64_t r = RoundOf(round);
+    const Closed closed =
+        WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, CheckSignals); });
     const auto c = static_cast<py::ssize_t>(closed.arrived.size()) / n;
     const py::array_t<double> settled(n, closed.settled.data());
     return py::module_::import("lossympi.endpoint")
@@ -144,48 +195,62 @@ class PyEndpoint {
                         BoolsOf(closed.heard, {n}), settled);
   }
 
-  bool Send(uint64_t round, const py::array& grad, double max_loss, double timeout) {
-    CheckServer(false);
-    CheckRound(round);
-    CheckPositive(timeout, "timeout_s");
-    const float* data = DataOf(grad, {setup().dim});
-    py::gil_scoped_release no_gil;
-    return endpoint_.Send(round, data, max_loss, timeout, CheckSignals);
+  bool Send(const py::object& round, const py::array& grad, double max_loss, double timeout) {
+    CheckRole("send", false);
+    const float* data = DataOf("grad_d", grad, py::make_tuple(setup().dim));
+    CheckMaxLoss(max_loss);
+    CheckSeconds("timeout_s", timeout);
+    const uint64_t r = RoundOf(round);
+    return WithoutGil([&] { return endpoint_.Send(r, data, max_loss, timeout, CheckSignals); });
   }
 
-  Bools Broadcast(uint64_t round, const py::array& params, const std::vector<bool>& to,
-                  uint32_t rate_kbps, double timeout, double silence) {
-    CheckServer(true);
-    CheckRound(round);
-    CheckPositive(timeout, "timeout_s");
-    CheckPositive(silence, "silence_s");
-    if (to.size() != static_cast<size_t>(setup().num_workers) || rate_kbps == 0) {
-      throw std::invalid_argument("to_n has one flag a worker, and rate_kbps is at least 1");
+  Bools Broadcast(const py::object& round, const py::array& params, const std::vector<bool>& to,
+                  const py::object& rate_kbps, double timeout, double silence) {
+    CheckRole("broadcast", true);
+    const int n = setup().num_workers;
+    const float* data = DataOf("params_d", params, py::make_tuple(setup().dim));
+    if (to.size() != static_cast<size_t>(n)) {
+      throw std::invalid_argument("to_n must have " + std::to_string(n) + " values, got " +
+                                  std::to_string(to.size()) + ". Pass one for each row.");
     }
-    const float* data = DataOf(params, {setup().dim});
-    std::vector<uint8_t> done;
-    {
-      py::gil_scoped_release no_gil;
-      done = endpoint_.Broadcast(round, data, to, rate_kbps, timeout, silence, CheckSignals);
-    }
-    return BoolsOf(done, {setup().num_workers});
+    const uint32_t rate = RateOf(rate_kbps);
+    CheckSeconds("timeout_s", timeout);
+    CheckSeconds("silence_s", silence);
+    const uint64_t r = RoundOf(round);
+    const std::vector<uint8_t> done = WithoutGil(
+        [&] { return endpoint_.Broadcast(r, data, to, rate, timeout, silence, CheckSignals); });
+    return BoolsOf(done, {n});
   }
 
   // `self` is kept alive by the array, whose memory is the endpoint's.
-  static py::object Receive(const py::object& self, uint64_t round, double timeout) {
+  static py::object Receive(const py::object& self, const py::object& round, double timeout) {
     auto& endpoint = self.cast<PyEndpoint&>();
-    endpoint.CheckServer(false);
-    endpoint.CheckRound(round);
-    CheckPositive(timeout, "timeout_s");
-    uint64_t of = 0;
-    {
-      py::gil_scoped_release no_gil;
-      of = endpoint.endpoint_.Receive(round, timeout, CheckSignals);
-    }
-    if (of == 0) return py::none();
-    Floats model(endpoint.setup().dim, endpoint.endpoint_.model(), self);
-    model.attr("setflags")(py::arg("write") = false);
-    return py::make_tuple(of, model);
+    endpoint.CheckRole("receive", false);
+    CheckSeconds("timeout_s", timeout);
+    const uint64_t r = RoundOf(round);
+    const Endpoint::Model model =
+        WithoutGil([&] { return endpoint.endpoint_.Receive(r, timeout, CheckSignals); });
+    if (model.round == 0) return py::none();
+    Floats params(endpoint.setup().dim, model.params, self);
+    params.attr("setflags")(py::arg("write") = false);
+    return py::make_tuple(model.round, params);
+  }
+
+  py::object Probe(double timeout) {
+    CheckSeconds("timeout_s", timeout);
+    return py::cast(WithoutGil([&] { return endpoint_.Probe(timeout, CheckSignals); }));
+  }
+
+  bool ServerLeft() {
+    CheckRole("server_left", false);
+    return endpoint_.server_left();
+  }
+
+  void Close() {
+    WithoutGil([&] {
+      endpoint_.Close();
+      return true;
+    });
   }
 
   py::dict Counters() {
@@ -206,6 +271,13 @@ class PyEndpoint {
   }
 
  private:
+  void CheckRole(const char* verb, bool server) const {
+    if ((setup().rank == 0) == server) return;
+    throw std::invalid_argument(std::string(verb) + " is for " +
+                                (server ? "the server" : "a worker") + "; this is rank " +
+                                std::to_string(setup().rank) + ".");
+  }
+
   Endpoint endpoint_;
 };
 
@@ -213,14 +285,17 @@ class PyEndpoint {
 class PyAssembler {
  public:
   PyAssembler(int64_t dim, int num_rows, int64_t floats, const std::string& wire)
-      : assembler_(Checked(num_rows), Cut{dim, floats, WireOf(wire)}), num_rows_(num_rows) {}
+      : assembler_(AtLeast1(num_rows), Cut{AtLeast1(dim), AtLeast1(floats), WireOf(wire)}),
+        num_rows_(num_rows) {}
 
   void Open(uint64_t round, const py::array& rows) {
-    assembler_.Open(round, WriteableDataOf(rows, {num_rows_, assembler_.cut().dim}));
+    if (round <= assembler_.newest_round()) throw std::invalid_argument("rounds must increase");
+    const py::tuple shape = py::make_tuple(num_rows_, assembler_.cut().dim);
+    assembler_.Open(round, WriteableDataOf("rows", rows, shape));
     rows_ = rows;
   }
-  void Close(uint64_t round) {
-    assembler_.Close(round);
+  void Close() {
+    if (assembler_.is_open()) assembler_.Close(assembler_.round());
     rows_ = py::none();
   }
   std::string Accept(int row, uint64_t round, uint32_t seq, uint32_t total,
@@ -237,9 +312,10 @@ class PyAssembler {
   }
 
  private:
-  static int Checked(int num_rows) {
-    if (num_rows < 1) throw std::invalid_argument("at least one row is needed");
-    return num_rows;
+  template <typename T>
+  static T AtLeast1(T number) {
+    if (number < 1) throw std::invalid_argument("numbers of rows and floats are at least 1");
+    return number;
   }
   int Row(int row) const {
     if (row < 0 || row >= num_rows_) throw py::index_error("no such row");
@@ -354,6 +430,30 @@ PYBIND11_MODULE(_core, m) {
            })
       .def("settled_at", &CloseRule::settled_at);
 
+  py::class_<Outbox>(m, "Outbox")
+      .def(py::init<std::vector<int>, uint32_t, size_t, bool, double, double>())
+      .def("nacked", &Outbox::Nacked)
+      .def("done", &Outbox::Done)
+      .def("leave", &Outbox::Leave)
+      .def("heard", &Outbox::Heard)
+      .def("take_back", &Outbox::TakeBack)
+      .def("is_finished", &Outbox::is_finished)
+      .def("is_done", &Outbox::is_done)
+      .def("all_sent", &Outbox::all_sent)
+      .def("next", [](Outbox& outbox, double now) -> py::object {
+        const Outbox::Action& action = outbox.Next(now);
+        switch (action.what) {
+          case Outbox::What::kSend:
+            return py::make_tuple("send", action.row, action.seqs);
+          case Outbox::What::kEnd:
+            return py::make_tuple("end", action.row, action.num_ends);
+          case Outbox::What::kWait:
+            return py::make_tuple("wait", action.wake_at);
+          default:
+            return py::make_tuple("finished");
+        }
+      });
+
   using namespace py::literals;
   py::class_<PyEndpoint>(m, "Endpoint")
       .def(py::init<py::object>(), "setup"_a)
@@ -366,24 +466,15 @@ PYBIND11_MODULE(_core, m) {
           },
           "rank"_a, "address"_a, "port"_a, "send_key"_a, "receive_key"_a)
       .def("start", [](PyEndpoint& e) { e.get().Start(); })
-      .def(
-          "probe",
-          [](PyEndpoint& e, double timeout) {
-            py::gil_scoped_release no_gil;
-            return e.get().Probe(timeout, CheckSignals);
-          },
-          "timeout_s"_a)
+      .def("probe", &PyEndpoint::Probe, "timeout_s"_a)
       .def("collect", &PyEndpoint::Collect, "round"_a, "stack_nd"_a, "policy"_a)
       .def("send", &PyEndpoint::Send, "round"_a, "grad_d"_a, "max_loss"_a, "timeout_s"_a)
       .def("broadcast", &PyEndpoint::Broadcast, "round"_a, "params_d"_a, "to_n"_a, "rate_kbps"_a,
            "timeout_s"_a, "silence_s"_a)
       .def("receive", &PyEndpoint::Receive, "round"_a, "timeout_s"_a)
       .def("counters", &PyEndpoint::Counters)
-      .def("server_left", [](PyEndpoint& e) { return e.get().server_left(); })
-      .def("close", [](PyEndpoint& e) {
-        py::gil_scoped_release no_gil;
-        e.get().Close();
-      });
+      .def("server_left", &PyEndpoint::ServerLeft)
+      .def("close", &PyEndpoint::Close);
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ class Closed:
       reason: "complete", "early" or "deadline".
       elapsed_s: from the opening to the close.
       arrived_nc: bool [n, c], which datagrams are in the stack.
-      heard_n: bool [n], from whom DATA, END or READY was accepted since the round before was closed.
+      heard_n: bool [n], from whom DATA, END or READY was accepted since the last close before.
       settled_s_n: float64 [n], when each row was settled, NaN where it was not.
     """
 

@@ -8,11 +8,12 @@ Assembler::Assembler(int num_rows, Cut cut)
     : num_rows_(num_rows),
       cut_(cut),
       arrived_(size_t{cut.NumDatagrams()} * num_rows),
-      missing_(num_rows) {}
+      missing_(num_rows, cut.NumDatagrams()) {}
 
 void Assembler::Open(uint64_t round, float* rows) {
   rows_ = rows;
   round_ = round;
+  closed_round_ = round - 1;
   std::fill(arrived_.begin(), arrived_.end(), 0);
   std::fill(missing_.begin(), missing_.end(), cut_.NumDatagrams());
 }

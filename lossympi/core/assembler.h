@@ -16,7 +16,8 @@ class Assembler {
  public:
   Assembler(int num_rows, Cut cut);
 
-  // Row i is rows + i * dim. They are written until Close, and never after.
+  // Row i is rows + i * dim. They are written until Close, and never after. Rounds increase; those
+  // before this one are closed from now on.
   void Open(uint64_t round, float* rows);
   // Rounds up to `round` are closed, whether they were open or not.
   void Close(uint64_t round);
@@ -31,6 +32,8 @@ class Assembler {
   bool is_open() const { return rows_ != nullptr; }
   uint64_t round() const { return round_; }  // the open one, or the last that was
   uint64_t closed_round() const { return closed_round_; }
+  // Only a round above this one may be opened.
+  uint64_t newest_round() const { return round_ > closed_round_ ? round_ : closed_round_; }
   uint32_t missing(int row) const { return missing_[row]; }
   const uint8_t* arrived(int row) const { return &arrived_[row * size_t{cut_.NumDatagrams()}]; }
   const Cut& cut() const { return cut_; }

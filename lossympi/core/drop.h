@@ -2,6 +2,7 @@
 #ifndef LOSSYMPI_CORE_DROP_H_
 #define LOSSYMPI_CORE_DROP_H_
 
+#include <cmath>
 #include <cstdint>
 
 namespace lossympi {
@@ -9,7 +10,8 @@ namespace lossympi {
 class Drop {
  public:
   Drop(double share, uint64_t seed, uint64_t rank)
-      : below_(static_cast<uint64_t>(share * (uint64_t{1} << 53))), state_((seed << 32) + rank) {}
+      : below_(static_cast<uint64_t>(std::ceil(share * (uint64_t{1} << 53)))),
+        state_((seed << 32) + rank) {}
 
   // Whether the next datagram is lost.
   bool Next() {

@@ -5,6 +5,9 @@
 #include <limits>
 
 namespace lossympi {
+namespace {
+constexpr double kNever = std::numeric_limits<double>::infinity();
+}  // namespace
 
 Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
                bool until_done, double silence, double now)
@@ -12,14 +15,15 @@ Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most
       until_done_(until_done),
       silence_(silence),
       begun_at_(now),
-      leave_at_(std::numeric_limits<double>::infinity()) {
+      leave_at_(kNever) {
   for (const int row : rows) {
     Flow flow;
     flow.row = row;
     flow.wanted.assign(num_datagrams, 1);
     flow.num_wanted = num_datagrams;
-    flow.report_at = num_datagrams / kReports + 1;
-    flow.end_at = flow.heard_at = now;
+    flow.report_at = std::max(num_datagrams / kReports, kShort);
+    flow.end_at = now;
+    flow.asked_at = kNever;
     flows_.push_back(std::move(flow));
   }
 }
@@ -33,7 +37,7 @@ Outbox::Flow* Outbox::Find(int row) {
 
 void Outbox::Nacked(int row, uint32_t seq) {
   Flow* flow = Find(row);
-  if (flow == nullptr || flow->wanted[seq]) return;
+  if (flow == nullptr || !flow->asked || flow->wanted[seq]) return;
   flow->wanted[seq] = 1;
   ++flow->num_wanted;
 }
@@ -46,8 +50,13 @@ void Outbox::Leave(int row) {
   if (Flow* flow = Find(row)) flow->finished = true;
 }
 
-void Outbox::Heard(int row, double now) {
-  if (Flow* flow = Find(row)) flow->heard_at = now;
+void Outbox::Heard(int row) {
+  if (Flow* flow = Find(row)) flow->asked_at = kNever;
+}
+
+bool Outbox::is_finished(int row) const {
+  const Flow* flow = Find(row);
+  return flow == nullptr || flow->finished;
 }
 
 bool Outbox::is_done(int row) const {
@@ -57,28 +66,28 @@ bool Outbox::is_done(int row) const {
 
 bool Outbox::all_sent(int row) const {
   const Flow* flow = Find(row);
-  return flow != nullptr && (flow->num_wanted == 0 || flow->num_ends > 0);
+  return flow != nullptr && flow->num_sent >= flow->wanted.size();
 }
 
 const Outbox::Action& Outbox::Next(double now) {
   action_.what = What::kFinished;
-  action_.wake_at = leave_at_;
   size_t num_done = 0;
   for (const Flow& flow : flows_) num_done += flow.done;
   if (2 * num_done > flows_.size() && std::isinf(leave_at_)) {
     leave_at_ = now + 3 * (now - begun_at_) + silence_;
   }
+  action_.wake_at = leave_at_;
   if (now >= leave_at_) return action_;
   for (size_t tried = 0; tried < flows_.size(); ++tried) {
     Flow& flow = flows_[turn_];
     turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
+    if (until_done_ && now >= flow.asked_at + silence_) flow.finished = true;
     if (flow.finished) continue;
     action_.row = flow.row;
-    if (until_done_ && flow.num_sent >= flow.report_at && flow.num_wanted > 0) {
-      flow.report_at += static_cast<uint32_t>(flow.wanted.size()) / kReports + 1;
-      action_.num_ends = 0;
-      action_.what = What::kEnd;
-      return action_;
+    const auto c = static_cast<uint32_t>(flow.wanted.size());
+    if (until_done_ && flow.num_sent >= flow.report_at && flow.num_sent < c) {
+      flow.report_at += std::max(c / kReports, kShort);
+      return Ask(flow, 0, now);
     }
     if (flow.num_wanted > 0) {
       TakeBurst(flow, now);
@@ -86,19 +95,25 @@ const Outbox::Action& Outbox::Next(double now) {
       return action_;
     }
     if (now >= flow.end_at) {
-      if (until_done_ ? now > flow.heard_at + silence_ : flow.ends_now == kEnds) {
+      if (!until_done_ && flow.ends_now == kEnds) {
         flow.finished = true;
         continue;
       }
       ++flow.ends_now;
       flow.end_at = now + Pause(flow.ends_now);
-      action_.num_ends = ++flow.num_ends;
-      action_.what = What::kEnd;
-      return action_;
+      return Ask(flow, ++flow.num_ends, now);
     }
     action_.what = What::kWait;
-    action_.wake_at = std::min(action_.wake_at, flow.end_at);
+    action_.wake_at = std::min({action_.wake_at, flow.end_at, flow.asked_at + silence_});
   }
+  return action_;
+}
+
+const Outbox::Action& Outbox::Ask(Flow& flow, uint32_t num_ends, double now) {
+  flow.asked = true;
+  flow.asked_at = std::min(flow.asked_at, now);
+  action_.num_ends = num_ends;
+  action_.what = What::kEnd;
   return action_;
 }
 
@@ -109,18 +124,28 @@ double Outbox::Pause(int num_ends) const {
   return std::min(kEndFirst * std::exp2(num_ends - kEnds), kEndLast);
 }
 
+void Outbox::TakeBack() {
+  Flow& flow = *Find(action_.row);
+  for (const uint32_t seq : action_.seqs) {
+    flow.num_wanted += flow.wanted[seq] == 0;  // it may have been NACKed since
+    flow.wanted[seq] = 1;
+  }
+  flow.num_sent -= static_cast<uint32_t>(action_.seqs.size());
+}
+
 void Outbox::TakeBurst(Flow& flow, double now) {
   action_.seqs.clear();
   const auto c = static_cast<uint32_t>(flow.wanted.size());
   while (action_.seqs.size() < most_at_once_ && flow.num_wanted > 0) {
     const uint32_t seq = flow.next;
     flow.next = seq + 1 < c ? seq + 1 : 0;
-    if (!flow.wanted[seq]) continue;
-    flow.wanted[seq] = 0;
-    --flow.num_wanted;
-    ++flow.num_sent;
-    action_.seqs.push_back(seq);
-    if (seq + 1 == c) break;
+    if (flow.wanted[seq]) {
+      flow.wanted[seq] = 0;
+      --flow.num_wanted;
+      ++flow.num_sent;
+      action_.seqs.push_back(seq);
+    }
+    if (seq + 1 == c && !action_.seqs.empty()) break;
   }
   if (flow.num_wanted == 0) {
     flow.ends_now = 0;

@@ -16,21 +16,21 @@ class Outbox {
   static constexpr int kEnds = 3;
   static constexpr double kThirdAfter = 0.0004;
   static constexpr double kEndFirst = 0.002, kEndLast = 0.050;
-  // Meanwhile END asks for a report so many times, so that most of what is lost is on its way again
-  // before the last datagram has left.
-  static constexpr uint32_t kReports = 4;
+  // Meanwhile, in the first pass, END asks for a report after each quarter of a vector that is not
+  // short: most of what is lost is on its way again before the last datagram has left.
+  static constexpr uint32_t kReports = 4, kShort = 64;
 
   // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. With `until_done`
-  // what is NACKed is sent again until the row is Done or was not Heard for `silence`. Once most
-  // rows are Done, t after the start, the others have until 4 t + silence: a worker that never has
-  // enough must not hold up the others for long.
+  // what is NACKed is sent again until the row is Done, or not Heard for `silence` after an END.
+  // Once most rows are Done, t after the start, the others have until 4 t + silence: a worker that
+  // never has enough must not hold up the others for long.
   Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once, bool until_done,
          double silence, double now);
 
-  void Nacked(int row, uint32_t seq);
+  void Nacked(int row, uint32_t seq);  // ignored before an END, which alone is answered
   void Done(int row);
   void Leave(int row);  // it will not answer any more
-  void Heard(int row, double now);
+  void Heard(int row);
 
   enum class What { kSend, kEnd, kWait, kFinished };
   struct Action {
@@ -43,9 +43,11 @@ class Outbox {
   // What to do now; it is taken to be done. The action is valid until the next call. Rows take
   // turns.
   const Action& Next(double now);
+  void TakeBack();  // what the last kSend told to send has not been sent
 
-  bool is_done(int row) const;   // false for a row that is not served
-  bool all_sent(int row) const;  // each datagram at least once
+  bool is_finished(int row) const;  // nothing more is sent to it; true for a row not served
+  bool is_done(int row) const;      // false for a row that is not served
+  bool all_sent(int row) const;     // each datagram at least once
 
  private:
   struct Flow {
@@ -58,14 +60,16 @@ class Outbox {
     uint32_t num_ends = 0;   // in all
     int ends_now = 0;        // since datagrams were sent last
     double end_at;           // when the next END is due
-    double heard_at;
-    bool finished = false;  // nothing is sent any more
-    bool done = false;      // because the row said so
+    bool asked = false;      // an END was sent, for whatever reason
+    double asked_at;         // the first since the row was heard; infinity for none
+    bool finished = false;   // nothing is sent any more
+    bool done = false;       // because the row said so
   };
   Flow* Find(int row);
   const Flow* Find(int row) const { return const_cast<Outbox*>(this)->Find(row); }
   double Pause(int num_ends) const;
   void TakeBurst(Flow& flow, double now);
+  const Action& Ask(Flow& flow, uint32_t num_ends, double now);
 
   const size_t most_at_once_;
   const bool until_done_;

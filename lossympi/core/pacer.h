@@ -3,6 +3,7 @@
 #define LOSSYMPI_CORE_PACER_H_
 
 #include <algorithm>
+#include <limits>
 
 namespace lossympi {
 
@@ -24,7 +25,7 @@ class Pacer {
 
  private:
   double bytes_per_s_;
-  double next_ = 0;
+  double next_ = -std::numeric_limits<double>::infinity();
 };
 
 }  // namespace lossympi

@@ -74,6 +74,7 @@ struct Cut {
     const int64_t left = dim - seq * floats;
     return left < floats ? left : floats;
   }
+  size_t FullPayload() const { return static_cast<size_t>(floats) * BytesOf(wire); }
   size_t PayloadOf(uint32_t seq) const {
     return static_cast<size_t>(FloatsOf(seq)) * BytesOf(wire);
   }

@@ -24,7 +24,7 @@ bool Protocol::Handle(const uint8_t* data, size_t size, double now) {
   const Verdict verdict = Judge(data, size, now, &row);
   ++(row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)];
   if (verdict == Verdict::kAccepted) {
-    if (outbox_ != nullptr) outbox_->Heard(row, now);
+    if (outbox_ != nullptr) outbox_->Heard(row);
   }
   return changed_;
 }
@@ -94,7 +94,7 @@ bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size
     case Kind::kEnd:
       return of_round && header.total == c && bare;
     case Kind::kNack:
-      return of_round && header.total == c &&
+      return of_round && header.total == c && bytes <= shape_.cut.FullPayload() &&
              ReadNack(header.seq, payload, bytes, c, [](uint32_t) {});
     case Kind::kDone:
       return of_round && plain;
@@ -144,7 +144,7 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
       if (outbox_ != nullptr && header.round >= outbox_round_) outbox_->Done(row);
       break;
     case Kind::kBye:
-      server_left_ = !shape_.is_server();
+      peer.left = true;
       if (outbox_ != nullptr) outbox_->Leave(row);
       break;
     default:
@@ -157,17 +157,17 @@ Verdict Protocol::HandleEnd(int row, const Header& header, double now) {
   if (!shape_.is_server()) FollowServer(header.round);
   const Verdict in_time = assembler_.InTime(header.round);
   if (in_time == Verdict::kEarly) return in_time;
+  peers_[row].heard = true;
   if (in_time == Verdict::kLate) {  // the DONE that ended it may have been lost
     if (repairs_) Send(row, Kind::kDone, assembler_.closed_round());
     return Verdict::kAccepted;
   }
   const bool all_sent = header.seq > 0;
-  peers_[row].heard = true;
   if (shape_.is_server() && all_sent) rule_->Ended(row, now);
   if (!repairs_) return Verdict::kAccepted;
   if (!shape_.is_server() || rule_->IsShort(row)) {
     SendNack(row, now);
-  } else {
+  } else if (all_sent || assembler_.missing(row) == 0) {  // more may be on its way
     Send(row, Kind::kDone, header.round);
   }
   return Verdict::kAccepted;
@@ -178,7 +178,7 @@ void Protocol::SendNack(int row, double now) {
   if (now < peer.nacked_at + kNackEvery) return;
   peer.nacked_at = now;
   const uint32_t c = shape_.cut.NumDatagrams();
-  for (const Nack& nack : NacksOf(assembler_.arrived(row), c, shape_.cut.PayloadOf(0))) {
+  for (const Nack& nack : NacksOf(assembler_.arrived(row), c, shape_.cut.FullPayload())) {
     surroundings_->Reply(row, Kind::kNack, assembler_.round(), nack.first, c, nack.bitmap.data(),
                          nack.bitmap.size());
   }
@@ -234,6 +234,13 @@ void Protocol::TakeModel() {
 void Protocol::SetOutbox(Outbox* outbox, uint64_t round) {
   outbox_ = outbox;
   outbox_round_ = round;
+  for (size_t row = 0; outbox != nullptr && row < peers_.size(); ++row) {
+    if (peers_[row].left) outbox->Leave(static_cast<int>(row));
+  }
+}
+
+void Protocol::ForgetEchoes() {
+  for (Peer& peer : peers_) peer.longest_echo = 0;
 }
 
 }  // namespace lossympi

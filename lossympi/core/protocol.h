@@ -67,6 +67,7 @@ class Protocol {
   void OpenRound(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
                  double now);
   void AbandonRound();
+  uint64_t newest_round() const { return assembler_.newest_round(); }  // the next is above it
   // When to call Tick if nothing arrives before.
   double wake_at(double now);
   // Closes the round if it is time; returns whether it did.
@@ -78,10 +79,10 @@ class Protocol {
   bool IsGranted(uint64_t round) const { return granted_round_ == round; }
   // Whether the server wants nothing of this round any more, or has left.
   bool IsOver(uint64_t round) const {
-    return granted_round_ > round || done_round_ >= round || server_left_;
+    return granted_round_ > round || done_round_ >= round || server_left();
   }
   uint32_t granted_kbps() const { return granted_kbps_; }
-  bool server_left() const { return server_left_; }
+  bool server_left() const { return !shape_.is_server() && peers_[0].left; }
   uint64_t whole_round() const { return whole_round_; }  // of a model that can be taken, or 0
   // Takes that model: it stays as it is until the next is taken.
   void TakeModel();
@@ -93,7 +94,8 @@ class Protocol {
   void SetOutbox(Outbox* outbox, uint64_t round);
   const Counts& counts(int row) const { return peers_[row].counts; }
   const Counts& counts_of_nobody() const { return of_nobody_; }
-  size_t longest_echo(int row) const { return peers_[row].longest_echo; }
+  void ForgetEchoes();
+  size_t longest_echo(int row) const { return peers_[row].longest_echo; }  // 0: none
   uint32_t missing(int row) const { return assembler_.missing(row); }
 
  private:
@@ -103,6 +105,7 @@ class Protocol {
     bool heard = false;  // DATA, END or READY, since the round before was closed
     double nacked_at = -1;
     size_t longest_echo = 0;  // datagram
+    bool left = false;        // it has said BYE
   };
 
   Verdict Judge(const uint8_t* data, size_t size, double now, int* row);
@@ -137,7 +140,6 @@ class Protocol {
   uint64_t done_round_ = 0;
   uint64_t granted_round_ = 0;
   uint32_t granted_kbps_ = 0;
-  bool server_left_ = false;
 
   Outbox* outbox_ = nullptr;
   uint64_t outbox_round_ = 0;

@@ -47,8 +47,8 @@ Suite SuiteOf(const std::string& name) {
   if (name == "none") return Suite::kNone;
   if (name == "aes256gcm") return Suite::kAes256Gcm;
   if (name == "chacha20poly1305") return Suite::kChaCha20Poly1305;
-  throw std::invalid_argument("a cipher is aes256gcm, chacha20poly1305 or none; got '" + name +
-                              "'");
+  throw std::invalid_argument("cipher must be one of aes256gcm, chacha20poly1305, none, got '" +
+                              name + "'. Pass one.");
 }
 
 KeyPair NewKeyPair() {
@@ -62,14 +62,17 @@ SessionKeys AgreeOnKeys(const KeyPair& own, const std::string& peer_public_key, 
   if (own.public_key.size() != crypto_kx_PUBLICKEYBYTES ||
       own.secret_key.size() != crypto_kx_SECRETKEYBYTES ||
       peer_public_key.size() != crypto_kx_PUBLICKEYBYTES) {
-    throw std::invalid_argument("public and secret keys have 32 bytes");
+    throw std::invalid_argument(
+        "public and secret keys must have 32 bytes. Pass what key_pair returned.");
   }
   SessionKeys keys{std::string(crypto_kx_SESSIONKEYBYTES, 0),
                    std::string(crypto_kx_SESSIONKEYBYTES, 0)};
   const auto agree = server ? crypto_kx_server_session_keys : crypto_kx_client_session_keys;
   if (agree(Bytes(keys.receive_key), Bytes(keys.send_key), Bytes(own.public_key),
             Bytes(own.secret_key), Bytes(peer_public_key)) != 0) {
-    throw std::invalid_argument("a peer's public key is not acceptable: it is of small order");
+    throw std::invalid_argument(
+        "the peer's public key must be a point of Curve25519 of large order. Pass what the peer's "
+        "key_pair returned.");
   }
   return keys;
 }
@@ -79,8 +82,9 @@ Key::Key(Suite suite, const std::string& bytes)
   Initialize();
   const size_t needed = suite == Suite::kNone ? 0 : 32;
   if (bytes.size() != needed) {
-    throw std::invalid_argument("a key of this cipher has " + std::to_string(needed) +
-                                " bytes; got " + std::to_string(bytes.size()));
+    throw std::invalid_argument("the cipher needs a key of " + std::to_string(needed) +
+                                " bytes, got " + std::to_string(bytes.size()) +
+                                ". Pass what session_keys returned, or b'' without a cipher.");
   }
   const uint8_t* raw = Bytes(bytes);
   if (suite == Suite::kAes256Gcm) {

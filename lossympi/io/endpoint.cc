@@ -23,6 +23,7 @@ constexpr size_t kIpBytes = 28;      // the headers of IPv4 and UDP
 constexpr size_t kShortProbe = 100;  // bytes of an IP packet
 constexpr int kByes = 3;
 constexpr double kInterruptEvery = 0.1;
+constexpr double kLongSleep = 0.002;
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 void SleepUntil(double time) {
@@ -56,41 +57,80 @@ Endpoint::Endpoint(const Setup& setup)
 
 Endpoint::~Endpoint() { Close(); }
 
+class Endpoint::Verb {
+ public:
+  explicit Verb(Endpoint* endpoint) : lock(endpoint->mutex_), endpoint_(endpoint) {
+    endpoint->CheckRunning();
+    if (endpoint->is_busy_) {
+      throw std::invalid_argument(
+          "an endpoint does one thing at a time, and another thread waits in it. Wait for that.");
+    }
+    endpoint->is_busy_ = true;
+  }
+  ~Verb() {
+    if (!lock.owns_lock()) lock.lock();
+    endpoint_->is_busy_ = false;
+    endpoint_->CloseSocketIfUnused();
+  }
+  Verb(const Verb&) = delete;
+  Verb& operator=(const Verb&) = delete;
+
+  Lock lock;
+
+ private:
+  Endpoint* const endpoint_;
+};
+
 void Endpoint::AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
                        const std::string& receive_key) {
   const int row = shape_.RowOf(rank);
   if (row < 0 || row >= shape_.num_peers()) {
-    throw std::invalid_argument("rank " + std::to_string(rank) + " is no peer of rank " +
-                                std::to_string(setup_.rank));
+    throw std::invalid_argument("rank " + std::to_string(setup_.rank) + " of " +
+                                std::to_string(setup_.num_workers) + " workers has no peer " +
+                                std::to_string(rank) +
+                                ": the server's are the workers, a worker's is the server. Add one "
+                                "of those.");
   }
-  if (thread_.joinable()) throw std::invalid_argument("add peers before start");
+  Lock lock(mutex_);
+  if (state_ != State::kNew) {
+    throw std::invalid_argument("the endpoint has been started. Add peers before.");
+  }
   peers_[row].reset(new Peer{AddressOf(address, port), Key(setup_.suite, send_key),
                              Key(setup_.suite, receive_key)});
 }
 
 void Endpoint::Start() {
-  if (closed_) throw std::invalid_argument("the endpoint is closed");
-  for (const auto& peer : peers_) {
-    if (peer == nullptr) throw std::invalid_argument("add every peer before start");
+  Lock lock(mutex_);
+  if (state_ == State::kRunning) {
+    throw std::invalid_argument("the endpoint has been started. Start it once.");
   }
-  if (thread_.joinable()) throw std::invalid_argument("the endpoint has been started");
-  running_ = true;
-  thread_ = std::thread([this] { ReceiveLoop(); });
+  if (state_ != State::kNew) CheckRunning();
+  for (int row = 0; row < shape_.num_peers(); ++row) {
+    if (peers_[row] != nullptr) continue;
+    throw std::invalid_argument("an endpoint needs all its peers, and " +
+                                std::to_string(shape_.RankOf(row)) +
+                                " was not added. Add it before the start.");
+  }
+  thread_ = std::thread([this] { ReceiveLoop(); });  // it waits for the lock
+  state_ = State::kRunning;
 }
 
 void Endpoint::CheckRunning() const {
-  if (!thread_.joinable()) throw std::invalid_argument("the endpoint is closed, or not started");
+  if (state_ == State::kRunning) return;
+  throw std::invalid_argument(state_ == State::kNew ? "the endpoint was not started. Start it."
+                                                    : "the endpoint is closed. Make a new one.");
 }
 
 // ---- Receiving
 
 void Endpoint::ReceiveLoop() {
+  prctl(PR_SET_NAME, "lossympi");
   prctl(PR_SET_TIMERSLACK, 1000);  // nanoseconds; the default of 50 us would delay a close
   // Whoever computes can wait for a moment; what the kernel has no room for is lost. Needs a
   // privilege, and goes without.
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -10);
   Lock lock(mutex_);
-  while (running_) {
+  while (state_ == State::kRunning) {
     const double wake_at = protocol_.wake_at(Now());
     lock.unlock();
     socket_.Wait(wake_at - Now());
@@ -148,13 +188,12 @@ bool Endpoint::WaitFor(Lock& lock, double until, const Interrupt& interrupt, F r
   double interrupt_at = Now() + kInterruptEvery;
   while (!ready()) {
     const double now = Now();
-    if (!running_) throw std::invalid_argument("the endpoint was closed by another thread");
+    if (state_ != State::kRunning) {
+      throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
+    }
     if (now >= until) return false;
     if (now >= interrupt_at) {
-      lock.unlock();
-      interrupt();
-      lock.lock();
-      interrupt_at = now + kInterruptEvery;
+      CallInterrupt(lock, interrupt, &interrupt_at);
       continue;  // much may have happened
     }
     changed_.wait_for(lock, std::chrono::duration<double>(std::min(until, interrupt_at) - now));
@@ -162,9 +201,16 @@ bool Endpoint::WaitFor(Lock& lock, double until, const Interrupt& interrupt, F r
   return true;
 }
 
-Outbox Endpoint::Transmit(uint64_t round, const float* vector, const std::vector<int>& rows,
-                          double bytes_per_s, bool until_done, double deadline, double silence,
-                          const Interrupt& interrupt) {
+void Endpoint::CallInterrupt(Lock& lock, const Interrupt& interrupt, double* next_at) {
+  lock.unlock();
+  interrupt();
+  lock.lock();
+  *next_at = Now() + kInterruptEvery;
+}
+
+Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
+                          const std::vector<int>& rows, double bytes_per_s, bool until_done,
+                          double deadline, double silence, const Interrupt& interrupt) {
   const uint32_t c = shape_.cut.NumDatagrams();
   const size_t each = kHeaderBytes + shape_.cut.PayloadOf(0) + shape_.tag_bytes;
   const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(each);
@@ -175,7 +221,6 @@ Outbox Endpoint::Transmit(uint64_t round, const float* vector, const std::vector
   double interrupt_at = Now() + kInterruptEvery;
   Outbox outbox(rows, c, most, until_done, silence, Now());
 
-  Lock lock(mutex_);
   protocol_.SetOutbox(&outbox, round);
   struct Unregister {  // whatever is thrown
     Endpoint* endpoint;
@@ -189,11 +234,9 @@ Outbox Endpoint::Transmit(uint64_t round, const float* vector, const std::vector
   for (;;) {
     const double now = Now();
     if (now >= deadline) return outbox;
-    if (now >= interrupt_at) {
-      lock.unlock();
-      interrupt();
-      lock.lock();
-      interrupt_at = now + kInterruptEvery;
+    if (now >= interrupt_at) CallInterrupt(lock, interrupt, &interrupt_at);
+    if (state_ != State::kRunning) {
+      throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
     }
     const Outbox::Action& action = outbox.Next(now);
     switch (action.what) {
@@ -209,14 +252,28 @@ Outbox Endpoint::Transmit(uint64_t round, const float* vector, const std::vector
         break;
       }
       case Outbox::What::kSend: {
+        const int row = action.row;
+        double bytes_due = 0;
+        for (const uint32_t seq : action.seqs) {
+          bytes_due +=
+              static_cast<double>(each - shape_.cut.PayloadOf(0) + shape_.cut.PayloadOf(seq));
+        }
+        const double send_at = std::min(pacer.When(now, bytes_due), deadline);
+        // A sleep cannot be ended, so a long one waits first.
+        if (send_at - now > kLongSleep &&
+            WaitFor(lock, send_at - kLongSleep, interrupt,
+                    [&outbox, row] { return outbox.is_finished(row); })) {
+          outbox.TakeBack();
+          break;
+        }
         lock.unlock();
-        Peer& peer = *peers_[action.row];
+        Peer& peer = *peers_[row];
         size_t bytes = 0, last = 0;
         for (const uint32_t seq : action.seqs) {
           last = Stage(peer, round, vector, seq, &staged[bytes]);
           bytes += last;
         }
-        SleepUntil(std::min(pacer.When(Now(), static_cast<double>(bytes)), deadline));
+        SleepUntil(send_at);
         if (!socket_.Send(peer.address, staged.data(), each, action.seqs.size(), last)) {
           throw std::runtime_error("a datagram of " + std::to_string(each) +
                                    " bytes is too long for the path, and none is ever fragmented: "
@@ -246,7 +303,6 @@ size_t Endpoint::Stage(Peer& peer, uint64_t round, const float* vector, uint32_t
 // ---- Verbs
 
 std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrupt) {
-  CheckRunning();
   const double deadline = Now() + timeout;
   const std::vector<uint8_t> zeros(shape_.longest_datagram, 0);
   const size_t overhead = kHeaderBytes + shape_.tag_bytes;
@@ -256,7 +312,9 @@ std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrup
     }
     return true;
   };
-  Lock lock(mutex_);
+  Verb verb(this);
+  Lock& lock = verb.lock;
+  protocol_.ForgetEchoes();
   while (!all_long() && Now() < deadline) {
     for (int row = 0; row < shape_.num_peers(); ++row) {
       if (protocol_.longest_echo(row) == shape_.longest_datagram) continue;
@@ -276,8 +334,13 @@ std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrup
 
 Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy,
                          uint32_t rate_kbps, const Interrupt& interrupt) {
-  CheckRunning();
-  Lock lock(mutex_);
+  Verb verb(this);
+  Lock& lock = verb.lock;
+  if (round <= protocol_.newest_round()) {
+    throw std::invalid_argument(
+        "rounds must increase; " + std::to_string(protocol_.newest_round()) +
+        " has been opened, got " + std::to_string(round) + ". Name a later one.");
+  }
   protocol_.OpenRound(round, stack, policy, rate_kbps, Now());
   socket_.Wake();  // the thread does not know the deadline yet
   try {
@@ -292,54 +355,52 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
 
 bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double timeout,
                     const Interrupt& interrupt) {
-  CheckRunning();
   const double deadline = Now() + timeout;
-  double rate;
-  {
-    Lock lock(mutex_);
-    const auto decided = [&] { return protocol_.IsGranted(round) || protocol_.IsOver(round); };
-    for (double pause = kReadyFirst; !decided() && Now() < deadline;
-         pause = std::min(2 * pause, kReadyLast)) {
-      Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
-      WaitFor(lock, std::min(deadline, Now() + pause), interrupt, decided);
-    }
-    if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return false;
-    rate = protocol_.granted_kbps() * 1000.0 / 8;
+  Verb verb(this);
+  Lock& lock = verb.lock;
+  const auto decided = [&] { return protocol_.IsGranted(round) || protocol_.IsOver(round); };
+  for (double pause = kReadyFirst; !decided() && Now() < deadline;
+       pause = std::min(2 * pause, kReadyLast)) {
+    Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
+    WaitFor(lock, std::min(deadline, Now() + pause), interrupt, decided);
   }
+  if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return false;
+  const double rate = protocol_.granted_kbps() * 1000.0 / 8;
   const bool repairs = max_loss < 1;
-  const Outbox outbox = Transmit(round, grad, {0}, rate, repairs, deadline, kNever, interrupt);
-  return repairs ? outbox.is_done(0) : outbox.all_sent(0);
+  const Outbox outbox =
+      Transmit(lock, round, grad, {0}, rate, repairs, deadline, kNever, interrupt);
+  return outbox.all_sent(0) && (!repairs || outbox.is_done(0));
 }
 
 std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
                                          const std::vector<bool>& to, uint32_t rate_kbps,
                                          double timeout, double silence,
                                          const Interrupt& interrupt) {
-  CheckRunning();
+  Verb verb(this);
   std::vector<int> rows;
   for (int row = 0; row < shape_.num_peers(); ++row) {
     if (to[row]) rows.push_back(row);
   }
-  const Outbox outbox = Transmit(round, params, rows, rate_kbps * 1000.0 / 8, true, Now() + timeout,
-                                 silence, interrupt);
+  const Outbox outbox = Transmit(verb.lock, round, params, rows, rate_kbps * 1000.0 / 8, true,
+                                 Now() + timeout, silence, interrupt);
   std::vector<uint8_t> done(shape_.num_peers());
   for (const int row : rows) done[row] = outbox.is_done(row);
   return done;
 }
 
-uint64_t Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
-  CheckRunning();
+Endpoint::Model Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
-  Lock lock(mutex_);
+  Verb verb(this);
+  Lock& lock = verb.lock;
   const auto ready = [&] { return protocol_.whole_round() >= round || protocol_.server_left(); };
   while (!ready() && Now() < deadline) {
     if (WaitFor(lock, std::min(deadline, Now() + kReadyModel), interrupt, ready)) break;
     Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
   }
   const uint64_t whole = protocol_.whole_round();
-  if (whole < round) return 0;
+  if (whole < round) return {0, nullptr};
   protocol_.TakeModel();
-  return whole;
+  return {whole, protocol_.model()};
 }
 
 Endpoint::Report Endpoint::Counters() {
@@ -357,23 +418,29 @@ bool Endpoint::server_left() {
 }
 
 void Endpoint::Close() {
-  if (thread_.joinable()) {
-    {
-      Lock lock(mutex_);
-      running_ = false;
-      changed_.notify_all();
-    }
-    socket_.Wake();
+  Lock lock(mutex_);
+  if (state_ == State::kClosing || state_ == State::kClosed) return;
+  const bool was_running = state_ == State::kRunning;
+  state_ = State::kClosing;  // nobody else gets here
+  changed_.notify_all();
+  socket_.Wake();
+  if (was_running) {
+    lock.unlock();
     thread_.join();
+    lock.lock();
     for (int i = 0; i < kByes; ++i) {
       for (int row = 0; row < shape_.num_peers(); ++row) {
         Reply(row, Kind::kBye, 0, 0, 0, nullptr, 0);
       }
     }
   }
-  // Not left to the destructor: an exception's traceback may hold the endpoint for long.
-  socket_.Close();
-  closed_ = true;
+  state_ = State::kClosed;
+  CloseSocketIfUnused();
+}
+
+// A verb that was at work when the endpoint was closed may be about to send: the last one closes.
+void Endpoint::CloseSocketIfUnused() {
+  if (state_ == State::kClosed && !is_busy_) socket_.Close();
 }
 
 }  // namespace lossympi

@@ -39,7 +39,8 @@ struct Setup {
 
 class Endpoint : private Surroundings {
  public:
-  // Called about ten times a second while a verb waits; it may throw to end the wait.
+  // Called about ten times a second while a verb waits; it may throw to end the wait, or close the
+  // endpoint.
   using Interrupt = std::function<void()>;
 
   explicit Endpoint(const Setup& setup);
@@ -59,9 +60,11 @@ class Endpoint : private Surroundings {
   std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,
                                  uint32_t rate_kbps, double timeout, double silence,
                                  const Interrupt& interrupt);
-  // The round of the newest whole model of `round` or later, or 0; then model() is that model.
-  uint64_t Receive(uint64_t round, double timeout, const Interrupt& interrupt);
-  const float* model() const { return protocol_.model(); }
+  struct Model {
+    uint64_t round;  // 0: none
+    const float* params;
+  };
+  Model Receive(uint64_t round, double timeout, const Interrupt& interrupt);
 
   struct Report {
     std::map<int, Counts> of_peer;
@@ -75,6 +78,9 @@ class Endpoint : private Surroundings {
  private:
   struct Peer;
   using Lock = std::unique_lock<std::mutex>;
+  // Holds the lock from beginning to end of a verb, but for where it says so. Throws if there is a
+  // verb at work, or no thread.
+  class Verb;
 
   // Surroundings; on the receive thread, or with the lock held.
   bool CameFrom(int row) override;
@@ -84,10 +90,12 @@ class Endpoint : private Surroundings {
 
   void ReceiveLoop();
   bool ReceiveBatch();
-  void CheckRunning() const;
+  void CheckRunning() const;  // with the lock held
+  void CloseSocketIfUnused();
+  void CallInterrupt(Lock& lock, const Interrupt& interrupt, double* next_at);
   // Sends `vector` to `rows` at bytes_per_s in all, until the outbox has finished or the deadline
   // has passed.
-  Outbox Transmit(uint64_t round, const float* vector, const std::vector<int>& rows,
+  Outbox Transmit(Lock& lock, uint64_t round, const float* vector, const std::vector<int>& rows,
                   double bytes_per_s, bool until_done, double deadline, double silence,
                   const Interrupt& interrupt);
   size_t Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to);
@@ -100,13 +108,13 @@ class Endpoint : private Surroundings {
   UdpSocket socket_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by row
   std::thread thread_;
-  bool closed_ = false;
   sockaddr_in from_{};  // of the datagram in hand, on the receive thread
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
   uint64_t changes_ = 0;
-  bool running_ = false;
+  enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
+  bool is_busy_ = false;  // a verb is at work
   Protocol protocol_;
   Drop drop_;
   uint64_t dropped_ = 0, overflow_ = 0;

@@ -50,8 +50,9 @@ sockaddr_in AddressOf(const std::string& address, int port) {
   a.sin_family = AF_INET;
   a.sin_port = htons(static_cast<uint16_t>(port));
   if (port < 0 || port > 65535 || inet_pton(AF_INET, address.c_str(), &a.sin_addr) != 1) {
-    throw std::invalid_argument("an address is numeric IPv4 with a port in 0..65535; got " +
-                                address + ":" + std::to_string(port));
+    throw std::invalid_argument(
+        "an endpoint needs a numeric IPv4 address and a port in 0..65535; got " + address + ":" +
+        std::to_string(port) + ". Resolve the name first.");
   }
   return a;
 }
@@ -68,6 +69,16 @@ struct UdpSocket::Batch {
 UdpSocket::UdpSocket(const std::string& address, int64_t longest_datagram, int receive_buffer)
     : batch_(std::make_unique<Batch>()) {
   const sockaddr_in local = AddressOf(address, 0);
+  try {
+    Open(local, address, longest_datagram, receive_buffer);
+  } catch (...) {
+    Close();  // no destructor runs
+    throw;
+  }
+}
+
+void UdpSocket::Open(const sockaddr_in& local, const std::string& address, int64_t longest_datagram,
+                     int receive_buffer) {
   fd_ = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd_ < 0) Fail("no UDP socket");
   wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

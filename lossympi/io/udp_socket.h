@@ -4,6 +4,7 @@
 
 #include <netinet/in.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -28,7 +29,8 @@ class UdpSocket {
   UdpSocket& operator=(const UdpSocket&) = delete;
 
   int port() const { return port_; }  // also when it is closed
-  void Close();                       // twice is allowed; nothing else is after it
+  // Nothing is received from now on, and what is sent is lost. While no other call is at work.
+  void Close();
 
   // Waits until there is something to receive, Wake is called or `timeout` seconds have passed.
   void Wait(double timeout);
@@ -52,6 +54,8 @@ class UdpSocket {
 
  private:
   struct Batch;
+  void Open(const sockaddr_in& local, const std::string& address, int64_t longest_datagram,
+            int receive_buffer);
   int ReceiveBatch();
   // Of datagram group i in the batch: its bytes, and the size of each datagram in it.
   struct Group {
@@ -63,7 +67,8 @@ class UdpSocket {
   Group GroupOf(int i);
 
   int fd_ = -1, wake_fd_ = -1, port_ = 0;
-  bool gro_ = false, gso_ = true;
+  bool gro_ = false;
+  std::atomic<bool> gso_{true};  // two threads send
   uint32_t overflow_ = 0;
   std::unique_ptr<Batch> batch_;
 };

@@ -32,7 +32,6 @@ class Peer:
         self.num_sent = 0  # the counter of what was sent last
         self.last_counter = 0  # the highest that was accepted, DATA's left out: they may overtake
         self.counts = dict.fromkeys((ACCEPTED, *REASONS), 0)
-        self.heard_at = -math.inf
         self.has_spoken = False  # since the round was opened
         self.has_left = False
         self.done_round = 0
@@ -78,6 +77,8 @@ class Channel:
             numeric = socket.inet_ntoa(socket.inet_pton(socket.AF_INET, address))
         except OSError as error:
             raise ValueError(f"a peer needs a numeric IPv4 address, got {address!r}.") from error
+        if not 0 <= port <= 65535:
+            raise ValueError(f"a port must be in 0..65535, got {port}. Pass the endpoint's.")
         cipher = self._setup.cipher
         seals = Sealer(cipher, send_key), Sealer(cipher, receive_key)
         self.peers[rank] = Peer((numeric, port), *seals)

@@ -25,6 +25,9 @@ class CloseRule:
         """Opens the round: nothing has come yet."""
         if len(policy.live_n) != num_rows:
             raise ValueError(f"live_n must have {num_rows} values, got {len(policy.live_n)}.")
+        times_s = (policy.deadline_s, policy.grace_s, policy.quiet_s)
+        if not all(each >= 0 for each in times_s):
+            raise ValueError(f"a policy's times must be at least 0 seconds, got {times_s}.")
         if policy.quorum < 1 or not 0 <= policy.max_loss <= 1:
             raise ValueError(
                 "a round closes on quorum >= 1 and max_loss in 0..1; got "

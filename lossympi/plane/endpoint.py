@@ -1,8 +1,10 @@
 """The endpoint of ``lossympi.endpoint`` in Python: the clock, the lock and the thread."""
 
+import contextlib
 import math
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,6 +43,7 @@ class Endpoint(interface.Endpoint):
             ("rank", setup.rank, 0, setup.num_workers),
             ("session", setup.session, 0, 2**32 - 1),
             ("dim", setup.dim, 1, 2**35),  # so that c fits its 32 bits whatever the MTU
+            ("receive_buffer", setup.receive_buffer, 1, 2**31 - 1),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be in {low}..{high}, got {value}. Change the setup.")
@@ -55,6 +58,7 @@ class Endpoint(interface.Endpoint):
         self._peers = self._channel.peers
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self._is_busy = False  # a verb is at work
 
         num_rows = setup.num_workers if self._is_server else 1
         self._assembler = Assembler(setup.dim, num_rows, k, setup.wire)
@@ -75,7 +79,7 @@ class Endpoint(interface.Endpoint):
         """Makes a peer known, before `start`; the keys are 32 bytes, or empty without a cipher.
 
         Raises:
-          ValueError: a rank that is no peer's, an address or a key that is none.
+          ValueError: a rank that is no peer's, an address or a key that is none, or too late.
         """
         if rank not in (range(1, self._setup.num_workers + 1) if self._is_server else (0,)):
             raise ValueError(
@@ -83,13 +87,22 @@ class Endpoint(interface.Endpoint):
                 "the server's are the workers, a worker's is the server. Add one of those."
             )
         with self._changed:
+            if self._thread is not None:
+                raise ValueError("the endpoint has been started. Add peers before.")
             self._channel.add_peer(rank, address, port, send_key, receive_key)
 
     def start(self) -> None:
         """Starts the receive thread; datagrams that came before it are handled then."""
-        self._check_role("start")
+        if self._is_closed:
+            raise ValueError("start: the endpoint is closed. Make a new one.")
         if self._thread is not None:
             raise ValueError("the endpoint has been started. Start it once.")
+        wanted = range(1, self._setup.num_workers + 1) if self._is_server else (0,)
+        if absent := sorted(set(wanted) - set(self._peers)):
+            raise ValueError(
+                f"an endpoint needs all its peers, and {absent[0]} was not added. Add it before "
+                "the start."
+            )
         self._thread = threading.Thread(target=self._receive_all, name="lossympi", daemon=True)
         self._thread.start()
 
@@ -101,16 +114,16 @@ class Endpoint(interface.Endpoint):
         Returns:
           For each peer's rank the size of the longest datagram that was echoed, or 0.
         """
-        self._check_role("probe")
+        _check_seconds("timeout_s", timeout_s)
         sizes = (PROBE_BYTES, self._setup.mtu)
         around = IP_UDP_BYTES + self._channel.around
         now = send_at = time.monotonic()
         deadline = now + timeout_s
         attempt = 0
-        with self._changed:
+        with self._verb("probe"), self._changed:
             for peer in self._peers.values():
                 peer.echoed = set()
-            while not self._is_closed:
+            while True:
                 now = time.monotonic()
                 unheard = [p for p in self._peers.values() if not p.echoed.issuperset(sizes)]
                 if not unheard or now >= deadline:
@@ -136,6 +149,7 @@ class Endpoint(interface.Endpoint):
           ValueError: not the server's, or the round, the stack or the policy is not as it must be.
         """
         self._check_role("collect", server=True)
+        _check_round(round)
         n = self._setup.num_workers
         check_array("stack_nd", stack_nd, np.float32, (n, self._setup.dim))
         if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
@@ -143,7 +157,7 @@ class Endpoint(interface.Endpoint):
                 "stack_nd must be writeable and in C order. Allocate it with np.empty."
             )
         _check_rate(policy.rate_kbps)
-        with self._changed:
+        with self._verb("collect"), self._changed:
             opened = time.monotonic()
             rule = CloseRule(policy, n, self._assembler.c, opened)
             self._assembler.open(round, stack_nd)
@@ -159,15 +173,13 @@ class Endpoint(interface.Endpoint):
                     if reason is not None:
                         break
                     self._wait(wake_at - now)
-                    if self._is_closed:
-                        raise ValueError("the endpoint was closed while it collected.")
             finally:
                 self._rule = None
                 self._assembler.close()
             for rank, peer in self._peers.items():
                 if self._assembler.missing(rank - 1):
                     self._channel.send(peer, Kind.DONE, round)
-            heard_n = [r in self._peers and self._peers[r].has_spoken for r in range(1, n + 1)]
+            heard_n = [self._peers[rank].has_spoken for rank in range(1, n + 1)]
             for peer in self._peers.values():
                 peer.has_spoken = False
             return Closed(
@@ -185,14 +197,19 @@ class Endpoint(interface.Endpoint):
         """
         self._check_role("send", server=False)
         check_array("grad_d", grad_d, np.float32, (self._setup.dim,))
+        _check_round(round)
+        _check_seconds("timeout_s", timeout_s)
+        if not 0 <= max_loss <= 1:
+            raise ValueError(f"max_loss must be in 0..1, got {max_loss}. Pass a share.")
         deadline = time.monotonic() + timeout_s
-        with self._changed:
-            server = self._peer_0()
-            if not self._wait_for_grant(server, round, deadline):
-                return False
-            rate_kbps = self._granted_kbps
-        outgoing = Outgoing(self._assembler.c, repeats=max_loss < 1)
-        self._deliver(round, grad_d, {server: outgoing}, rate_kbps, deadline, math.inf)
+        with self._verb("send"):
+            server = self._peers[0]
+            with self._changed:
+                if not self._wait_for_grant(server, round, deadline):
+                    return False
+                rate_kbps = self._granted_kbps
+            outgoing = Outgoing(self._assembler.c, repeats=max_loss < 1)
+            self._deliver(round, grad_d, {server: outgoing}, rate_kbps, deadline, math.inf)
         return outgoing.all_left and (max_loss == 1 or server.done_round >= round)
 
     def broadcast(
@@ -212,6 +229,9 @@ class Endpoint(interface.Endpoint):
         n = self._setup.num_workers
         check_array("params_d", params_d, np.float32, (self._setup.dim,))
         _check_rate(rate_kbps)
+        _check_round(round)
+        _check_seconds("timeout_s", timeout_s)
+        _check_seconds("silence_s", silence_s)
         if len(to_n) != n:
             raise ValueError(f"to_n must have {n} values, got {len(to_n)}. Pass one for each row.")
         deadline = time.monotonic() + timeout_s
@@ -220,7 +240,8 @@ class Endpoint(interface.Endpoint):
             for rank, peer in self._peers.items()
             if to_n[rank - 1]
         }
-        self._deliver(round, params_d, outgoings, rate_kbps, deadline, silence_s)
+        with self._verb("broadcast"):
+            self._deliver(round, params_d, outgoings, rate_kbps, deadline, silence_s)
         done_n = np.zeros(n, bool)
         with self._changed:
             for rank, peer in self._peers.items():
@@ -235,10 +256,12 @@ class Endpoint(interface.Endpoint):
         BYE.
         """
         self._check_role("receive", server=False)
+        _check_round(round)
+        _check_seconds("timeout_s", timeout_s)
         ready_at = time.monotonic()
         deadline = ready_at + timeout_s
-        with self._changed:
-            server = self._peer_0()
+        with self._verb("receive"), self._changed:
+            server = self._peers[0]
             while True:
                 if self._whole is not None and self._whole[0] >= round:
                     whole_round, self._held = self._whole
@@ -247,7 +270,7 @@ class Endpoint(interface.Endpoint):
                     model_d.setflags(write=False)
                     return whole_round, model_d
                 now = time.monotonic()
-                if now >= deadline or server.has_left or self._is_closed:
+                if now >= deadline or server.has_left:
                     return None
                 if now >= ready_at:
                     ready_at = now + READY_LAST_S
@@ -265,7 +288,7 @@ class Endpoint(interface.Endpoint):
     def server_left(self) -> bool:
         """Worker: whether the server has said BYE."""
         self._check_role("server_left", server=False)
-        return self._peer_0().has_left
+        return 0 in self._peers and self._peers[0].has_left
 
     def close(self) -> None:
         """Says BYE to every peer, three times, ends the thread and closes the socket."""
@@ -316,7 +339,7 @@ class Endpoint(interface.Endpoint):
         started = time.monotonic()
 
         def silent_at(peer: Peer) -> float:
-            return max(started, peer.heard_at) + silence_s
+            return outgoings[peer].asked_at + silence_s
 
         active = list(outgoings)
         leave_at = math.inf
@@ -325,6 +348,7 @@ class Endpoint(interface.Endpoint):
                 peer.outgoing, peer.outgoing_round = outgoing, round
         while True:
             with self._changed:
+                self._check_open()
                 now = time.monotonic()
                 active = [
                     peer
@@ -369,10 +393,39 @@ class Endpoint(interface.Endpoint):
         return has_all or self._is_over(peer, round)
 
     def _is_over(self, peer: Peer, round: int) -> bool:
-        return peer.done_round >= round or peer.has_left or self._is_closed
+        return peer.done_round >= round or peer.has_left
 
     def _wait(self, seconds: float) -> None:
+        self._check_open()
         self._changed.wait(min(max(seconds, 0.0), 1.0))
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the endpoint was closed while it was in use. Make a new one.")
+
+    @contextlib.contextmanager
+    def _verb(self, name: str) -> Iterator[None]:
+        """Ends whatever is not to be done now, or at the same time as something else, by an error.
+
+        Raises:
+          ValueError: the endpoint is closed, was not started, or is in use by another thread.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise ValueError(f"{name}: the endpoint is closed. Make a new one.")
+            if self._thread is None:
+                raise ValueError(f"{name}: the endpoint was not started. Start it.")
+            if self._is_busy:
+                raise ValueError(
+                    f"{name}: an endpoint does one thing at a time, and another thread waits in "
+                    "it. Wait for that."
+                )
+            self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
 
     # Receiving, on a thread of its own.
 
@@ -393,7 +446,8 @@ class Endpoint(interface.Endpoint):
         reason = self._judge(peer, header, payload)
         peer.counts[reason] += 1
         if reason == ACCEPTED:
-            peer.heard_at = now
+            if peer.outgoing is not None:
+                peer.outgoing.asked_at = math.inf
             if header.kind in (Kind.DATA, Kind.END, Kind.READY):
                 peer.has_spoken = True
             if header.kind != Kind.DATA:
@@ -469,7 +523,8 @@ class Endpoint(interface.Endpoint):
         if max_loss == 1:
             return
         if assembler.missing(row) <= max_loss * assembler.c:
-            self._channel.send(peer, Kind.DONE, assembler.round)
+            if num_ends > 0 or assembler.missing(row) == 0:  # else more may be on its way
+                self._channel.send(peer, Kind.DONE, assembler.round)
         elif now >= peer.nacked_at + NACK_GAP_S:
             peer.nacked_at = now
             missing_c = ~assembler.arrived(row)
@@ -496,19 +551,22 @@ class Endpoint(interface.Endpoint):
             self._whole = None  # the caller holds the other one, so the newer model takes its place
         self._assembler.open(round, [self._models[self._model_at]])
 
-    def _peer_0(self) -> Peer:
-        if 0 not in self._peers:
-            raise ValueError("a worker's peer is the server, which was not added. Add peer 0.")
-        return self._peers[0]
-
-    def _check_role(self, verb: str, server: bool | None = None) -> None:
-        if self._is_closed:
-            raise ValueError(f"{verb}: the endpoint is closed. Make a new one.")
-        if server is not None and server != self._is_server:
+    def _check_role(self, verb: str, server: bool) -> None:
+        if server != self._is_server:
             whose = "the server" if server else "a worker"
             raise ValueError(f"{verb} is for {whose}; this is rank {self._setup.rank}.")
 
 
 def _check_rate(rate_kbps: int) -> None:
     if not 1 <= rate_kbps < 2**32:
-        raise ValueError(f"rate_kbps must be in 1..2^32-1, got {rate_kbps}. Pass one that is.")
+        raise ValueError(f"rate_kbps must be in 1..{2**32 - 1}, got {rate_kbps}. Change it.")
+
+
+def _check_round(round: int) -> None:
+    if not 1 <= round < 2**64:
+        raise ValueError(f"round must be in 1..{2**64 - 1}, got {round}. Change it.")
+
+
+def _check_seconds(name: str, seconds: float) -> None:
+    if not seconds >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, got {seconds}. Pass a longer time.")

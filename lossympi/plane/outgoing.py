@@ -18,12 +18,14 @@ class Outgoing:
 
     Attributes:
       num_ends: how many ENDs have left.
+      asked_at: when the first END left since the receiver was heard, or infinity.
       all_left: whether every DATA has left once.
     """
 
     def __init__(self, c: int, repeats: bool) -> None:
         """Starts with all of the vector to be sent."""
         self.num_ends = 0
+        self.asked_at = math.inf
         self.all_left = False
         self._repeats = repeats
         self._queue = deque(range(c))
@@ -46,6 +48,7 @@ class Outgoing:
         """Notes that what `head` returned has left."""
         if index is None:
             self.num_ends += 1
+            self.asked_at = min(self.asked_at, now)
             self._end_at = now + (END_GAP_S if self.num_ends < NUM_ENDS else END_REPEAT_S)
             return
         self._queue.popleft()

@@ -77,8 +77,23 @@ def test_a_row_settles_when_it_is_quiet(rule):
 def test_when_it_was_quiet_does_not_depend_on_being_asked(rule):
     opened = rule()
     opened.heard(0, 101.0, 2)
-    opened.heard(0, 104.0, 1)
+    opened.ended(0, 104.0)
     assert opened.settled_s[0] == 3.0
+
+
+def test_a_quiet_row_for_which_something_comes_was_only_interrupted(rule):
+    opened = rule()
+    opened.heard(0, 101.0, 2)
+    opened.check(104.0)
+    assert opened.settled_s[0] == 3.0
+    opened.heard(0, 104.0, 1)
+    assert math.isnan(opened.settled_s[0])
+    opened.check(106.0)
+    assert opened.settled_s[0] == 6.0
+    opened.heard(1, 105.0, 2)
+    opened.ended(1, 106.0)
+    opened.heard(1, 107.0, 1)  # it was overtaken: the row has ended all the same
+    assert opened.settled_s[1] == 6.0
 
 
 @pytest.mark.parametrize(("max_loss", "reason"), [(1.0, "early"), (0.99, None)])

@@ -1,13 +1,19 @@
+import contextlib
+import math
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lossympi.endpoint import REASONS, Setup
-from lossympi.plane import Endpoint
 from lossympi.plane.packet import Kind, decode_floats, encode_floats
+from lossympi.planes import choose_plane
 
 DIM = 352 * 40 + 5
 C = 41
@@ -138,12 +144,14 @@ def test_one_that_is_too_late_is_told(job, policy, until):
     assert not stack_nd.any()
 
 
-def test_a_round_that_closes_stops_the_sender(job, background, policy):
+@pytest.mark.parametrize("max_loss", [1.0, 0.0])
+def test_a_round_that_closes_stops_the_sender(job, background, policy, max_loss):
     dim = 352 * 1000
     server, workers = job.connected(1, dim)
-    call = background(workers[0].send, 1, np.ones(dim, np.float32), 1.0, 5.0)
+    call = background(workers[0].send, 1, np.ones(dim, np.float32), max_loss, 5.0)
     started = time.monotonic()
-    slow = policy(live_n=(True,), deadline_s=0.1, rate_kbps=10_000)  # 1.1 s for the whole
+    # 1.1 s for the whole.
+    slow = policy(live_n=(True,), deadline_s=0.1, rate_kbps=10_000, max_loss=max_loss)
     closed = server.collect(1, np.zeros((1, dim), np.float32), slow)
     assert call.result() is False
     assert time.monotonic() - started < 0.9
@@ -239,20 +247,35 @@ def test_the_stack_is_not_written_after_the_close(job, policy, until):
     assert not closed.arrived_nc.any()
 
 
-def num_threads():
-    return len(os.listdir("/proc/self/task"))  # threading counts none of C++
-
-
-def test_the_thread_ends_with_the_endpoint(job):
+def test_the_thread_and_the_socket_end_with_the_endpoint(job, until):
     server, _ = job.connected(1, DIM)
-    before = num_threads()
+    until(lambda: num_threads() == 2)
+    threads, sockets = num_threads(), num_sockets()
     server.close()
     server.close()
-    assert num_threads() == before - 1
+    until(lambda: num_threads() == threads - 1)  # /proc may be late
+    assert num_sockets() == sockets - 1
     with pytest.raises(ValueError, match="closed"):
         server.probe(1.0)
+    assert server.counters()[1]["accepted"] == 0
 
 
+def num_threads():
+    """Returns how many receive threads there are; both planes name theirs."""
+    python = sum(each.name == "lossympi" for each in threading.enumerate())
+    native = 0
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it has just ended
+            native += Path(f"/proc/self/task/{task}/comm").read_text() == "lossympi\n"
+    return python + native
+
+
+def num_sockets():
+    names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return sum(os.path.exists(n) and os.readlink(n).startswith("socket:") for n in names)
+
+
+@pytest.mark.parametrize("plane", ["python", "native"])
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -263,13 +286,15 @@ def test_the_thread_ends_with_the_endpoint(job):
         ({"mtu": 100}, "mtu"),
         ({"wire": "int8"}, "wire"),
         ({"drop": 2.0}, "drop"),
+        ({"drop": math.nan}, "drop"),
         ({"cipher": "rot13"}, "cipher"),
+        ({"receive_buffer": 2**31}, "receive_buffer"),
     ],
 )
-def test_impossible_setups_are_refused(change, found):
+def test_impossible_setups_are_refused(plane, change, found):
     setup = {"rank": 1, "num_workers": 2, "address": "127.0.0.1", "session": 1, "dim": 1}
-    with pytest.raises(ValueError, match=found):
-        Endpoint(Setup(**{**setup, **change}))
+    with pytest.raises(ValueError, match=f"{found} must be"):
+        choose_plane(plane).Endpoint(Setup(**{**setup, **change}))
 
 
 def test_verbs_are_for_whom_they_are_for(job, policy):
@@ -279,16 +304,144 @@ def test_verbs_are_for_whom_they_are_for(job, policy):
         server.receive(1, 0.0)
     with pytest.raises(ValueError, match="is for the server"):
         workers[0].broadcast(1, vector_d, (True,), 1, 0.0, 0.0)
-    with pytest.raises(ValueError, match="grad_d must be"):
-        workers[0].send(1, vector_d.astype(np.float64), 1.0, 0.0)
-    with pytest.raises(ValueError, match="stack_nd must be"):
-        server.collect(1, np.zeros((1, 2 * DIM), np.float32)[:, ::2], policy())
-    with pytest.raises(ValueError, match="no peer 2"):
-        server.add_peer(2, "127.0.0.1", 1, b"", b"")
-    with pytest.raises(ValueError, match="numeric IPv4"):
-        server.add_peer(1, "localhost", 1, b"", b"")
+    with pytest.raises(ValueError, match="is for a worker"):
+        server.server_left()
     with pytest.raises(ValueError, match="started"):
         server.start()
+    with pytest.raises(ValueError, match="Add peers before"):
+        server.add_peer(1, "127.0.0.1", 1, b"", b"")
+    lone = job.endpoint(0, 1, DIM)
+    for rank, address, port, message in (
+        (2, "127.0.0.1", 1, "no peer 2"),
+        (1, "localhost", 1, "numeric IPv4"),
+        (1, "127.0.0.1", 65536, "65535"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lone.add_peer(rank, address, port, b"", b"")
+    with pytest.raises(ValueError, match="1 was not added"):
+        lone.start()
+    lone.add_peer(1, "127.0.0.1", 1, b"", b"")
+    with pytest.raises(ValueError, match="not started"):
+        lone.probe(1.0)
+
+
+VECTOR_D = np.zeros(DIM, np.float32)
+WRONG = {
+    "float64": ("grad_d must be", 1, "send", (1, VECTOR_D.astype(np.float64), 1.0, 0.0)),
+    "send 0": ("round must be", 1, "send", (0, VECTOR_D, 1.0, 0.0)),
+    "loss": ("max_loss must be", 1, "send", (1, VECTOR_D, math.nan, 0.0)),
+    "for ever": ("timeout_s must be", 1, "send", (1, VECTOR_D, 1.0, math.nan)),
+    "receive 0": ("round must be", 1, "receive", (0, 0.0)),
+    "receive": ("timeout_s must be", 1, "receive", (1, -1.0)),
+    "probe": ("timeout_s must be", 0, "probe", (math.nan,)),
+    "shape": ("params_d must be", 0, "broadcast", (1, VECTOR_D[1:], (True,), 1, 0.0, 0.0)),
+    "to": ("to_n must have 1", 0, "broadcast", (1, VECTOR_D, (True,) * 2, 1, 0.0, 0.0)),
+    "rate": ("rate_kbps must be", 0, "broadcast", (1, VECTOR_D, (True,), 2**32, 0.0, 0.0)),
+    "silence": ("silence_s must be", 0, "broadcast", (1, VECTOR_D, (True,), 1, 0.0, -1.0)),
+    "round": ("round must be", 0, "broadcast", (2**64, VECTOR_D, (True,), 1, 0.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_refused(job, name):
+    message, rank, verb, arguments = WRONG[name]
+    server, workers = job.connected(1, DIM)
+    with pytest.raises(ValueError, match=message):
+        getattr((server, *workers)[rank], verb)(*arguments)
+
+
+def test_wrong_stacks_and_policies_are_refused(job, policy):
+    server, _ = job.connected(1, DIM)
+    stack_nd = np.zeros((1, DIM), np.float32)
+    for wrong_nd in (np.zeros((1, 2 * DIM), np.float32)[:, ::2], np.zeros((2, DIM), np.float32)):
+        with pytest.raises(ValueError, match="stack_nd must be"):
+            server.collect(1, wrong_nd, policy(live_n=(True,)))
+    frozen_nd = stack_nd.copy()
+    frozen_nd.setflags(write=False)
+    with pytest.raises(ValueError, match="stack_nd must be writeable"):
+        server.collect(1, frozen_nd, policy(live_n=(True,)))
+    for change in (
+        {"quorum": 0},
+        {"max_loss": 1.1},
+        {"live_n": (True, True)},
+        {"rate_kbps": 0},
+        {"deadline_s": math.nan},
+        {"grace_s": -1.0},
+    ):
+        with pytest.raises(ValueError, match=r"must (be|have)|closes on"):
+            server.collect(1, stack_nd, policy(**{"live_n": (True,), **change}))
+    assert server.collect(3, stack_nd, policy(live_n=(True,), deadline_s=0.0)).reason == "deadline"
+    for round in (0, 2, 3):
+        with pytest.raises(ValueError, match="must"):
+            server.collect(round, stack_nd, policy(live_n=(True,)))
+
+
+WAITING = {
+    "probe": (1, lambda e, policy: e.probe(9.0)),
+    "receive": (1, lambda e, policy: e.receive(1, 9.0)),
+    "send": (1, lambda e, policy: e.send(1, VECTOR_D, 1.0, 9.0)),
+    "collect": (0, lambda e, policy: e.collect(1, VECTOR_D[None].copy(), policy)),
+    "broadcast": (0, lambda e, policy: e.broadcast(1, VECTOR_D, (True,), 10**6, 9.0, 9.0)),
+    "slow broadcast": (0, lambda e, policy: e.broadcast(1, VECTOR_D, (True,), 1, 9.0, 9.0)),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_who_waits_is_told_of_a_close_and_of_another(job, policy, name):
+    """Three threads: one waits, one wants something at the same time, one closes."""
+    rank, call = WAITING[name]
+    endpoint = job.endpoint(rank, 1, DIM)
+    raw = job.raw(endpoint, "none", 1 - rank)
+    endpoint.start()
+    told = []
+
+    def wait():
+        try:
+            call(endpoint, policy(live_n=(True,)))
+        except ValueError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    raw.socket.settimeout(2.0)
+    raw.socket.recv(65536)  # it is at work
+    with pytest.raises(ValueError, match="one thing at a time"):
+        endpoint.probe(1.0)
+    closers = [threading.Thread(target=endpoint.close, daemon=True) for _ in range(3)]
+    for each in closers:
+        each.start()
+    for each in (*closers, thread):
+        each.join(2.0)
+        assert not each.is_alive(), "the call hangs"
+    assert [("closed while" in text) for text in told] == [True]
+
+
+AT_EXIT = """
+import sys, threading, time
+from lossympi.endpoint import Setup
+from lossympi.planes import choose_plane
+
+worker = choose_plane("{plane}").Endpoint(Setup(1, 1, "127.0.0.1", 1, 10))
+worker.add_peer(0, "127.0.0.1", 9, b"", b"")
+worker.start()
+threading.Thread(target=worker.receive, args=(1, {timeout_s}), daemon=True).start()
+
+
+class Slow:  # leaves the thread the time to come back while the interpreter ends
+    def __del__(self, sleep=time.sleep):
+        sleep(0.25)
+
+
+slow = Slow()
+time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("timeout_s", [0.1, 0.9])  # it comes back; it asks for signals
+def test_an_interpreter_may_end_while_a_thread_waits(timeout_s):
+    script = AT_EXIT.format(plane="native", timeout_s=timeout_s)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_close_frees_the_port_at_once_and_for_good(job):

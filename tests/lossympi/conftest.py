@@ -138,6 +138,14 @@ def job(request):
 
 
 @pytest.fixture
+def python_job():
+    """For what looks into the Python plane; the native one has tests in C++ for it."""
+    job = Job(PLANES["python"])
+    yield job
+    job.close()
+
+
+@pytest.fixture
 def background():
     return Background
 
