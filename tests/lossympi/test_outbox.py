@@ -136,6 +136,12 @@ def test_who_says_nothing_after_an_end_is_left_behind(c, asked_at):
     assert not box.is_done(0)
 
 
+def test_half_of_all_datagrams_lost_is_not_silence():
+    """An END and its answer both come through once in four; 0.75^50 is below one in a million."""
+    done, _ = run(outbox(silence=0.5), 0.5, hears=())
+    assert len(ends(done)) >= 50
+
+
 def test_who_is_heard_is_not_left_behind():
     _, finished = run(outbox(silence=0.5), 3.0, hears=[0])
     assert not finished
