@@ -8,6 +8,8 @@ SOURCES := $(wildcard aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*
 CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
+# Tests in which threads, processes and hosts meet deadlines: they have the machine to themselves.
+TIMED := tests/lossympi tests/mpi tests/native
 # Runs a command and shows what it says only if it fails.
 QUIETLY := @scripts/quietly
 # TensorFlow's start-up chatter; errors are still shown.
@@ -25,7 +27,9 @@ demo: install ## train on handwritten digits while 2 of 11 workers attack
 	@$(BIN)/python -m experiments.demo
 
 test: lint install ## check style and contracts, then run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# Two at a time, but for what measures time.
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TIMED) $(PYTEST_ARGS)
 
 test-kernels: install ## run the tests of the rules once per instruction set; 8 minutes
 	scripts/test-kernels $(BIN)/python $(PYTEST_ARGS)

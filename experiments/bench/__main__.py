@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
         "--quick", action="store_true", help="tiny sizes that prove nothing: does it work?"
     )
     arguments = parser.parse_args(argv)
+    try:  # before minutes of measuring
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output={arguments.output} cannot be made: {error.strerror}")
     plan = QUICK if arguments.quick else FULL
     memory_of = ["median"] if arguments.quick else list(gars.GARS)
 
@@ -58,9 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     text = as_markdown(facts, result)
     sys.stdout.write(text)
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
     machine = re.sub(r"[^A-Za-z0-9]+", "-", facts["machine"].split(",")[0]).strip("-").lower()
-    name = f"gars_{machine}_{facts['kernels']}_{facts['date']}"
+    quick = "_quick" if arguments.quick else ""  # never in the place of figures that count
+    name = f"gars_{machine}_{facts['kernels']}_{facts['date']}{quick}"
     (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.output / f"{name}.md").write_text(text)
     plot_growth(result, arguments.output / f"{name}.png")

@@ -33,7 +33,7 @@ def test_it_ends_well_and_leaves_three_files_of_one_name(written, result):
     status, files = written
     assert status == 0  # also where goals are missed
     assert set(files) == {".json", ".md", ".png"}
-    name = rf"gars_[a-z0-9-]+_{result['kernels']}_{result['date']}"
+    name = rf"gars_[a-z0-9-]+_{result['kernels']}_{result['date']}_quick"
     assert {bool(re.fullmatch(name, path.stem)) for path in files.values()} == {True}
     assert files[".png"].stat().st_size > 10_000
 
@@ -60,7 +60,9 @@ def test_the_table_has_every_rule_every_goal_and_what_is_installed(result):
 def test_memory_of_a_rule_holds_its_result():
     d = 4_000_000
     mib = memory.peak_mib("median", 3, 1, d)
-    assert 4 * d / 2**20 <= mib < 4 * 4 * d / 2**20  # less than a copy of the stack beside it
+    result_mib = 4 * d / 2**20
+    # Linux counts pages to within some dozens a processor. Less than a copy of the stack.
+    assert 0.95 * result_mib <= mib < 4 * result_mib
 
 
 def test_growth_has_every_rule_at_every_size(written, result):
