@@ -49,7 +49,7 @@ format: install ## format Python and C++
 bench: install ## time the rules against tf.reduce_mean, over n and d; some minutes
 	$(BIN)/python -m experiments.bench
 
-bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 6 minutes
+bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 8 minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m experiments.transport
 
 sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; some minutes

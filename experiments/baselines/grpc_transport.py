@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,8 +36,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--drop", type=int, default=0, help="of 1000 packets")
     parser.add_argument("--limit", type=float, default=60, help="start no step after so many s")
+    parser.add_argument("--cores", action="store_true", help="keep each host to a core of its own")
     parser.add_argument("--role", choices=("ps", "worker"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.cores and arguments.role:
+        os.sched_setaffinity(0, {list(_HOST).index(arguments.role) % (os.cpu_count() or 1)})
     if arguments.role == "ps":
         return _serve()
     if arguments.role == "worker":

@@ -81,7 +81,8 @@ const Outbox::Action& Outbox::Next(double now) {
   for (size_t tried = 0; tried < flows_.size(); ++tried) {
     Flow& flow = flows_[turn_];
     turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
-    if (until_done_ && now >= flow.asked_at + silence_) flow.finished = true;
+    const double silent_at = until_done_ ? flow.asked_at + silence_ : kNever;
+    if (now >= silent_at) flow.finished = true;
     if (flow.finished) continue;
     action_.row = flow.row;
     const auto c = static_cast<uint32_t>(flow.wanted.size());
@@ -104,7 +105,7 @@ const Outbox::Action& Outbox::Next(double now) {
       return Ask(flow, ++flow.num_ends, now);
     }
     action_.what = What::kWait;
-    action_.wake_at = std::min({action_.wake_at, flow.end_at, flow.asked_at + silence_});
+    action_.wake_at = std::min({action_.wake_at, flow.end_at, silent_at});
   }
   return action_;
 }

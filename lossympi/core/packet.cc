@@ -22,9 +22,20 @@ T Get(const uint8_t* from) {
   return value;
 }
 
-uint16_t ToBfloat16(float value) {
+uint32_t BitsOf(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+float FloatOf(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+uint16_t ToBfloat16(float value) {
+  const uint32_t bits = BitsOf(value);
   const bool nan = (bits & 0x7fffffff) > 0x7f800000;
   // The upper half, plus one if the lower half is above its middle, or at it and the upper is odd.
   const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -32,11 +43,32 @@ uint16_t ToBfloat16(float value) {
                                    : rounded);  // 0x40: still a NaN, a quiet one
 }
 
-float FromBfloat16(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+float FromBfloat16(uint16_t half) { return FloatOf(static_cast<uint32_t>(half) << 16); }
+
+// By hand, as not every compiler has a type for it.
+uint16_t ToFloat16(float value) {
+  const uint32_t sign = BitsOf(value) >> 16 & 0x8000, bits = BitsOf(value) & 0x7fffffff;
+  uint32_t half;
+  if (bits > 0x7f800000) {
+    half = 0x7e00 | (bits >> 13 & 0x1ff);  // a quiet NaN
+  } else if (bits >= 0x477ff000) {
+    half = 0x7c00;  // from 65520 on the nearest is infinity
+  } else if (bits < 0x38800000) {
+    // Below 2^-14 halves are multiples of 2^-24, as are the floats from 1/2 to 1.
+    half = BitsOf(FloatOf(bits) + 0.5f) - BitsOf(0.5f);
+  } else {
+    half = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+  }
+  return static_cast<uint16_t>(sign | half);
+}
+
+float FromFloat16(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
+  if (rest > 0x7c00) return FloatOf(sign | 0x7fc00000 | rest << 13);
+  if (rest == 0x7c00) return FloatOf(sign | 0x7f800000);
+  const float size =
+      rest < 0x400 ? static_cast<float>(rest) * 0x1p-24f : FloatOf((rest << 13) + 0x38000000);
+  return FloatOf(sign | BitsOf(size));
 }
 
 #if defined(__x86_64__)
@@ -58,8 +90,8 @@ __attribute__((target("avx,f16c"))) size_t WidenVectors(const uint8_t* from, siz
   }
   return i;
 }
-bool HasVectors() {
-  static const bool has = __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+bool HasVectors() {  // every processor with AVX2 has F16C, which not every compiler can ask for
+  static const bool has = __builtin_cpu_supports("avx2");
   return has;
 }
 #else
@@ -109,10 +141,8 @@ void Narrow(const float* from, size_t size, Wire wire, uint8_t* to) {
   } else if (wire == Wire::kBfloat16) {
     for (size_t i = 0; i < size; ++i) Put(ToBfloat16(from[i]), to + 2 * i);
   } else {
-    for (size_t i = HasVectors() ? NarrowVectors(from, size, to) : 0; i < size; ++i) {
-      const auto half = static_cast<_Float16>(from[i]);
-      std::memcpy(to + 2 * i, &half, sizeof half);
-    }
+    size_t i = HasVectors() ? NarrowVectors(from, size, to) : 0;
+    for (; i < size; ++i) Put(ToFloat16(from[i]), to + 2 * i);
   }
 }
 
@@ -122,11 +152,8 @@ void Widen(const uint8_t* from, size_t size, Wire wire, float* to) {
   } else if (wire == Wire::kBfloat16) {
     for (size_t i = 0; i < size; ++i) to[i] = FromBfloat16(Get<uint16_t>(from + 2 * i));
   } else {
-    for (size_t i = HasVectors() ? WidenVectors(from, size, to) : 0; i < size; ++i) {
-      _Float16 half;
-      std::memcpy(&half, from + 2 * i, sizeof half);
-      to[i] = static_cast<float>(half);
-    }
+    size_t i = HasVectors() ? WidenVectors(from, size, to) : 0;
+    for (; i < size; ++i) to[i] = FromFloat16(Get<uint16_t>(from + 2 * i));
   }
 }
 

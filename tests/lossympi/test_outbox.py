@@ -200,3 +200,14 @@ def test_a_burst_that_was_not_sent_is_not_counted():
 
 def test_nobody_to_send_to_is_the_end():
     assert outbox(rows=()).next(0.0) == ("finished",)
+
+
+def test_who_need_not_answer_is_not_waited_for():
+    """Found by libFuzzer: without until_done, the silence once lay in the past and was waited for."""
+    box = outbox(c=1, most_at_once=1, until_done=False, silence=0.0001)
+    now = 0.0
+    while (action := box.next(now))[0] != "finished":
+        if action[0] == "wait":
+            assert action[-1] > now
+            now = action[-1]
+    assert now > 0.0001

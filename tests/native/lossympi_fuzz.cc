@@ -159,7 +159,8 @@ class Fuzzed : private lossympi::Surroundings {
   void Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
              const uint8_t* payload, size_t bytes) override {
     CHECK(row >= 0 && row < shape_.num_peers());
-    CHECK(bytes == 0 || SumOf(payload, bytes) < 256);  // it can be read
+    // It can be read: the address sanitizer has seen to it.
+    [[maybe_unused]] volatile const uint8_t sum = SumOf(payload, bytes);
     const size_t size = kHeaderBytes + bytes + kTag;
     CHECK(size <= kLongest);
     const bool server = shape_.is_server();
