@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -153,7 +154,8 @@ def compile_all(compiler: str, jobs: list[Job], folder: Path) -> list[Path]:
 
     def compile_one(job: Job) -> Path:
         target = folder / ".".join(filter(None, (job.source.name, job.variant, "o")))
-        run([compiler, "-c", job.source, "-I.", *job.flags, "-o", target])
+        own = shlex.split(os.environ.get("CXXFLAGS", "")) if compiler == cxx() else []
+        run([compiler, "-c", job.source, "-I.", *job.flags, *own, "-o", target])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
