@@ -7,6 +7,8 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lossympi import addresses, mpi
@@ -34,6 +36,7 @@ class _Hello:
     dim: int
     options: Options
     has_aes: bool
+    free_bytes: int | None  # of this host's memory
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,15 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
         datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
     Cost: four MPI allgathers and a broadcast; 4 n d bytes on the server, 8 d on a worker.
     """
+    if not hasattr(comm, "allgather"):
+        raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
     together = _Together(comm)
     chosen: list[Plane] = []
     losses: list[tuple[float, int]] = []
 
     def greet() -> _Hello:
+        nonlocal dim
+        dim = _dim(dim)
         chosen.append(choose_plane(plane))
         hello = _hello(comm.size, dim, options, chosen[0].has_aes256gcm())
         losses.append(_losses(os.environ))
@@ -77,6 +84,7 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
 
     hellos = together.each(greet)
     _check_same(hellos)
+    _check_memory(hellos)
     mine = hellos[comm.rank]
     session = comm.bcast(secrets.randbits(32) if comm.rank == 0 else None)
     cipher = _cipher(mine.options, [hello.has_aes for hello in hellos])
@@ -169,16 +177,28 @@ class _Together:
         return [result for result, _ in everyones]
 
 
+def _dim(dim: Any) -> int:
+    if isinstance(dim, Integral) and not isinstance(dim, bool) and 1 <= int(dim) <= 2**31:
+        return int(dim)
+    raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
+
+
 def _hello(size: int, dim: int, options: dict[str, Any], has_aes: bool) -> _Hello:
     if size < 2:
         raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
-    if not isinstance(dim, int) or not 1 <= dim <= 2**31:
-        raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
-    checked = Options(**options)
+    checked = Options.of(options)
     if checked.quorum is not None and checked.quorum > size - 1:
         raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
     network = addresses.network_of_this_process()
-    return _Hello(socket.gethostname(), network, dim, checked, has_aes)
+    return _Hello(socket.gethostname(), network, dim, checked, has_aes, _free_bytes())
+
+
+def _free_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line), None)
 
 
 def _check_same(hellos: list[_Hello]) -> None:
@@ -192,6 +212,22 @@ def _check_same(hellos: list[_Hello]) -> None:
             raise ConnectError(
                 f"all ranks must pass the same; rank 0 and rank {rank} passed {words}. "
                 "Do all hosts run the same script and version?"
+            )
+
+
+def _check_memory(hellos: list[_Hello]) -> None:
+    """Raises if the ranks of a host would allocate more than it has: one would be killed for it."""
+    wanted: dict[str, int] = {}
+    for rank, hello in enumerate(hellos):
+        floats = hello.dim * (len(hellos) - 1 if rank == 0 else 2)
+        wanted[hello.host] = wanted.get(hello.host, 0) + 4 * floats
+    for host, wanted_bytes in wanted.items():
+        free = [h.free_bytes for h in hellos if h.host == host and h.free_bytes is not None]
+        if free and wanted_bytes > min(free):
+            raise ConnectError(
+                f"the ranks on {host} need {wanted_bytes / 2**30:.1f} GiB for vectors of "
+                f"{hellos[0].dim} floats, and {min(free) / 2**30:.1f} GiB are free. "
+                "Start fewer ranks there, or train a smaller model."
             )
 
 

@@ -29,6 +29,7 @@ from lossympi.connection import connect
 from lossympi.endpoint import Setup
 from lossympi.link import FLOATS_PER_DATAGRAM, LinkError
 from lossympi.machine import Buffer, Device, Host, inspect_host, try_library
+from lossympi.options import Options
 
 OK, ADVICE, WRONG = "ok", "advice", "wrong"
 COLUMNS = 80  # where no terminal tells
@@ -90,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mtu", type=int, default=Setup.mtu, help="of the paths to try under mpirun, as in connect"
     )
     args = parser.parse_args(argv)
+    try:
+        Options(mtu=args.mtu)
+    except ValueError as error:
+        parser.error(f"--mtu: {error}")
     launch = mpi.launch_of(os.environ)
     if launch is None or launch.size < 2:
         host = inspect_host()
@@ -379,7 +384,9 @@ def judge_echo(host: Host) -> Finding:
             f"UDP to 127.0.0.1 does not get through: {host.echo_error}. Is the loopback up, and "
             "does a firewall leave it alone?"
         )
-        return Finding(WRONG, "UDP loopback", "no echo", todo, "ip link set lo up")
+        return Finding(
+            WRONG, "UDP loopback", "no echo", todo, "ip link set lo up; nft list ruleset"
+        )
     return Finding(OK, "UDP loopback", f"1472 bytes there and back in {_seconds(host.echo_s)}")
 
 

@@ -54,7 +54,7 @@ def in_datagrams(values_nd: np.ndarray, floats: int) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class WorkerStats:
-    """What a round saw of a worker.
+    """What was seen of a worker from the close of the round before to the close of this one.
 
     Attributes:
       delivered: share of its floats that arrived, 0..1.
@@ -62,7 +62,7 @@ class WorkerStats:
       live: whether the round waited for it.
       settled_s: when its row was settled, NaN if it was not.
       accepted: datagrams written.
-      late: datagrams that came after the close.
+      late: datagrams that came after the close; over UDP, of the round before.
       duplicate: datagrams that were there already.
       rejected: for each other reason, such as "forged", how many datagrams it rejected, if any.
     """
@@ -210,3 +210,10 @@ def check_array(name: str, array: np.ndarray, dtype: DTypeLike, shape: tuple[int
         f"{name} must be a NumPy array, {np.dtype(dtype)} {list(shape)}; got {found}. "
         "Reshape and cast it before the call."
     )
+
+
+def check_round(round: int) -> None:
+    """Raises ValueError unless `round` is a whole number of 0 or more."""
+    if isinstance(round, (int, np.integer)) and not isinstance(round, bool) and 0 <= round < 2**63:
+        return
+    raise ValueError(f"rounds are whole numbers from 0 on, got {round!r}. Count them in the loop.")

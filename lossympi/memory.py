@@ -16,6 +16,7 @@ from lossympi.link import (
     WorkerLink,
     WorkerStats,
     check_array,
+    check_round,
     delivered_share,
     floats_of,
     num_datagrams,
@@ -307,6 +308,7 @@ class _Server:
         )
 
     def _check_round(self, caller: str, round: int) -> None:
+        check_round(round)
         if self._open_round is not None and round != self._open_round:
             raise ValueError(
                 f"one round is collected at a time; round {self._open_round} is being collected, "

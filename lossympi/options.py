@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_TIMES = ("timeout_s", "grace_s", "quiet_s", "silence_s", "give_up_s")
 _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 
 
@@ -46,7 +50,15 @@ class Options:
     give_up_s: float = 600.0
 
     def __post_init__(self) -> None:
-        """Checks every range."""
+        """Checks every type and range."""
+        for name in (*_TIMES, "max_loss", "rate_bps"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (name == "rate_bps" and value is None):
+                raise ValueError(f"{name} is a number, got {value!r}.")
+        for name in ("quorum", "patience", "mtu"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) and not (name == "quorum" and value is None):
+                raise ValueError(f"{name} is a whole number, got {value!r}.")
         for name in ("timeout_s", "quiet_s", "silence_s", "give_up_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a time above 0 s, got {getattr(self, name)}.")
@@ -68,6 +80,21 @@ class Options:
             )
         if self.rate_bps is not None and not 1e3 <= self.rate_bps < 4e12:
             raise ValueError(f"rate_bps is 1e3..4e12 bit/s, got {self.rate_bps}.")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Options:
+        """Returns the options with these values, by name.
+
+        Raises:
+          ValueError: there is no such option, or a value is out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                meant = get_close_matches(name, names, 1)
+                hint = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(names)}."
+                raise ValueError(f"no option is called {name}. {hint}")
+        return cls(**values)
 
     @property
     def floats_per_datagram(self) -> int:

@@ -14,6 +14,7 @@ from lossympi.link import (
     RoundStats,
     WorkerStats,
     check_array,
+    check_round,
     delivered_share,
 )
 from lossympi.options import Options
@@ -53,6 +54,7 @@ class UdpServer:
           ValueError: the link is closed, or the round was collected before.
         """
         self._check_not_closed()
+        check_round(round)
         if round <= self._collected_round:
             raise ValueError(
                 f"collected rounds must increase; round {self._collected_round} has been "
@@ -92,6 +94,7 @@ class UdpServer:
             is not later than the one broadcast before.
         """
         self._check_not_closed()
+        check_round(round)
         check_array("params_d", params_d, np.float32, (self.dim,))
         if round <= self._broadcast_round:
             raise ValueError(
@@ -159,7 +162,9 @@ class UdpServer:
                     rejected={reason: count for reason, count in new.items() if count},
                 )
             )
-        return RoundStats(round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers))
+        return RoundStats(
+            round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers), others
+        )
 
     def _check_not_closed(self) -> None:
         if self._closed:
@@ -175,6 +180,7 @@ class UdpWorker:
         self.dim = dim
         self._endpoint = endpoint
         self._options = options
+        self._held: Model | None = None  # what `receive` returned last
         self._closed = False
 
     def send(self, round: int, grad_d: np.ndarray) -> bool:
@@ -187,6 +193,7 @@ class UdpWorker:
           LinkError: the server has left, or says nothing.
         """
         self._check_not_closed()
+        check_round(round)
         check_array("grad_d", grad_d, np.float32, (self.dim,))
         begun = time.monotonic()
         give_up_s = self._options.give_up_s
@@ -200,17 +207,27 @@ class UdpWorker:
     def receive(self, round: int) -> Model:
         """Returns the newest parameters, of `round` or later.
 
+        A worker that was away gets those of a later round: the next gradient that the server wants
+        is that of ``model.round + 1``.
+
         Raises:
           ValueError: the end is closed.
           LinkError: the server has left, or sends nothing.
         """
         self._check_not_closed()
+        check_round(round)
+        held, wait_s = self._held, self._options.give_up_s
+        if held is not None and held.round >= round:
+            round, wait_s = held.round + 1, 0.0  # only if it is there already
         begun = time.monotonic()
-        model = self._endpoint.receive(round + _FIRST, self._options.give_up_s)
-        if model is None:
+        newer = self._endpoint.receive(round + _FIRST, wait_s)
+        if newer is not None:
+            self._held = Model(newer[0] - _FIRST, newer[1])
+        elif wait_s > 0:
             self._check_server(f"send the parameters of round {round}", begun)
             raise AssertionError("receive ends with a model, a BYE or a timeout")
-        return Model(model[0] - _FIRST, model[1])
+        assert self._held is not None
+        return self._held
 
     def close(self) -> None:
         """Ends this worker's end only."""

@@ -81,8 +81,8 @@ def _details(result: dict) -> list[str]:
         f"{delivered_n.max():.2%}; worst round {np.min(np.mean(udp['delivered_n'], axis=1)):.2%})",
         "misplaced": f"{wrong[0]} floats of gradients, {wrong[1]} of models; must be 0",
         "closed": ", ".join(f"{reason} {count}" for reason, count in closed.items()),
-        "t_B": f"{udp['deadline_s'][-1] * 1e3:.1f} ms in the last round; at most "
-        f"{max(past_deadline_s(udp)) * 1e3:+.1f} ms past it",
+        "t_B": f"{udp['deadline_s'][-1] * 1e3:.1f} ms in the last round (it is learnt); a "
+        f"round ended {max(past_deadline_s(udp)) * 1e3:+.1f} ms past its own at most",
         "CPU": f"{cpu_ms[0]:.1f} ms a round on the server, {min(cpu_ms[1:]):.1f} to "
         f"{max(cpu_ms[1:]):.1f} on the workers (median)",
         "datagrams": ", ".join(f"{reason} {count}" for reason, count in udp["datagrams"].items()),

@@ -66,6 +66,7 @@ class Endpoint::Verb {
           "an endpoint does one thing at a time, and another thread waits in it. Wait for that.");
     }
     endpoint->is_busy_ = true;
+    endpoint->interrupt_at_ = Now() + kInterruptEvery;
   }
   ~Verb() {
     if (!lock.owns_lock()) lock.lock();
@@ -185,27 +186,26 @@ void Endpoint::Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t 
 
 template <typename F>
 bool Endpoint::WaitFor(Lock& lock, double until, const Interrupt& interrupt, F ready) {
-  double interrupt_at = Now() + kInterruptEvery;
   while (!ready()) {
     const double now = Now();
     if (state_ != State::kRunning) {
       throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
     }
     if (now >= until) return false;
-    if (now >= interrupt_at) {
-      CallInterrupt(lock, interrupt, &interrupt_at);
+    if (now >= interrupt_at_) {
+      CallInterrupt(lock, interrupt);
       continue;  // much may have happened
     }
-    changed_.wait_for(lock, std::chrono::duration<double>(std::min(until, interrupt_at) - now));
+    changed_.wait_for(lock, std::chrono::duration<double>(std::min(until, interrupt_at_) - now));
   }
   return true;
 }
 
-void Endpoint::CallInterrupt(Lock& lock, const Interrupt& interrupt, double* next_at) {
+void Endpoint::CallInterrupt(Lock& lock, const Interrupt& interrupt) {
   lock.unlock();
   interrupt();
   lock.lock();
-  *next_at = Now() + kInterruptEvery;
+  interrupt_at_ = Now() + kInterruptEvery;
 }
 
 Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
@@ -218,7 +218,6 @@ Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
                                          socket_.most_at_once(each));
   std::vector<uint8_t> staged(most * each);
   Pacer pacer(bytes_per_s);
-  double interrupt_at = Now() + kInterruptEvery;
   Outbox outbox(rows, c, most, until_done, silence, Now());
 
   protocol_.SetOutbox(&outbox, round);
@@ -234,7 +233,7 @@ Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
   for (;;) {
     const double now = Now();
     if (now >= deadline) return outbox;
-    if (now >= interrupt_at) CallInterrupt(lock, interrupt, &interrupt_at);
+    if (now >= interrupt_at_) CallInterrupt(lock, interrupt);
     if (state_ != State::kRunning) {
       throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
     }
@@ -369,7 +368,8 @@ bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double t
   const bool repairs = max_loss < 1;
   const Outbox outbox =
       Transmit(lock, round, grad, {0}, rate, repairs, deadline, kNever, interrupt);
-  return outbox.all_sent(0) && (!repairs || outbox.is_done(0));
+  // BYE tells what a lost DONE would have.
+  return outbox.all_sent(0) && (!repairs || outbox.is_done(0) || protocol_.IsOver(round));
 }
 
 std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,

@@ -92,7 +92,7 @@ class Endpoint : private Surroundings {
   bool ReceiveBatch();
   void CheckRunning() const;  // with the lock held
   void CloseSocketIfUnused();
-  void CallInterrupt(Lock& lock, const Interrupt& interrupt, double* next_at);
+  void CallInterrupt(Lock& lock, const Interrupt& interrupt);
   // Sends `vector` to `rows` at bytes_per_s in all, until the outbox has finished or the deadline
   // has passed.
   Outbox Transmit(Lock& lock, uint64_t round, const float* vector, const std::vector<int>& rows,
@@ -115,6 +115,7 @@ class Endpoint : private Surroundings {
   uint64_t changes_ = 0;
   enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
   bool is_busy_ = false;  // a verb is at work
+  double interrupt_at_ = 0;  // when the verb at work calls its interrupt next
   Protocol protocol_;
   Drop drop_;
   uint64_t dropped_ = 0, overflow_ = 0;

@@ -193,7 +193,8 @@ class Endpoint(interface.Endpoint):
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
         """Worker: sends float32 [d] when granted; False if the round was closed before all left.
 
-        With `max_loss` below 1 it returns True only if the server also said that it has enough.
+        With `max_loss` below 1 it returns True only if the server also said that it has enough, or
+        has left since.
         """
         self._check_role("send", server=False)
         check_array("grad_d", grad_d, np.float32, (self._setup.dim,))
@@ -210,7 +211,8 @@ class Endpoint(interface.Endpoint):
                 rate_kbps = self._granted_kbps
             outgoing = Outgoing(self._assembler.c, repeats=max_loss < 1)
             self._deliver(round, grad_d, {server: outgoing}, rate_kbps, deadline, math.inf)
-        return outgoing.all_left and (max_loss == 1 or server.done_round >= round)
+        # BYE tells what a lost DONE would have.
+        return outgoing.all_left and (max_loss == 1 or self._is_over(server, round))
 
     def broadcast(
         self,

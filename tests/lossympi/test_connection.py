@@ -134,7 +134,12 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ({"plane": "fast"}, "a plane is auto, native or python; got 'fast'"),
         ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
         ({"max_loss": 2}, "max_loss is a share in 0..1"),
-        ({"nonesuch": 1}, "nonesuch"),
+        ({"dim": True}, "dim is 1..2^31 floats, got True"),
+        ({"nonesuch": 1}, "no option is called nonesuch. There are timeout_s, max_loss, quorum, "),
+        ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
+        ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),
+        ({"mtu": 1500.5}, "mtu is a whole number, got 1500.5"),
+        ({"quorum": 1.5}, "quorum is a whole number, got 1.5"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_told_on_all(arguments, words):
@@ -142,6 +147,24 @@ def test_what_is_wrong_on_one_rank_is_told_on_all(arguments, words):
     said = words_of(on_ranks(3, lambda comm: connect(comm, **{"dim": DIM, **args(comm)})))
     assert said.startswith("rank 1 cannot connect: ")
     assert words in said
+
+
+def test_numpy_s_numbers_are_numbers():
+    options = {"timeout_s": np.float32(3), "mtu": np.int64(1400), "quorum": np.int32(1)}
+    closed(on_ranks(2, lambda comm: connect(comm, np.int64(DIM), **options)))
+
+
+def test_a_communicator_is_needed():
+    with pytest.raises(ConnectError, match="comm is an mpi4py communicator, got None"):
+        connect(None, DIM)
+
+
+def test_what_a_host_has_no_memory_for_is_not_begun(monkeypatch):
+    monkeypatch.setattr(connection, "_free_bytes", lambda: 20 * DIM)
+    closed(on_ranks(2, lambda comm: connect(comm, DIM)))  # 4 for the server, 8 for the worker
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM)))
+    assert f"the ranks on {socket.gethostname()} need 0.0 GiB for vectors of 1000 floats" in said
+    assert "Start fewer ranks there" in said
 
 
 @pytest.mark.parametrize(

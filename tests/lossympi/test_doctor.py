@@ -245,7 +245,7 @@ MPICH_RUN = {"mpirun": "HYDRA 4.2.0"}
             "wrong",
             "UDP loopback",
             "timed out",
-            "ip link set lo up",
+            "ip link set lo up; nft list ruleset",
         ),
         (
             {"clock": "hpet"},
@@ -460,3 +460,10 @@ def test_this_machine_without_tensorflow(tmp_path):
     parts = [f.part for f in doctor.findings(HEALTHY) if not f.part.startswith("device")]
     for part in parts:
         assert part in done.stdout
+
+
+def test_an_mtu_that_none_can_have_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["--mtu=10"])
+    assert ended.value.code == 2
+    assert "--mtu: mtu is 576..65535 bytes" in capsys.readouterr().err

@@ -203,7 +203,7 @@ def test_nobody_to_send_to_is_the_end():
 
 
 def test_who_need_not_answer_is_not_waited_for():
-    """Found by libFuzzer: without until_done, the silence once lay in the past and was waited for."""
+    """libFuzzer found it wait until a time that had passed."""
     box = outbox(c=1, most_at_once=1, until_done=False, silence=0.0001)
     now = 0.0
     while (action := box.next(now))[0] != "finished":

@@ -197,6 +197,58 @@ def test_bye_ends_what_waits(job, background):
     assert not workers[0].send(1, np.ones(DIM, np.float32), 1.0, 9.0)
 
 
+def test_bye_tells_what_a_lost_done_would_have(job, background):
+    worker = job.endpoint(1, 1, DIM)
+    server = job.raw(worker, "none", 0)
+    worker.start()
+    call = background(worker.send, 1, np.ones(DIM, np.float32), 0.0, 9.0)
+    server.get(Kind.READY)
+    server.send(Kind.GRANT, 1, RATE_KBPS)
+    server.get(Kind.END)
+    assert server.is_told_nothing(Kind.DONE)
+    server.send(Kind.BYE, 0)
+    assert call.result(2.0) is True
+
+
+CONTROL_C = """
+import os, signal, sys, threading, time
+import numpy as np
+from lossympi.endpoint import ClosePolicy, Setup
+from lossympi.planes import choose_plane
+
+rank, verb = {rank}, {verb!r}
+endpoint = choose_plane({plane!r}).Endpoint(Setup(rank, 1, "127.0.0.1", 1, 10))
+endpoint.add_peer(1 - rank, "127.0.0.1", 9, b"", b"")
+endpoint.start()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+vector_d = np.zeros(10, np.float32)
+policy = ClosePolicy(9.0, 0.01, 1.0, 1.0, 1, (True,), 1000)
+begun = time.monotonic()
+try:
+    if verb == "collect":
+        endpoint.collect(1, vector_d[None], policy)
+    elif verb == "broadcast":
+        endpoint.broadcast(1, vector_d, (True,), 1000, 9.0, 9.0)
+    elif verb == "send":
+        endpoint.send(1, vector_d, 1.0, 9.0)
+    else:
+        endpoint.receive(1, 9.0)
+except KeyboardInterrupt:
+    print(time.monotonic() - begun)
+"""
+
+
+@pytest.mark.parametrize("plane", ["native", "python"])
+@pytest.mark.parametrize(
+    ("rank", "verb"), [(0, "collect"), (0, "broadcast"), (1, "send"), (1, "receive")]
+)
+def test_control_c_ends_what_waits(plane, rank, verb):
+    script = CONTROL_C.format(plane=plane, rank=rank, verb=verb)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    assert 0.1 < float(done.stdout) < 2.0
+
+
 def test_a_worker_that_left_gets_no_model(job, until):
     server, workers = job.connected(1, DIM)
     workers[0].close()
