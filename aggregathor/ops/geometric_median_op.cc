@@ -1,10 +1,8 @@
 // Registers the geometric median: Weiszfeld's iteration over the distance and mean kernels.
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "aggregathor/ops/op_util.h"
+#include "aggregathor/ops/weiszfeld_weights.h"
 
 namespace aggregathor {
 namespace {
@@ -59,25 +57,15 @@ class GeometricMedianOp : public tf::OpKernel {
     kernels.window_mean(stack, Window::kMedian, f_, v_d, nullptr, pool);
     std::vector<double> sq_dist_n(stack.n);
     kernels.weiszfeld_step(stack, nullptr, v_d, sq_dist_n.data(), &step, pool);
-    SetWeights(sq_dist_n, weights);
+    SetWeights(sq_dist_n.data(), stack.n, nu_, weights);
     for (int64_t iteration = 0; iteration < max_iter_; ++iteration) {
       kernels.weiszfeld_step(stack, weights, v_d, sq_dist_n.data(), &step, pool);
-      SetWeights(sq_dist_n, weights);
+      SetWeights(sq_dist_n.data(), stack.n, nu_, weights);
       if (!(step.sq_length > static_cast<double>(tol_) * tol_ * step.sq_norm)) break;
     }
   }
 
  private:
-  // weight_i = 1 / max(nu, ||v - x_i||), 0 for a row at infinite distance, all over the largest.
-  void SetWeights(const std::vector<double>& sq_dist_n, double* weights) const {
-    double largest = std::numeric_limits<double>::min();
-    for (size_t i = 0; i < sq_dist_n.size(); ++i) {
-      weights[i] = 1.0 / std::max(static_cast<double>(nu_), std::sqrt(sq_dist_n[i]));
-      largest = std::max(largest, weights[i]);
-    }
-    for (size_t i = 0; i < sq_dist_n.size(); ++i) weights[i] /= largest;
-  }
-
   float nu_, tol_;
   int64_t f_, max_iter_;
 };

@@ -2,12 +2,11 @@
 // are registered beside their CPU kernels. Selections from [n, n] distances stay on the host, see
 // distance_op.cc.
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
 #include "aggregathor/ops/cuda_kernels.h"
 #include "aggregathor/ops/op_util.h"
+#include "aggregathor/ops/weiszfeld_weights.h"
 #include "xla/stream_executor/stream.h"
 
 namespace aggregathor {
@@ -244,7 +243,7 @@ class GeometricMedianGpuOp : public tf::OpKernel {
                                         (n + 2) * sizeof(double), stream);
       }
       if (code != 0) break;
-      SetWeights(sq_dist_n, &weights);
+      SetWeights(sq_dist_n.data(), n, nu_, weights.data());
       const bool moving = sq_dist_n[n] > static_cast<double>(tol_) * tol_ * sq_dist_n[n + 1];
       if (iteration == max_iter_ || (iteration > 0 && !moving)) break;
       code =
@@ -262,16 +261,6 @@ class GeometricMedianGpuOp : public tf::OpKernel {
     }
     std::copy(weights.begin(), weights.end(), weight_n);
     return code;
-  }
-
-  // weight_i = 1 / max(nu, ||v - x_i||), 0 for a row at infinite distance, all over the largest.
-  void SetWeights(const std::vector<double>& sq_dist_n, std::vector<double>* weights) const {
-    double largest = std::numeric_limits<double>::min();
-    for (size_t i = 0; i < weights->size(); ++i) {
-      (*weights)[i] = 1.0 / std::max(static_cast<double>(nu_), std::sqrt(sq_dist_n[i]));
-      largest = std::max(largest, (*weights)[i]);
-    }
-    for (double& weight : *weights) weight /= largest;
   }
 
   float nu_, tol_;
