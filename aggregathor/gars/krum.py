@@ -44,7 +44,7 @@ def krum(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     >>> krum([[0.], [1.], [2.], [9.], [9e9]], f=1).numpy()
     array([1.], dtype=float32)
     """
-    return _krum(stack_nd, f, 1)
+    return _krum(stack_nd, f, 1, "krum")
 
 
 @gar(
@@ -83,9 +83,9 @@ def multi_krum(stack_nd: tf.Tensor, *, f: int, with_share: bool, m: int | None =
     m = most if m is None else m
     if not isinstance(m, (int, np.integer)) or isinstance(m, bool) or not 1 <= m <= most:
         raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")
-    return _krum(stack_nd, f, int(m))
+    return _krum(stack_nd, f, int(m), "multi-krum")
 
 
-def _krum(stack_nd: tf.Tensor, f: int, m: int) -> Explained:
-    rows = kernels().krum_select(sq_distances(stack_nd), f=f, m=m)
+def _krum(stack_nd: tf.Tensor, f: int, m: int, rule: str) -> Explained:
+    rows = kernels().krum_select(sq_distances(stack_nd), f=f, m=m, rule=rule)
     return mean_of_rows(stack_nd, rows)

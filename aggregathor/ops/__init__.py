@@ -9,7 +9,7 @@ function              inputs                                      result
 mean                  stack [n, d], skip_missing                  [d]
 window_mean           stack [n, d], window, f, with_share         [d], share [n] or [0]
 sq_distances          stack [n, d]                                float64 [n, n]
-krum_select           sq_dist [n, n], f, m                        int64 [m], best first
+krum_select           sq_dist [n, n], f, m, rule                  int64 [m], best first
 bulyan_select         sq_dist [n, n], f, variant                  int64 [theta, m], -1 pads
 brute_select          sq_dist [n, n], f                           int64 [n - f]
 mean_of_rows          stack [n, d], rows [m]                      [d]

@@ -35,12 +35,16 @@ REGISTER_OP("AggregathorKrumSelect")
     .Output("rows: int64")
     .Attr("f: int >= 0")
     .Attr("m: int >= 1")
+    .Attr("rule: {'krum', 'multi-krum'}")
     .SetShapeFn([](InferenceContext* c) {
       int64_t m;
       TF_RETURN_IF_ERROR(c->GetAttr("m", &m));
       c->set_output(0, c->Vector(m));
       return absl::OkStatus();
-    });
+    })
+    .Doc(R"doc(
+rule: whom an error names; m = 1 is either.
+)doc");
 
 REGISTER_OP("AggregathorBulyanSelect")
     .Input("sq_dist_nn: double")
@@ -79,7 +83,7 @@ REGISTER_OP("AggregathorBulyanTail")
     .Attr("f: int >= 0")
     .SetShapeFn(VectorOfColumns);
 
-absl::Status TooFewComparable(const char* rule, int64_t n, int64_t f) {
+absl::Status TooFewComparable(const std::string& rule, int64_t n, int64_t f) {
   return absl::InvalidArgumentError(absl::StrCat(
       rule, ": more than f=", f, " of the n=", n,
       " gradients are lost, not finite or too far to compare, so too few are left to choose from. "
@@ -107,6 +111,7 @@ class KrumSelectOp : public tf::OpKernel {
   explicit KrumSelectOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("f", &f_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("m", &m_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("rule", &rule_));
   }
 
   void Compute(tf::OpKernelContext* ctx) override {
@@ -118,8 +123,7 @@ class KrumSelectOp : public tf::OpKernel {
                                                         "got n=",
                                                         n, " f=", f_, " m=", m_)));
     const std::vector<int64_t> rows = KrumSelect(sq_dist_nn.flat<double>().data(), n, f_, m_);
-    OP_REQUIRES(ctx, static_cast<int64_t>(rows.size()) == m_,
-                TooFewComparable("krum or multi-krum", n, f_));
+    OP_REQUIRES(ctx, static_cast<int64_t>(rows.size()) == m_, TooFewComparable(rule_, n, f_));
     tf::Tensor* out;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({m_}), &out));
     std::copy(rows.begin(), rows.end(), out->flat<int64_t>().data());
@@ -127,6 +131,7 @@ class KrumSelectOp : public tf::OpKernel {
 
  private:
   int64_t f_, m_;
+  std::string rule_;
 };
 
 class BulyanSelectOp : public tf::OpKernel {

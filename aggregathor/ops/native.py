@@ -33,9 +33,9 @@ def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
     return _ops.aggregathor_sq_distances(stack_nd)
 
 
-def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int) -> tf.Tensor:
-    """The m rows of least Krum score."""
-    return _ops.aggregathor_krum_select(sq_dist_nn, f=f, m=m)
+def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int, rule: str) -> tf.Tensor:
+    """The m rows of least Krum score; errors name the rule."""
+    return _ops.aggregathor_krum_select(sq_dist_nn, f=f, m=m, rule=rule)
 
 
 def bulyan_select(sq_dist_nn: tf.Tensor, *, f: int, variant: str) -> tf.Tensor:

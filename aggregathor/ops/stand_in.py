@@ -61,9 +61,9 @@ def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
     return tf.linalg.set_diag(sq_dist_nn, tf.zeros([len(rows)], tf.float64))
 
 
-def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int) -> tf.Tensor:
-    """The m rows of least Krum score."""
-    rows = tf.numpy_function(lambda sq_dist: _krum(sq_dist, f, m), [sq_dist_nn], tf.int64)
+def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int, rule: str) -> tf.Tensor:
+    """The m rows of least Krum score; errors name the rule."""
+    rows = tf.numpy_function(lambda sq_dist: _krum(sq_dist, f, m, rule), [sq_dist_nn], tf.int64)
     return tf.ensure_shape(rows, [m])
 
 
@@ -242,10 +242,10 @@ def _krum_scores(sq_dist_nn: np.ndarray, rows: list[int], neighbours: int) -> np
     return score_n
 
 
-def _krum(sq_dist_nn: np.ndarray, f: int, m: int) -> np.ndarray:
+def _krum(sq_dist_nn: np.ndarray, f: int, m: int, rule: str) -> np.ndarray:
     rows = list(range(len(sq_dist_nn)))
     score_n = _krum_scores(sq_dist_nn, rows, len(rows) - f - 2)
-    return np.array(_best(score_n, rows, m, "krum"), np.int64)
+    return np.array(_best(score_n, rows, m, rule), np.int64)
 
 
 def _bulyan(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
