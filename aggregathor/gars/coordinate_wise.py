@@ -16,7 +16,7 @@ from aggregathor.ops import kernels
 MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower"}
 
 
-@gar("median", needs="n >= 2f + 1", cost="O(nd)", source="Yin et al. 2018")
+@gar("median", needs="n >= 2f + 1", cost="O(nd log^2 n)", source="Yin et al. 2018")
 def median(
     stack_nd: tf.Tensor, *, f: int, with_share: bool, compat: str | None = None
 ) -> Explained:
@@ -47,7 +47,7 @@ def median(
     return _window_mean(stack_nd, MEDIANS[compat], f, with_share)
 
 
-@gar("trimmed-mean", needs="n >= 2f + 1", cost="O(nd)", source="Yin et al. 2018")
+@gar("trimmed-mean", needs="n >= 2f + 1", cost="O(nd log^2 n)", source="Yin et al. 2018")
 def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     r"""Mean of what is left when the f lowest and the f highest values of a coordinate are dropped.
 
@@ -71,7 +71,12 @@ def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     return _window_mean(stack_nd, "trimmed-mean", f, with_share)
 
 
-@gar("meamed", needs="n >= 2f + 1", cost="O(nd)", source="Xie et al. 2018")
+@gar(
+    "meamed",
+    needs="n >= 2f + 1",
+    cost="O(nd log^2 n), O(nfd) with ties",
+    source="Xie et al. 2018",
+)
 def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's median ("mean around the median").
 
@@ -90,6 +95,7 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
+      Where values tie, each of the f that are left out may take a search of the n rows: O(n f).
     Source: Xie et al., Generalized Byzantine-tolerant SGD, 2018.
 
     >>> meamed([[0.], [1.], [3.], [9e9]], f=1).numpy()
@@ -98,7 +104,12 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     return _window_mean(stack_nd, "meamed", f, with_share)
 
 
-@gar("phocas", needs="n >= 2f + 1", cost="O(nd)", source="Xie et al. 2018 (Phocas)")
+@gar(
+    "phocas",
+    needs="n >= 2f + 1",
+    cost="O(nd log^2 n), O(nfd) with ties",
+    source="Xie et al. 2018 (Phocas)",
+)
 def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's f-trimmed mean.
 
@@ -117,6 +128,7 @@ def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
+      Where values tie, each of the f that are left out may take a search of the n rows: O(n f).
     Source: Xie et al., Phocas: dimensional Byzantine-resilient stochastic gradient descent, 2018,
       definition 8.
 

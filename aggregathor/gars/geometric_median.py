@@ -18,7 +18,7 @@ LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
 @gar(
     "geometric-median",
     needs="n >= 2f + 1",
-    cost="O(nd) an iteration",
+    cost="O(nd log^2 n), then O(nd) an iteration",
     source="Chen et al. 2017, Pillutla et al. 2022",
 )
 def geometric_median(
@@ -55,7 +55,7 @@ def geometric_median(
       ValueError: n < 2f + 1, or a parameter out of range.
     Resilience: the exact geometric median is off by at most 2 (n-f) / (n-2f) times the farthest
       honest row's distance from the honest mean; this one by what the iteration leaves besides.
-    Cost: O(nd) an iteration, O(d) memory beyond the input.
+    Cost: that of the median, then O(nd) an iteration; O(d) memory beyond the input.
     Source: Chen et al., Distributed Statistical Machine Learning in Adversarial Settings, 2017;
       Pillutla et al., Robust Aggregation for Federated Learning, 2022 (smoothing).
 

@@ -13,8 +13,8 @@ from aggregathor.gars import GARS
 from experiments.bench.measure import against_mean, seconds
 from experiments.bench.plan import Plan
 
-# The power of n that the stated cost has; all of them grow as d. Brute is not here: exponential in
-# f at worst. Krum costs what multi-krum costs, and average is the mean itself.
+# The power of n in the stated cost, logarithms aside; all of them grow as d. Brute is not here:
+# exponential in f at worst. Krum costs what multi-krum costs, and average is the mean itself.
 RULES = {
     "average-nan": 1,
     "median": 1,

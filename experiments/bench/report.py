@@ -75,8 +75,8 @@ def _growth(result: dict[str, Any]) -> Iterator[str]:
     tables: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("Milliseconds", lambda row: f"{row['ms']:.3g}"),
         (
-            "Nanoseconds per value (n * d of them): nearly even for a cost of O(nd), rising with n "
-            "for O(n²d)",
+            "Nanoseconds per value (n * d of them): even for a cost of O(nd), rising with log² n "
+            "where columns are sorted, with n for O(n²d)",
             lambda row: f"{row['ns_per_value']:.3f}",
         ),
         ("Ratio to `tf.reduce_mean`", lambda row: f"{row['ratio']:.2f}"),
