@@ -21,7 +21,7 @@ with quiet_tensorflow():
     import tensorflow as tf
 
     from aggregathor import gars, ops
-    from experiments.bench.growth import left_out, measure_growth
+    from experiments.bench.growth import left_out, measure_cliffs, measure_growth
     from experiments.bench.memory import peak_mib
     from experiments.bench.plan import FULL, QUICK
     from experiments.bench.report import as_markdown, plot_growth
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         "table": measure_table(plan),
         "peak_mib": {name: peak_mib(name, plan.n, plan.f, plan.d) for name in memory_of},
         "growth": measure_growth(plan),
+        "cliffs": measure_cliffs(plan),
         "left_out": left_out(plan),
     }
     text = as_markdown(facts, result)

@@ -1,7 +1,8 @@
-"""Times one thing against the mean."""
+"""Times two things in turn, such as a rule and the mean."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,30 +28,32 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - begin
 
 
+def in_turn(first: Timed, second: Timed, plan: Plan, least: int = 1) -> np.ndarray:
+    """Times two things in turn, ``least`` times or more whatever the plan's patience.
+
+    A machine that slows down slows both, so ratios are to be taken pair by pair.
+
+    Returns:
+      Seconds, shape [2, pairs].
+    """
+    begin = time.perf_counter()
+    first(), second()  # not counted: pages, caches and threads are cold
+    cold_s = time.perf_counter() - begin
+    pairs = max(least, min(plan.repeats, int(plan.patience_s / cold_s)))
+    return np.array([(first(), second()) for _ in range(pairs)]).T
+
+
 def against_mean(name: str, timed: Timed, stack: tf.Tensor, plan: Plan) -> dict:
     """Times ``timed`` and the mean of the stack in turn.
-
-    A machine that slows down slows both, so ratios are taken pair by pair.
 
     Returns:
       Name, milliseconds and the ratio, both as medians, and the number of pairs.
     """
-    begin = time.perf_counter()
-    timed()  # not counted: pages, caches and threads are cold
-    _mean_s(stack)
-    first_s = time.perf_counter() - begin
-    pairs = max(1, min(plan.repeats, int(plan.patience_s / first_s)))
-    found = []
-    for _ in range(pairs):
-        mean_s = _mean_s(stack)
-        found.append((timed(), mean_s))
+    mean = functools.partial(seconds, lambda: tf.reduce_mean(stack, axis=0))
+    mean_s, timed_s = in_turn(mean, timed, plan)
     return {
         "name": name,
-        "ms": 1e3 * float(np.median([timed_s for timed_s, _ in found])),
-        "ratio": float(np.median([timed_s / mean_s for timed_s, mean_s in found])),
-        "pairs": pairs,
+        "ms": 1e3 * float(np.median(timed_s)),
+        "ratio": float(np.median(timed_s / mean_s)),
+        "pairs": len(timed_s),
     }
-
-
-def _mean_s(stack: tf.Tensor) -> float:
-    return seconds(lambda: tf.reduce_mean(stack, axis=0))

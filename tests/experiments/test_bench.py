@@ -1,5 +1,6 @@
 """``make bench`` at tiny sizes."""
 
+import itertools
 import json
 import os
 import re
@@ -127,14 +128,39 @@ def test_too_much_memory_is_shown(result):
 
 
 def test_a_cliff_is_shown(result):
-    costs = {("median", 32): 1.0, ("median", 33): 1.6, ("meamed", 32): 1.0, ("meamed", 33): 1.4}
-    cells = [
-        {"name": name, "n": n, "d": 1_000, "ms": 1.0, "ratio": 1.0, "ns_per_value": cost}
-        for (name, n), cost in costs.items()
+    found = [
+        {"name": name, "d": 1_000, "factor": factor, "pairs": 3}
+        for name, factor in (("median", 1.6), ("meamed", 1.4))
     ]
-    lines = shown(result, growth=cells)
-    assert "| median | 1,000 | 1.60 | cliff |" in lines
-    assert "| meamed | 1,000 | 1.40 | none |" in lines
+    lines = shown(result, cliffs=found)
+    assert "| median | 1,000 | 1.60 | cliff | 3 |" in lines
+    assert "| meamed | 1,000 | 1.40 | none | 3 |" in lines
+
+
+def test_cliffs_are_looked_for_in_each_rule_that_sorts_at_each_d(result):
+    assert {(row["name"], row["d"]) for row in result["cliffs"]} == {
+        (name, d) for name in growth.COORDINATE_WISE for d in QUICK.growth_ds
+    }
+    assert {row["pairs"] for row in result["cliffs"]} == {3}
+
+
+@pytest.mark.parametrize("slow", range(2, 8))  # the first two are not counted
+def test_one_slow_moment_is_no_cliff(slow, monkeypatch):
+    calls = itertools.count()
+
+    def seconds(run):
+        n = run.args[0].shape[0]
+        return n * (100.0 if next(calls) // 2 % 8 == slow else 1.0)  # 8 times two runs each
+
+    monkeypatch.setattr(growth, "seconds", seconds)
+    factors = [row["factor"] for row in growth.measure_cliffs(QUICK)]
+    assert factors == pytest.approx([1.0] * len(factors))
+
+
+def test_a_slower_method_is_a_cliff(monkeypatch):
+    cost = {32: 32.0, 33: 66.0}
+    monkeypatch.setattr(growth, "seconds", lambda run: cost[run.args[0].shape[0]])
+    assert {row["factor"] for row in growth.measure_cliffs(QUICK)} == {2.0}
 
 
 class FakeTensor:
