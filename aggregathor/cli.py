@@ -247,7 +247,3 @@ def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]], total: int) -
 
 def _least_width(cell: str) -> int:
     return len(cell) if len(cell) <= SHORT_COLUMNS else max(map(len, cell.split()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

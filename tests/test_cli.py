@@ -68,7 +68,7 @@ def run(*arguments, **environment):
         k: v for k, v in os.environ.items() if k not in ("COLUMNS", "TF_CPP_MIN_LOG_LEVEL")
     }
     return subprocess.run(
-        [sys.executable, "-m", "aggregathor.cli", *arguments],
+        [sys.executable, "-m", "aggregathor", *arguments],
         cwd=ROOT,
         env=inherited | environment,
         capture_output=True,
@@ -196,6 +196,13 @@ def test_version_and_help(capsys):
             cli.main([option])
         assert stopped.value.code == 0
         assert said in capsys.readouterr().out
+
+
+def test_the_module_is_the_command():
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: aggregathor [-h]")  # not __main__.py
+    assert run("nonesuch").returncode == 2
 
 
 def test_stderr_is_shown_only_after_an_error(capfd):
@@ -451,7 +458,7 @@ def test_a_reader_who_leaves_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "aggregathor.cli", "--help"],
+        [sys.executable, "-m", "aggregathor", "--help"],
         cwd=ROOT,
         stdout=writer,
         stderr=subprocess.PIPE,

@@ -1,0 +1,8 @@
+"""``python -m aggregathor`` is the command ``aggregathor``."""
+
+import sys
+
+from aggregathor.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
