@@ -23,6 +23,7 @@ from typing import Any
 
 from aggregathor.errors import UserError
 from aggregathor.version import (
+    BUILD_FACT_TYPES,
     TENSORFLOW_SERIES,
     VersionError,
     __version__,
@@ -123,7 +124,9 @@ def _describe_cuda(facts: Facts) -> str:
         return "none: the native ops were not built"
     if facts.kernels == "tensorflow":
         return "none in use: the native ops are not"
-    if facts.build.get("cuda"):
+    if "cuda" not in facts.build:
+        return "unknown: build.json does not tell"
+    if facts.build["cuda"]:
         return f"every rule, by CUDA {facts.build['cuda']}; untried on a GPU, see README.md"
     return "none in this build: the rules run on the CPU"
 
@@ -186,6 +189,12 @@ def _kernel_findings(facts: Facts) -> list[str]:
             f"The native ops were built from aggregathor {built_from} and this is "
             f"{__version__}; {REBUILD}."
         )
+    lacking = [name for name in BUILD_FACT_TYPES if name not in facts.build]
+    if facts.library and lacking and not found and not facts.kernels_asked:
+        found.append(
+            "build.json, which tells how the native ops were built, is damaged: it lacks "
+            f"{', '.join(lacking)}. What it lacks cannot be checked; {REBUILD}."
+        )
     if found and not facts.compiler:
         found.append(
             f"There is no C++ compiler to build the native ops with: {facts.compiler_name!r} was "
@@ -199,7 +208,7 @@ def _describe_build(facts: Facts) -> str:
         return "not built"
     if not facts.build:
         return "built, but build.json is missing or unreadable"
-    sets = ", ".join(facts.build.get("instruction_sets", []))
+    sets = ", ".join(facts.build.get("instruction_sets", "?"))
     return (
         f"for TensorFlow {facts.build.get('tensorflow', '?')}, "
         f"by {facts.build.get('compiler', '?')}, for {sets}"

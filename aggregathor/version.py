@@ -12,11 +12,12 @@ from aggregathor.errors import UserError
 __version__ = "0.1.0"
 TENSORFLOW_SERIES = "2.21"
 
-# What setup.py writes into build.json, "instruction_sets" (a list of names) beside it.
+# What setup.py writes into build.json, "instruction_sets" being names.
 BUILD_FACT_TYPES = {
     "version": str,
     "tensorflow": str,
     "compiler": str,
+    "instruction_sets": list,
     "cuda": str,
     "library_bytes": int,
     "library_sha256": str,
@@ -46,9 +47,8 @@ def read_build_facts(path: Path) -> dict[str, Any]:
         for name, kind in BUILD_FACT_TYPES.items()
         if isinstance(facts.get(name), kind)
     }
-    sets = facts.get("instruction_sets")
-    if isinstance(sets, list) and all(isinstance(name, str) for name in sets):
-        known["instruction_sets"] = sets
+    if not all(isinstance(name, str) for name in known.get("instruction_sets", [])):
+        del known["instruction_sets"]
     return known
 
 

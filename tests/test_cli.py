@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import aggregathor
 from aggregathor import cli, doctor
 from aggregathor.attacks import ATTACKS
 from aggregathor.gars import GARS
+from aggregathor.ops.loader import LIBRARY
 from aggregathor.quiet import quiet_tensorflow
 
 ROOT = Path(aggregathor.__file__).parents[1]
@@ -33,6 +35,9 @@ HEALTHY = doctor.Facts(
         "tensorflow": "2.21.0",
         "compiler": "g++ 12.2.0",
         "instruction_sets": ["baseline", "avx2"],
+        "cuda": "",
+        "library_bytes": 4_000_000,
+        "library_sha256": "00" * 32,
     },
     kernels="avx2",
 )
@@ -62,14 +67,14 @@ def wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
 
 
-def run(*arguments, **environment):
+def run(*arguments, cwd=ROOT, **environment):
     """The command in a process of its own, its output in pipes and no terminal anywhere."""
     inherited = {
         k: v for k, v in os.environ.items() if k not in ("COLUMNS", "TF_CPP_MIN_LOG_LEVEL")
     }
     return subprocess.run(
         [sys.executable, "-m", "aggregathor", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=inherited | environment,
         capture_output=True,
         text=True,
@@ -306,8 +311,9 @@ def test_doctor_names_no_cuda_kernels_that_cannot_run(changes, told, monkeypatch
 @pytest.mark.parametrize("build", [{}, {"version": aggregathor.__version__}])
 def test_doctor_says_what_it_does_not_know_of_the_build(build, monkeypatch, capsys):
     _, shown, _ = doctor_says(monkeypatch, capsys, build=build)
-    told = "for TensorFlow ?, by ?" if build else "build.json is missing or unreadable"
+    told = "for TensorFlow ?, by ?, for ?" if build else "build.json is missing or unreadable"
     assert told in shown["native ops"][0]
+    assert shown["CUDA kernels"] == ["unknown: build.json does not tell"]
 
 
 @pytest.mark.parametrize(
@@ -436,6 +442,35 @@ def test_doctor_looks_at_this_machine():
     shown = cells(done.stdout.partition("\n\n")[0])
     assert shown["TensorFlow"][0].startswith("2.21.")
     assert set(shown) == {"part", *(part for part, _ in doctor.table(HEALTHY))}
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text[:60], "The rules do not run: build.json is missing or damaged, so that"),
+        (lambda text: "[1]", "The rules do not run: build.json is missing or damaged, so that"),
+        (
+            lambda text: json.dumps({"tensorflow": json.loads(text)["tensorflow"]}),
+            "build.json, which tells how the native ops were built, is damaged: it lacks "
+            "version, compiler, instruction_sets, cuda, library_bytes, library_sha256.",
+        ),
+    ],
+    ids=["cut", "a list", "keys are missing"],
+)
+def test_doctor_tells_of_a_damaged_build_json(damage, told, tmp_path):
+    package = tmp_path / "aggregathor"
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.cc", "*.cu")
+    shutil.copytree(ROOT / "aggregathor", package, ignore=ignored)
+    (package / "ops" / LIBRARY.name).symlink_to(LIBRARY)
+    facts = package / "ops" / "build.json"
+    facts.write_text(damage(facts.read_text()))
+    done = run("doctor", cwd=tmp_path, AGGREGATHOR_KERNELS="")
+    assert (done.returncode, done.stderr) == (1, "")
+    wrong = done.stdout.partition("What is wrong:\n")[2]
+    assert wrong.startswith(f"1. {told}")
+    assert "; rebuild " in wrong
+    assert "2. " not in wrong
+    assert "Traceback" not in done.stdout
 
 
 def test_without_tensorflow_doctor_works_and_the_others_send_there(tmp_path):

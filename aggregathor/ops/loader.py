@@ -50,7 +50,8 @@ def kernels() -> ModuleType:
     """Returns the module with the kernels: native where it can be, else plain TensorFlow.
 
     Raises:
-      VersionError: the library was built for another TensorFlow; the message says what to do.
+      VersionError: the library was built for another TensorFlow, or nobody knows for which; the
+        message says what to do.
     """
     return _forced if _forced is not None else _load()[0]
 
@@ -84,11 +85,18 @@ def _load() -> tuple[ModuleType, State]:
         return _fall_back(f"{LIBRARY.name} was not built; {REBUILD}", {})
 
     build = read_build_facts(BUILD_FACTS)
-    if series(build.get("tensorflow", "")) != series(tf.__version__):
+    built_for = build.get("tensorflow")
+    if not built_for:
         raise VersionError(
-            f"{LIBRARY.name} was built for TensorFlow {build.get('tensorflow', '(unknown)')} and "
-            f"{tf.__version__} is installed. Install the one it was built for or {REBUILD}, "
-            f"or set {KERNELS_VARIABLE}=tensorflow to go without it."
+            f"{BUILD_FACTS.name} is missing or damaged, so that nobody knows for which TensorFlow "
+            f"{LIBRARY.name} was built; {REBUILD}, or set {KERNELS_VARIABLE}=tensorflow to go "
+            "without it."
+        )
+    if series(built_for) != series(tf.__version__):
+        raise VersionError(
+            f"{LIBRARY.name} was built for TensorFlow {built_for} and {tf.__version__} is "
+            f"installed. Install the one it was built for or {REBUILD}, or set "
+            f"{KERNELS_VARIABLE}=tensorflow to go without it."
         )
     try:
         module = _native_module(LIBRARY)
