@@ -1,7 +1,7 @@
 """The rules give what their definitions give with every instruction set.
 
-With the best one, and with the stand-in, all other tests of this folder run; `make test-kernels`
-runs all of them with each.
+With the best one all other tests of this folder run, many with the stand-in too; with
+`make test-kernels` all of them run with each.
 """
 
 import os
