@@ -114,7 +114,7 @@ class Endpoint : private Surroundings {
   std::condition_variable changed_;
   uint64_t changes_ = 0;
   enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
-  bool is_busy_ = false;  // a verb is at work
+  bool is_busy_ = false;     // a verb is at work
   double interrupt_at_ = 0;  // when the verb at work calls its interrupt next
   Protocol protocol_;
   Drop drop_;
