@@ -28,7 +28,8 @@ class Options:
       mtu: bytes of the longest IP packet that every path carries.
       rate_bps: what the server can take in and send out, bit/s of UDP payload; None for nine
         tenths of its network card's speed.
-      grace_s: after all have sent, how long a datagram that was overtaken is waited for.
+      grace_s: after all have sent, how long a datagram that was overtaken is waited for, where some
+        have come late.
       quiet_s: a worker that has begun and then sends nothing for so long is taken to have ended.
       silence_s: a broadcast leaves a worker behind that says nothing for so long.
       give_up_s: a worker gives up on a server that it has not heard for so long.

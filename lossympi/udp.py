@@ -19,7 +19,7 @@ from lossympi.link import (
 )
 from lossympi.options import Options
 from lossympi.rate import Rate
-from lossympi.timeout import Deadline, Liveness
+from lossympi.timeout import Deadline, Grace, Liveness
 
 # WIRE.md counts rounds from 1; a link counts from 0.
 _FIRST = 1
@@ -40,6 +40,7 @@ class UdpServer:
         self._rate = Rate(rate_bps)
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._deadline = Deadline(cap_s=options.timeout_s)
+        self._grace = Grace(options.grace_s)
         self._liveness = Liveness(num_workers, patience=options.patience)
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
         self._counters = endpoint.counters()
@@ -64,7 +65,7 @@ class UdpServer:
         num_live = max(1, sum(live_n))
         policy = ClosePolicy(
             deadline_s=self._deadline.current,
-            grace_s=self._options.grace_s,
+            grace_s=self._grace.current,
             quiet_s=self._options.quiet_s,
             max_loss=self._options.max_loss,
             quorum=self._options.quorum or self.num_workers,
@@ -78,6 +79,7 @@ class UdpServer:
         settled_n = ~np.isnan(closed.settled_s_n)
         unsettled = 1 - np.count_nonzero(settled_n & live_n) / num_live
         self._deadline.observe(closed.elapsed_s, closed.reason, unsettled)
+        self._grace.observe(sum(worker.late for worker in stats.workers))
         self._liveness.observe(closed.heard_n)
         return Collected(
             round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats

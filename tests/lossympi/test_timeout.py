@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lossympi.timeout import Deadline, Liveness
+from lossympi.timeout import Deadline, Grace, Liveness
 
 
 def test_the_cap_holds_until_enough_rounds_did_without_the_deadline():
@@ -78,3 +78,12 @@ def test_a_deadline_that_half_of_the_rows_miss_is_wrong():
     for _ in range(2):
         deadline.observe(2.0, "early")
     assert deadline.current == 3.0
+
+
+def test_grace_is_for_those_whom_it_helps():
+    grace = Grace(0.3)
+    waited_n = []
+    for round in range(200):
+        waited_n.append(grace.current > 0)
+        grace.observe(late=3 if round == 50 else 0)
+    assert waited_n == [True] * 5 + [False] * 46 + [True] * 100 + [False] * 49
