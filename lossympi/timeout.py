@@ -64,8 +64,8 @@ class Deadline:
 class Grace:
     """How long an early close waits for what was overtaken: not where nothing is.
 
-    What comes late tells that it should have waited, and it does so in the next 100 rounds. Else the
-    wait, in which the processor falls asleep, would cost every round of a lossy network 5%.
+    What comes late tells that it should have waited, and it does so in the next 100 rounds. The wait,
+    in which the processor falls asleep, would cost every round of a lossy network some 5%.
 
     Attributes:
       current: seconds, for the next round.
