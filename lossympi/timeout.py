@@ -64,7 +64,7 @@ class Deadline:
 class Grace:
     """How long an early close waits for what was overtaken: not where nothing is.
 
-    What comes late tells that it should have waited, and it does so in the next 100 rounds. The wait,
+    What comes late tells that it should have waited, and it does in the next 100 rounds. The wait,
     in which the processor falls asleep, would cost every round of a lossy network some 5%.
 
     Attributes:
