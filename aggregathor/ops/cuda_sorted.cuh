@@ -106,6 +106,17 @@ __device__ Range NearestRange(Column<T> sorted, int k, Column<U> by_row, int n, 
         tied_low = low;
         tied_high = high;
         row = n;
+        // Where all values that tie go, which of them goes first does not matter.
+        const int surplus = r.end - r.begin - keep;
+        int lows = 1, highs = 1;
+        while (lows < surplus && sorted[r.begin + lows] == low) ++lows;
+        while (highs < surplus && sorted[r.end - 1 - highs] == high) ++highs;
+        if (lows + highs <= surplus && center - sorted[r.begin + lows] < below &&
+            sorted[r.end - 1 - highs] - center < above) {
+          r.begin += lows;
+          r.end -= highs;
+          continue;
+        }
       }
       T value = high;
       while (row > 0) {

@@ -139,6 +139,18 @@ Range NearestRange(const SortedTile<T>& tile, int64_t l, int64_t n, int64_t k, d
         tied_low = low;
         tied_high = high;
         row = n;
+        // Where all values that tie go, which of them goes first does not matter.
+        const int64_t surplus = r.end - r.begin - keep;
+        int64_t lows = 1, highs = 1;
+        while (lows < surplus && tile.sorted[(r.begin + lows) * kLanes + l] == low) ++lows;
+        while (highs < surplus && tile.sorted[(r.end - 1 - highs) * kLanes + l] == high) ++highs;
+        if (lows + highs <= surplus &&
+            center - tile.sorted[(r.begin + lows) * kLanes + l] < below &&
+            tile.sorted[(r.end - 1 - highs) * kLanes + l] - center < above) {
+          r.begin += lows;
+          r.end -= highs;
+          continue;
+        }
       }
       T value = high;
       while (row > 0) {

@@ -67,6 +67,16 @@ def test_ties_among_present_values(case, rng):
         assert_matches(case, stack_nd, f, 1e-13)
 
 
+@pytest.mark.parametrize("case", ["meamed", "phocas"])
+def test_ties_on_both_sides_of_the_center(case, rng):
+    """Mirrored values: only where some of those that tie stay, the rows tell which."""
+    for n, f in [(9, 2), (20, 4), (33, 8), (60, 14)]:
+        half_nd = rng.integers(0, n // 4, (n // 2, 257)).astype(np.float64)
+        middle_nd = np.zeros((n % 2, 257))
+        stack_nd = rng.permuted(np.concatenate([half_nd, -half_nd, middle_nd]), axis=0)
+        assert_matches(case, stack_nd, f, 1e-13)
+
+
 def test_geometric_median_of_tied_rows(rng):
     for n, f in [(3, 1), (5, 2), (8, 2)]:
         stack_nd = stack_of("ties", n, f, 3, "float64", rng)
