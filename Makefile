@@ -52,7 +52,7 @@ bench: install ## time the rules against tf.reduce_mean, over n and d; some minu
 bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 8 minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m experiments.transport
 
-sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; some minutes
+sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; over 10 minutes
 	scripts/sanitize-lossympi
 	scripts/native-test kernels_test "$(ISAS)" -O1 -g -fsanitize=address,undefined \
 	  -fno-sanitize-recover=all

@@ -151,10 +151,11 @@ class Job(NamedTuple):
 
 def compile_all(compiler: str, jobs: list[Job], folder: Path) -> list[Path]:
     """Compiles on all cores; returns the objects."""
+    # nvcc is no C++ compiler, and takes other flags.
+    own = shlex.split(os.environ.get("CXXFLAGS", "")) if compiler == cxx() else []
 
     def compile_one(job: Job) -> Path:
         target = folder / ".".join(filter(None, (job.source.name, job.variant, "o")))
-        own = shlex.split(os.environ.get("CXXFLAGS", "")) if compiler == cxx() else []
         run([compiler, "-c", job.source, "-I.", *job.flags, *own, "-o", target])
         return target
 

@@ -8,12 +8,12 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lossympi import addresses, mpi
 from lossympi.endpoint import Endpoint, Setup
 from lossympi.link import LinkError, ServerLink, WorkerLink
+from lossympi.machine import free_bytes
 from lossympi.options import Options
 from lossympi.planes import Plane, choose_plane
 from lossympi.udp import UdpServer, UdpWorker
@@ -190,15 +190,7 @@ def _hello(size: int, dim: int, options: dict[str, Any], has_aes: bool) -> _Hell
     if checked.quorum is not None and checked.quorum > size - 1:
         raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
     network = addresses.network_of_this_process()
-    return _Hello(socket.gethostname(), network, dim, checked, has_aes, _free_bytes())
-
-
-def _free_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line), None)
+    return _Hello(socket.gethostname(), network, dim, checked, has_aes, free_bytes())
 
 
 def _check_same(hellos: list[_Hello]) -> None:

@@ -200,6 +200,15 @@ def read_number(path: str, root: Path = ROOT) -> int | None:
     return int(said) if said.isdigit() else None
 
 
+def free_bytes(root: Path = ROOT) -> int | None:
+    """Returns the bytes of memory that programs can still have; None where none are told."""
+    for line in read("proc/meminfo", root).splitlines():
+        name, _, kib = line.partition(":")
+        if name == "MemAvailable":
+            return int(kib.split()[0]) << 10
+    return None
+
+
 def read_devices(root: Path = ROOT, own: dict[str, str] | None = None) -> tuple[Device, ...]:
     """Returns the devices that have an address in `own`, the loopback left out."""
     own = addresses.own_addresses() if own is None else own

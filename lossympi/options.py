@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_TIMES = ("timeout_s", "grace_s", "quiet_s", "silence_s", "give_up_s")
+_TIMES = ("timeout_s", "quiet_s", "silence_s", "give_up_s")
 _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 
 
@@ -52,15 +52,16 @@ class Options:
 
     def __post_init__(self) -> None:
         """Checks every type and range."""
-        for name in (*_TIMES, "max_loss", "rate_bps"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) and not (name == "rate_bps" and value is None):
-                raise ValueError(f"{name} is a number, got {value!r}.")
-        for name in ("quorum", "patience", "mtu"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) and not (name == "quorum" and value is None):
-                raise ValueError(f"{name} is a whole number, got {value!r}.")
-        for name in ("timeout_s", "quiet_s", "silence_s", "give_up_s"):
+        for kind, words, names in (
+            (Real, "a number", (*_TIMES, "grace_s", "max_loss", "rate_bps")),
+            (Integral, "a whole number", ("quorum", "patience", "mtu")),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                may_be_none = name in ("rate_bps", "quorum")
+                if not (isinstance(value, kind) or (value is None and may_be_none)):
+                    raise ValueError(f"{name} is {words}, got {value!r}.")
+        for name in _TIMES:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a time above 0 s, got {getattr(self, name)}.")
         if not 0 <= self.grace_s < float("inf"):

@@ -74,7 +74,7 @@ def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
 @gar(
     "meamed",
     needs="n >= 2f + 1",
-    cost="O(nd log^2 n), O(nfd) with ties",
+    cost="O(nd log^2 n)",
     source="Xie et al. 2018",
 )
 def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
@@ -95,7 +95,8 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
-      Where values tie, each of the f that are left out may take a search of the n rows: O(n f).
+      Where values tie, another O(n); O(n f) if ever so many distances differ by less than a
+      double can tell.
     Source: Xie et al., Generalized Byzantine-tolerant SGD, 2018.
 
     >>> meamed([[0.], [1.], [3.], [9e9]], f=1).numpy()
@@ -107,7 +108,7 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
 @gar(
     "phocas",
     needs="n >= 2f + 1",
-    cost="O(nd log^2 n), O(nfd) with ties",
+    cost="O(nd log^2 n)",
     source="Xie et al. 2018 (Phocas)",
 )
 def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
@@ -128,7 +129,8 @@ def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
-      Where values tie, each of the f that are left out may take a search of the n rows: O(n f).
+      Where values tie, another O(n); O(n f) if ever so many distances differ by less than a
+      double can tell.
     Source: Xie et al., Phocas: dimensional Byzantine-resilient stochastic gradient descent, 2018,
       definition 8.
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "aggregathor/ops/cuda_device.cuh"
+#include "aggregathor/ops/nearest.h"
 #include "aggregathor/ops/network.h"
 
 namespace aggregathor {
@@ -83,54 +84,14 @@ __device__ double MeanOf(Column<T> sorted, Range r) {
   return sum / (r.end - r.begin);
 }
 
-// The `keep` of k sorted values that are nearest to `center`: always neighbours, so the farther end
-// is dropped until `keep` are left. Of equally far values the one of the higher row goes first,
-// which the column tells `by_row`, of n values.
+// The `keep` of k sorted values that are nearest to `center`; `by_row` are the n values in the
+// order of their rows (nearest.h).
 template <typename T, typename U>
 __device__ Range NearestRange(Column<T> sorted, int k, Column<U> by_row, int n, double center,
                               int keep) {
-  Range r{0, k};
-  int row = n;  // rows from here on have been dropped already, within one tie
-  T tied_low = 0, tied_high = 0;
-  while (r.end - r.begin > keep) {
-    const T low = sorted[r.begin];
-    const T high = sorted[r.end - 1];
-    const double below = center - low;
-    const double above = high - center;
-    if (below > above) {
-      ++r.begin;
-    } else if (above > below || low == high) {
-      --r.end;
-    } else {
-      if (low != tied_low || high != tied_high) {
-        tied_low = low;
-        tied_high = high;
-        row = n;
-        // Where all values that tie go, which of them goes first does not matter.
-        const int surplus = r.end - r.begin - keep;
-        int lows = 1, highs = 1;
-        while (lows < surplus && sorted[r.begin + lows] == low) ++lows;
-        while (highs < surplus && sorted[r.end - 1 - highs] == high) ++highs;
-        if (lows + highs <= surplus && center - sorted[r.begin + lows] < below &&
-            sorted[r.end - 1 - highs] - center < above) {
-          r.begin += lows;
-          r.end -= highs;
-          continue;
-        }
-      }
-      T value = high;
-      while (row > 0) {
-        value = by_row[--row];
-        if (value == low || value == high) break;
-      }
-      if (value == low) {
-        ++r.begin;
-      } else {
-        --r.end;
-      }
-    }
-  }
-  return r;
+  const int begin = NumBelowNearest([&](int i) -> T { return sorted[i]; }, k,
+                                    [&](int i) -> T { return by_row[i]; }, n, center, keep);
+  return {begin, begin + keep};
 }
 
 // The mean of a window of k values; 0 for none. Where so few are left that f bad ones may decide,

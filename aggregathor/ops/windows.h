@@ -3,6 +3,7 @@
 #ifndef AGGREGATHOR_OPS_WINDOWS_H_
 #define AGGREGATHOR_OPS_WINDOWS_H_
 
+#include "aggregathor/ops/nearest.h"
 #include "aggregathor/ops/sorted_tile.h"
 #include "aggregathor/ops/tiles.h"
 
@@ -117,57 +118,7 @@ void MeansOfWindows(const T* sorted, const int32_t* begin, const int32_t* end, d
   }
 }
 
-// The `keep` of k sorted values nearest to `center`: always neighbours, so the farther end is
-// dropped until `keep` are left. Of equally far values the one of the higher row goes first.
-template <typename T>
-Range NearestRange(const SortedTile<T>& tile, int64_t l, int64_t n, int64_t k, double center,
-                   int64_t keep) {
-  Range r{0, k};
-  int64_t row = n;  // rows from here on have been dropped already, within one tie
-  T tied_low = 0, tied_high = 0;
-  while (r.end - r.begin > keep) {
-    const T low = tile.sorted[r.begin * kLanes + l];
-    const T high = tile.sorted[(r.end - 1) * kLanes + l];
-    const double below = center - low;
-    const double above = high - center;
-    if (below > above) {
-      ++r.begin;
-    } else if (above > below || low == high) {
-      --r.end;
-    } else {
-      if (low != tied_low || high != tied_high) {
-        tied_low = low;
-        tied_high = high;
-        row = n;
-        // Where all values that tie go, which of them goes first does not matter.
-        const int64_t surplus = r.end - r.begin - keep;
-        int64_t lows = 1, highs = 1;
-        while (lows < surplus && tile.sorted[(r.begin + lows) * kLanes + l] == low) ++lows;
-        while (highs < surplus && tile.sorted[(r.end - 1 - highs) * kLanes + l] == high) ++highs;
-        if (lows + highs <= surplus &&
-            center - tile.sorted[(r.begin + lows) * kLanes + l] < below &&
-            tile.sorted[(r.end - 1 - highs) * kLanes + l] - center < above) {
-          r.begin += lows;
-          r.end -= highs;
-          continue;
-        }
-      }
-      T value = high;
-      while (row > 0) {
-        value = tile.by_row.values[--row * tile.by_row.stride + l];
-        if (value == low || value == high) break;
-      }
-      if (value == low) {
-        ++r.begin;
-      } else {
-        --r.end;
-      }
-    }
-  }
-  return r;
-}
-
-// What NearestRange would drop at the low end, for a tile: lane by lane, and which lanes have ties.
+// NumBelowNearest (nearest.h) for a tile: lane by lane, and which lanes have ties.
 //
 // A window that begins at i moves on where s_i is farther from the center than s_(i+keep), which it
 // would take in; that is so up to the window's final place and no farther. So all of this is
@@ -213,7 +164,9 @@ void NearestWindows(const SortedTile<T>& tile, const WindowRule& rule, T* high_v
   for (int64_t l = 0; l < kLanes; ++l) {
     const int64_t k = n - tile.missing[l];
     if (tied[l] == 0 || k <= 2 * rule.f) continue;
-    begin[l] = NearestRange(tile, l, n, k, windows->mean[l], k - leave_out).begin;
+    const auto sorted = [&](int64_t i) { return tile.sorted[i * kLanes + l]; };
+    const auto by_row = [&](int64_t i) { return tile.by_row.values[i * tile.by_row.stride + l]; };
+    begin[l] = NumBelowNearest(sorted, k, by_row, n, windows->mean[l], k - leave_out);
   }
   for (int64_t l = 0; l < kLanes; ++l) {
     const bool own = n - tile.missing[l] > 2 * rule.f;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import mmap
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +11,7 @@ import tensorflow as tf
 from aggregathor.gars import GARS
 from experiments.bench.measure import Timed, against_mean, in_turn, seconds
 from experiments.bench.plan import Plan
+from lossympi.machine import free_bytes
 
 # The power of n in the stated cost, logarithms aside; all of them grow as d. Brute is not here:
 # exponential in f at worst. Krum costs what multi-krum costs, and average is the mean itself.
@@ -98,9 +98,7 @@ def fits(n: int, d: int) -> bool:
 @functools.cache
 def _most_bytes() -> int:
     """8 GiB, or half of the memory that is free: results and the machine's other work need some."""
-    meminfo = Path("/proc/meminfo").read_text().splitlines()
-    available_kib = next(int(line.split()[1]) for line in meminfo if "MemAvailable" in line)
-    return min(MOST_BYTES, available_kib * 1024 // 2)
+    return min(MOST_BYTES, (free_bytes() or 0) // 2)
 
 
 def random_values(number: int) -> np.ndarray:

@@ -160,7 +160,7 @@ def test_a_communicator_is_needed():
 
 
 def test_what_a_host_has_no_memory_for_is_not_begun(monkeypatch):
-    monkeypatch.setattr(connection, "_free_bytes", lambda: 20 * DIM)
+    monkeypatch.setattr(connection, "free_bytes", lambda: 20 * DIM)
     closed(on_ranks(2, lambda comm: connect(comm, DIM)))  # 4 for the server, 8 for the worker
     said = words_of(on_ranks(3, lambda comm: connect(comm, DIM)))
     assert f"the ranks on {socket.gethostname()} need 0.0 GiB for vectors of 1000 floats" in said

@@ -23,7 +23,7 @@ ONE_HOST = [line for line in LINES if not {"--host", "--hostfile"} & set(line)]
 
 
 def test_the_section_has_what_it_should():
-    assert len(SCRIPT.splitlines()) <= 24
+    assert len(SCRIPT.splitlines()) <= 20
     assert len(LINES) == len(ONE_HOST) + 2 == 7
 
 
