@@ -8,113 +8,25 @@ from a checkpoint continues bit for bit.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from aggregathor import gars
+from aggregathor.aggregator import Aggregator, RuleError
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.attacks import apply as send_attack
-from aggregathor.errors import UserError, near
 from aggregathor.flat import FlatLayout
 from aggregathor.protocols.sync import RoundReport, server_round, worker_receives, worker_sends
 from aggregathor.sampling import Batches
-from lossympi import FILLS, Collected, Network, fill, memory
+from aggregathor.setting import Setting
+from lossympi import Network, memory
 from lossympi.rng import generator
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-MOST_WORKERS = 10_000
-
-
-class RuleError(UserError):
-    """The gradients of a step are too few for the rule: more than f are lost or not finite."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Who takes part, how they misbehave, and what stands against it.
-
-    Attributes:
-      num_workers: n; the last ``num_byzantine`` of them are Byzantine.
-      num_byzantine: how many attack, whatever the rule was told.
-      f: the bound on Byzantine workers that is declared to the rule.
-      gar: name of the rule, in ``gars.GARS``.
-      gar_parameters: what the rule takes beside f.
-      attack: name of the attack, in ``attacks.ATTACKS``; "" for none.
-      attack_parameters: what the attack takes.
-      loss: share of the datagrams to the server that the network loses, 0..1.
-      fill: what stands in for them, one of ``lossympi.FILLS``.
-      worker_momentum: beta of :math:`m \\leftarrow \\beta m + g`, sent in place of the gradient.
-      l1, l2: of the penalties l1 sum |w| + l2 sum w^2 in every worker's loss.
-      seed: of attacks, losses and fills.
-    """
-
-    num_workers: int
-    num_byzantine: int = 0
-    f: int = 0
-    gar: str = "average"
-    gar_parameters: Mapping[str, Any] = field(default_factory=dict)
-    attack: str = ""
-    attack_parameters: Mapping[str, Any] = field(default_factory=dict)
-    loss: float = 0.0
-    fill: str = "nan"
-    worker_momentum: float = 0.0
-    l1: float = 0.0
-    l2: float = 0.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises ``UserError`` for what cannot work, before anything is loaded."""
-        n, b = self.num_workers, self.num_byzantine
-        if n < 1:
-            raise UserError(f"at least one worker is needed, got {n}")
-        if n > MOST_WORKERS:
-            raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
-        if not 0 <= b <= n:
-            raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
-        rule = gars.GARS[self.gar]
-        if "f" in self.gar_parameters:
-            raise UserError(
-                f"f is no parameter of {self.gar} among others: it has a place of its own "
-                "(Setting.f; on the command line --f)"
-            )
-        try:
-            rule.check(n=n, f=self.f, **self.gar_parameters)
-            rule(np.zeros((n, 1), np.float32), f=self.f, **self.gar_parameters)  # m and the like
-        except TypeError as error:  # such as m="two"
-            parameters = self.gar_parameters or {"n": n, "f": self.f}
-            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-            raise UserError(f"{self.gar} cannot take {given}: {error}") from None
-        if self.attack:
-            attack = ATTACKS[self.attack]
-            attack.check(**self.attack_parameters)
-            if b == 0 and attack.form != "coordinates":
-                raise UserError(
-                    f"the attack {self.attack} needs Byzantine workers, and there are 0"
-                )
-            if b == n:
-                raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
-        elif b > 0:
-            raise UserError(f"{b} workers are Byzantine and no attack is named for them")
-        elif self.attack_parameters:
-            raise UserError("attack parameters are given and no attack is named")
-        if self.fill not in FILLS:
-            raise UserError(f"no fill is called {self.fill!r}: {near(self.fill, FILLS)}")
-        if not 0 <= self.loss <= 1:
-            raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
-        if not 0 <= self.worker_momentum < 1:
-            raise UserError(f"momentum must be in [0, 1), got {self.worker_momentum}")
-        for name in ("l1", "l2"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +81,6 @@ class Simulation:
         self._optimizer = optimizer
         optimizer.build(self._variables)
         self._loss = loss
-        self._gar = gars.GARS[setting.gar]
         self._attack = ATTACKS[setting.attack] if setting.attack else None
         network = Network(loss=setting.loss, seed=setting.seed)
         self._server, self._workers = memory.connect(setting.num_workers, self.dim, network)
@@ -178,7 +89,7 @@ class Simulation:
         rows = (setting.num_workers, self.dim)
         self._round = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._momentum_nd = _state(rows if setting.worker_momentum else (0, 0))
-        self._previous_nd = _state(rows if setting.fill == "previous" else (0, 0))
+        self._aggregator = Aggregator(setting, self.dim)
         self._attack_state = tf.Variable(
             np.zeros(0), shape=tf.TensorShape(None), dtype=tf.float64, trainable=False
         )
@@ -204,7 +115,7 @@ class Simulation:
             optimizer=[v.value for v in self._optimizer.variables],
             round=self._round,
             momentum=self._momentum_nd,
-            previous=self._previous_nd,
+            previous=self._aggregator.previous_nd,
             attack=self._attack_state,
         )
 
@@ -219,7 +130,7 @@ class Simulation:
         report = server_round(
             round,
             self._server,
-            fill=self._fill,
+            fill=self._aggregator.fill,
             explain=self._explain,
             apply=self._apply,
             read=lambda: self._read().numpy(),
@@ -289,26 +200,11 @@ class Simulation:
             self._attack_state.assign(self._attack.update(view))
         return sent_nd
 
-    def _fill(self, collected: Collected) -> None:
-        previous = self.setting.fill == "previous"
-        fill(
-            collected.stack_nd,
-            collected.arrived_nc,
-            self.setting.fill,
-            seed=self.setting.seed,
-            round=collected.round,
-            previous_nd=self._previous_nd.numpy() if previous else None,
-            floats_per_datagram=collected.floats_per_datagram,
-        )
-        if previous:
-            self._previous_nd.assign(collected.stack_nd)
-
     def _explain(self, stack_nd: np.ndarray) -> gars.Explained:
         try:
-            return self._gar.explain(stack_nd, f=self.setting.f, **self.setting.gar_parameters)
-        except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
-            reason = re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)
-            raise RuleError(f"step {self.steps + 1}: {reason}") from None
+            return self._aggregator.explain(stack_nd)
+        except RuleError as error:
+            raise RuleError(f"step {self.steps + 1}: {error}") from None
 
     def _apply_aggregate(self, grad_d: tf.Tensor) -> None:
         self._optimizer.apply(self._layout.unflatten(grad_d), self._variables)

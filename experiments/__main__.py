@@ -71,12 +71,13 @@ def main(_: list[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     import_tensorflow()
-    from experiments.config import Config, parse_arguments
+    from aggregathor.arguments import parse_arguments
+    from experiments.config import Config
     from experiments.run import run
 
     given = {field.name: values[field.name] for field in dataclasses.fields(Config)}
     for name in PAIRS:
-        given[name] = parse_arguments(name, values[name])
+        given[name] = parse_arguments(f"--{name}", values[name])
     config = Config(**given)
     folder = Path(values["output"] or f"results/{default_folder(config)}")
     result = run(config, folder, overwrite=values["overwrite"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import keras
 
 from aggregathor.errors import UnknownNameError, UserError, near
 from aggregathor.sampling import PARTITIONS
-from aggregathor.simulation import Setting
+from aggregathor.setting import Setting
 from experiments import tasks
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "rmsprop", "lion")
@@ -162,17 +160,3 @@ class Config:
         """Returns a short name that configurations share only if they are ``effective``ly equal."""
         text = json.dumps(self.effective(), sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def parse_arguments(flag: str, pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads ``["z=1.5", "follow=row"]``; a value that is no Python literal is a string."""
-    arguments = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not (name and equals):
-            raise UserError(f"--{flag} takes name=value, got {pair!r}")
-        try:
-            arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            arguments[name] = text
-    return arguments

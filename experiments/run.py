@@ -13,9 +13,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from aggregathor.aggregator import RuleError
 from aggregathor.errors import UserError
 from aggregathor.sampling import batches
-from aggregathor.simulation import RuleError, Simulation
+from aggregathor.simulation import Simulation
 from experiments import models, tasks
 from experiments.config import Config
 from experiments.dataset import Dataset

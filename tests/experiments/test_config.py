@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
+from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError
-from experiments.config import OPTIMIZERS, Config, parse_arguments
+from experiments.config import OPTIMIZERS, Config
 from tests.experiments.folders import RUN
 
 ATTACKED = {"byzantine": 2, "attack": "little", "gar": "median"}
@@ -160,7 +161,7 @@ def test_runs_that_differ_have_different_digests(change):
     ],
 )
 def test_arguments_are_literals_or_else_strings(text, value):
-    got = parse_arguments("gar_args", [f"x={text}"])["x"]
+    got = parse_arguments("--gar_args", [f"x={text}"])["x"]
     assert got == value
     assert type(got) is type(value)
 
@@ -168,4 +169,4 @@ def test_arguments_are_literals_or_else_strings(text, value):
 @pytest.mark.parametrize("pair", ["x", "=1", ""])
 def test_an_argument_without_name_or_value_is_an_error(pair):
     with pytest.raises(UserError, match="--gar_args takes name=value, got"):
-        parse_arguments("gar_args", [pair])
+        parse_arguments("--gar_args", [pair])

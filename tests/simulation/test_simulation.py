@@ -7,7 +7,8 @@ from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS
 from aggregathor.sampling import batches
-from aggregathor.simulation import Setting, Simulation
+from aggregathor.setting import Setting
+from aggregathor.simulation import Simulation
 from lossympi import FLOATS_PER_DATAGRAM, Network, num_datagrams
 from tests.simulation.toys import (
     CLASSES,

@@ -6,7 +6,8 @@ import tensorflow as tf
 from keras import layers
 
 from aggregathor.sampling import batches
-from aggregathor.simulation import Setting, Simulation
+from aggregathor.setting import Setting
+from aggregathor.simulation import Simulation
 
 FEATURES, CLASSES = 16, 3
 

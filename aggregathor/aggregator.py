@@ -1,0 +1,59 @@
+"""The server's half of a step: the holes are filled, the rule is applied, its refusals are told."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from aggregathor import gars
+from aggregathor.errors import UserError
+from aggregathor.setting import Setting
+from lossympi import Collected, fill
+
+
+class RuleError(UserError):
+    """The gradients of a step are too few for the rule: more than f are lost or not finite."""
+
+
+class Aggregator:
+    """Fills and aggregates as a ``Setting`` says.
+
+    Attributes:
+      previous_nd: float32 [n, d], what the fill "previous" puts into holes; [0, 0] with any other.
+    """
+
+    def __init__(self, setting: Setting, dim: int) -> None:
+        """Takes a checked setting, and d."""
+        self.setting = setting
+        self._gar = gars.GARS[setting.gar]
+        keeps = setting.fill == "previous"
+        rows = (setting.num_workers, dim) if keeps else (0, 0)
+        self.previous_nd = tf.Variable(tf.zeros(rows, tf.float32), trainable=False)
+
+    def fill(self, collected: Collected) -> None:
+        """Replaces, in place, what did not arrive."""
+        keeps = self.setting.fill == "previous"
+        fill(
+            collected.stack_nd,
+            collected.arrived_nc,
+            self.setting.fill,
+            seed=self.setting.seed,
+            round=collected.round,
+            previous_nd=self.previous_nd.numpy() if keeps else None,
+            floats_per_datagram=collected.floats_per_datagram,
+        )
+        if keeps:
+            self.previous_nd.assign(collected.stack_nd)
+
+    def explain(self, stack_nd: np.ndarray) -> gars.Explained:
+        """Applies the rule; the rows may be fewer than n where some workers are gone.
+
+        Raises:
+          RuleError: more rows than the rule can bear lack values.
+        """
+        try:
+            return self._gar.explain(stack_nd, f=self.setting.f, **self.setting.gar_parameters)
+        except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
+            raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None

@@ -1,0 +1,96 @@
+"""Who takes part in a training, how they misbehave, and what stands against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aggregathor import gars
+from aggregathor.attacks import ATTACKS
+from aggregathor.errors import UserError, near
+from lossympi import FILLS
+
+MOST_WORKERS = 10_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who takes part, how they misbehave, and what stands against it.
+
+    Attributes:
+      num_workers: n; the last ``num_byzantine`` of them are Byzantine.
+      num_byzantine: how many attack, whatever the rule was told.
+      f: the bound on Byzantine workers that is declared to the rule.
+      gar: name of the rule, in ``gars.GARS``.
+      gar_parameters: what the rule takes beside f.
+      attack: name of the attack, in ``attacks.ATTACKS``; "" for none.
+      attack_parameters: what the attack takes.
+      loss: share of the datagrams to the server that the network loses, 0..1.
+      fill: what stands in for them, one of ``lossympi.FILLS``.
+      worker_momentum: beta of :math:`m \\leftarrow \\beta m + g`, sent in place of the gradient.
+      l1, l2: of the penalties l1 sum |w| + l2 sum w^2 in every worker's loss.
+      seed: of attacks, losses and fills.
+    """
+
+    num_workers: int
+    num_byzantine: int = 0
+    f: int = 0
+    gar: str = "average"
+    gar_parameters: Mapping[str, Any] = field(default_factory=dict)
+    attack: str = ""
+    attack_parameters: Mapping[str, Any] = field(default_factory=dict)
+    loss: float = 0.0
+    fill: str = "nan"
+    worker_momentum: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises ``UserError`` for what cannot work, before anything is loaded."""
+        n, b = self.num_workers, self.num_byzantine
+        if n < 1:
+            raise UserError(f"at least one worker is needed, got {n}")
+        if n > MOST_WORKERS:
+            raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
+        if not 0 <= b <= n:
+            raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
+        rule = gars.GARS[self.gar]
+        if "f" in self.gar_parameters:
+            raise UserError(
+                f"f is no parameter of {self.gar} among others: it has a place of its own "
+                "(Setting.f; on the command line --f)"
+            )
+        try:
+            rule.check(n=n, f=self.f, **self.gar_parameters)
+            rule(np.zeros((n, 1), np.float32), f=self.f, **self.gar_parameters)  # m and the like
+        except TypeError as error:  # such as m="two"
+            parameters = self.gar_parameters or {"n": n, "f": self.f}
+            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+            raise UserError(f"{self.gar} cannot take {given}: {error}") from None
+        if self.attack:
+            attack = ATTACKS[self.attack]
+            attack.check(**self.attack_parameters)
+            if b == 0 and attack.form != "coordinates":
+                raise UserError(
+                    f"the attack {self.attack} needs Byzantine workers, and there are 0"
+                )
+            if b == n:
+                raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
+        elif b > 0:
+            raise UserError(f"{b} workers are Byzantine and no attack is named for them")
+        elif self.attack_parameters:
+            raise UserError("attack parameters are given and no attack is named")
+        if self.fill not in FILLS:
+            raise UserError(f"no fill is called {self.fill!r}: {near(self.fill, FILLS)}")
+        if not 0 <= self.loss <= 1:
+            raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
+        if not 0 <= self.worker_momentum < 1:
+            raise UserError(f"momentum must be in [0, 1), got {self.worker_momentum}")
+        for name in ("l1", "l2"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
