@@ -313,7 +313,7 @@ def judge_mpirun(host: Host) -> Finding:
             "belongs to this mpirun:",
             "export MPI4PY_LIBMPI=/path/to/libmpi.so",
         )
-    if here == there == mpi.OPEN_MPI and _major(host.mpirun) != _major(host.mpi_library):
+    if not mpi.fits(host.mpirun, host.mpi_library):
         return Finding(
             WRONG,
             "mpirun",
@@ -548,11 +548,6 @@ def _ranges(ranks: Sequence[int]) -> str:
 
 def _is_beyond(buffer: Buffer) -> bool:
     return buffer.forced and buffer.limit is not None and buffer.limit < buffer.asked
-
-
-def _major(version: str) -> str:
-    """Returns the major version in "mpirun (Open MPI) 5.0.11" or "Open MPI v5.0.11"."""
-    return version.split()[-1].lstrip("v").partition(".")[0]
 
 
 def _size(size: int) -> str:

@@ -102,6 +102,25 @@ def family_of(version: str) -> str:
     return MPICH if any(name in version for name in _MPICH_FAMILY) else ""
 
 
+def major(version: str) -> str:
+    """Returns the major version in "mpirun (Open MPI) 5.0.11" or "Open MPI v5.0.11"."""
+    return version.split()[-1].lstrip("v").partition(".")[0] if version else ""
+
+
+def fits(mpirun: str, library: str) -> bool:
+    """Tells whether this mpirun starts programs of this library, as far as versions tell.
+
+    >>> fits("mpirun (Open MPI) 5.0.11", "Open MPI v5.0.7")
+    True
+    >>> fits("HYDRA 4.2.0", "Open MPI v5.0.7")
+    False
+    """
+    here, there = family_of(mpirun), family_of(library)
+    if not here or not there:
+        return True
+    return here == there and (here != OPEN_MPI or major(mpirun) == major(library))
+
+
 def why_alone(environment: Mapping[str, str], library: str) -> str:
     """Returns why MPI counts one process only, and what to do.
 

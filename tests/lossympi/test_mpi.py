@@ -106,6 +106,22 @@ def test_versions_and_families(said, version, family):
     assert mpi.family_of(version) == family
 
 
+@pytest.mark.parametrize(
+    ("mpirun", "library", "fits"),
+    [
+        ("mpirun (Open MPI) 5.0.11", "Open MPI v5.0.7", True),
+        ("mpirun (Open MPI) 4.1.4", "Open MPI v5.0.11", False),
+        ("HYDRA 4.2.0", "Open MPI v5.0.11", False),
+        ("mpirun (Open MPI) 5.0.11", "MPICH 4.2.0", False),
+        ("HYDRA 4.2.0", "Intel(R) MPI Library 2021.10 for Linux* OS", True),
+        ("of an unknown version", "Open MPI v5.0.11", True),
+        ("mpirun (Open MPI) 5.0.11", "", True),
+    ],
+)
+def test_which_mpirun_starts_programs_of_which_library(mpirun, library, fits):
+    assert mpi.fits(mpirun, library) == fits
+
+
 def test_who_launched():
     assert mpi.launch_of({}) is None
     both = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "SLURM_STEP_NUM_TASKS": "2"}
