@@ -1,4 +1,4 @@
-"""The command ``aggregathor``: rules and attacks, which rules fit n workers, what is wrong here."""
+"""The command ``aggregathor``: starts training, tells of rules, attacks and what is wrong here."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aggregathor {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    about = "start a script on a server and its workers"
+    # The words that follow are its own matter, options too: none begins with NUL.
+    run = commands.add_parser("run", help=about, prefix_chars="\0", add_help=False)
+    run.add_argument("words", nargs=argparse.REMAINDER)
+    run.set_defaults(command=_run)
+
     about = "list the rules: condition, cost, source and parameters"
     gars = commands.add_parser("gars", help=about, description=about, allow_abbrev=False)
     gars.set_defaults(command=_gars)
@@ -87,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_doctor)
     return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from aggregathor import launch
+
+    return launch.main(args.words)
 
 
 def _gars(args: argparse.Namespace) -> int:
