@@ -33,6 +33,7 @@ class _Hello:
 
     host: str
     network: str
+    transport: str
     dim: int
     options: Options
     has_aes: bool
@@ -48,44 +49,90 @@ class _Door:
     public_key: bytes
 
 
-def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> ServerLink | WorkerLink:
+def connect(
+    comm: Any, dim: int, *, transport: str = "udp", plane: str = "auto", **options: Any
+) -> ServerLink | WorkerLink:
     """Joins the ranks of an MPI communicator: rank 0 is the server, the others are workers.
 
-    Collective: every rank calls it, with the same arguments. MPI is used in here only, from the
-    calling thread; gradients and parameters then travel over UDP.
+    Collective: every rank calls it, with the same arguments. With transport="udp" MPI is used in
+    here only, from the calling thread; gradients and parameters then travel over UDP, and gradients
+    may lose datagrams. With transport="mpi" they travel over a duplicate of `comm`, whole.
 
     Args:
       comm: an mpi4py communicator, of at least 2 ranks.
       dim: d, floats in a gradient and in the parameters, 1..2^31.
-      plane: "native" (C++), "python", or "auto": native where it was built. May differ by rank.
-      options: see ``Options``. The environment may set LOSSYMPI_ADDRESS (this host's address, or a
-        network like 10.0.0.0/8 in which it has one) on the server, and, for tests, LOSSYMPI_DROP
-        (share of the datagrams to lose on arrival) and LOSSYMPI_DROP_SEED.
+      transport: "udp" or "mpi".
+      plane: of UDP: "native" (C++), "python", or "auto": native where it was built. May differ by
+        rank.
+      options: see ``Options``; "mpi" has timeout_s, quorum, patience and give_up_s only. The
+        environment may set LOSSYMPI_ADDRESS (this host's address, or a network like 10.0.0.0/8 in
+        which it has one) on the server, and, for tests, LOSSYMPI_DROP (share of the datagrams to
+        lose on arrival) and LOSSYMPI_DROP_SEED.
     Returns:
       A ``ServerLink`` on rank 0 and a ``WorkerLink`` elsewhere; worker w is rank w + 1.
     Raises:
       ConnectError: arguments are wrong or differ between ranks, a rank has no socket or route, or
         datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
-    Cost: four MPI allgathers and a broadcast; 4 n d bytes on the server, 8 d on a worker.
+    Cost: four MPI allgathers and a broadcast; over UDP 4 n d bytes on the server, 8 d on a worker,
+      over MPI 4 (n + 1) d, and 12 d.
     """
     if not hasattr(comm, "allgather"):
         raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
     together = _Together(comm)
     chosen: list[Plane] = []
-    losses: list[tuple[float, int]] = []
 
     def greet() -> _Hello:
-        nonlocal dim
-        dim = _dim(dim)
-        chosen.append(choose_plane(plane))
-        hello = _hello(comm.size, dim, options, chosen[0].has_aes256gcm())
-        losses.append(_losses(os.environ))
-        return hello
+        if transport not in ("udp", "mpi"):
+            raise ValueError(f"a transport is udp or mpi; got {transport!r}.")
+        has_aes = False
+        if transport == "udp":
+            chosen.append(choose_plane(plane))
+            has_aes = chosen[0].has_aes256gcm()
+        elif plane != "auto":
+            raise ValueError(
+                f"a plane is of UDP, transport='mpi' has none; got {plane!r}. Leave it out."
+            )
+        return _hello(comm.size, _dim(dim), transport, options, has_aes)
 
     hellos = together.each(greet)
     _check_same(hellos)
     _check_memory(hellos)
+    if hellos[0].transport == "mpi":
+        return _join_mpi(comm, together, hellos[0])
+    return _join_udp(comm, together, hellos, chosen[0])
+
+
+def _join_mpi(comm: Any, together: _Together, hello: _Hello) -> ServerLink | WorkerLink:
+    together.each(_check_threads)
+    own_comm = comm.Dup()  # the link's messages meet no others
+
+    def make() -> ServerLink | WorkerLink:
+        from lossympi.lossless import MpiServer, MpiWorker  # which start MPI
+
+        if comm.rank == 0:
+            return MpiServer(own_comm, comm.size - 1, hello.dim, hello.options)
+        return MpiWorker(own_comm, comm.rank - 1, hello.dim, hello.options)
+
+    made: list[ServerLink | WorkerLink] = []
+    together.each(lambda: made.append(make()))
+    return made[0]
+
+
+def _check_threads() -> None:
+    MPI = mpi.import_mpi()
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise ValueError(
+            "transport='mpi' calls MPI from whichever thread calls the link, one at a time, and "
+            "MPI was started for a single one. Leave mpi4py.rc.threads and thread_level as they "
+            "are, or set the latter to 'serialized'."
+        )
+
+
+def _join_udp(
+    comm: Any, together: _Together, hellos: list[_Hello], chosen: Plane
+) -> ServerLink | WorkerLink:
     mine = hellos[comm.rank]
+    dim = mine.dim
     session = comm.bcast(secrets.randbits(32) if comm.rank == 0 else None)
     cipher = _cipher(mine.options, [hello.has_aes for hello in hellos])
     all_local = len({hello.network for hello in hellos}) == 1
@@ -98,9 +145,9 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
     def open_door() -> _Door:
         nonlocal keys
         if cipher != "none":
-            keys = chosen[0].key_pair()
+            keys = chosen.key_pair()
         address = server if comm.rank == 0 else addresses.address_towards(server)
-        drop, drop_seed = losses[0]
+        drop, drop_seed = _losses(os.environ)
         setup = Setup(
             rank=comm.rank,
             num_workers=comm.size - 1,
@@ -114,7 +161,7 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
             drop_seed=drop_seed,
             receive_buffer=_receive_buffer(dim * (comm.size - 1 if comm.rank == 0 else 1)),
         )
-        made.append(chosen[0].Endpoint(setup))
+        made.append(chosen.Endpoint(setup))
         return _Door(address, made[0].port, keys[0])
 
     try:
@@ -127,7 +174,7 @@ def connect(comm: Any, dim: int, *, plane: str = "auto", **options: Any) -> Serv
                 send_key, receive_key = b"", b""
                 if cipher != "none":
                     public_key, secret_key = keys
-                    receive_key, send_key = chosen[0].session_keys(
+                    receive_key, send_key = chosen.session_keys(
                         secret_key, public_key, door.public_key, comm.rank == 0
                     )
                 endpoint.add_peer(rank, door.address, door.port, send_key, receive_key)
@@ -183,22 +230,23 @@ def _dim(dim: Any) -> int:
     raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
 
 
-def _hello(size: int, dim: int, options: dict[str, Any], has_aes: bool) -> _Hello:
+def _hello(size: int, dim: int, transport: str, options: dict[str, Any], has_aes: bool) -> _Hello:
     if size < 2:
         raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
-    checked = Options.of(options)
+    checked = Options.of(options) if transport == "udp" else Options.of_mpi(options)
     if checked.quorum is not None and checked.quorum > size - 1:
         raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
     network = addresses.network_of_this_process()
-    return _Hello(socket.gethostname(), network, dim, checked, has_aes, free_bytes())
+    return _Hello(socket.gethostname(), network, transport, dim, checked, has_aes, free_bytes())
 
 
 def _check_same(hellos: list[_Hello]) -> None:
     first = hellos[0]
     for rank, other in enumerate(hellos):
         differences = first.options.differences(other.options)
-        if first.dim != other.dim:
-            differences["dim"] = (first.dim, other.dim)
+        for name in ("dim", "transport"):
+            if getattr(first, name) != getattr(other, name):
+                differences[name] = getattr(first, name), getattr(other, name)
         if differences:
             words = ", ".join(f"{k}={a!r} and {k}={b!r}" for k, (a, b) in differences.items())
             raise ConnectError(
@@ -209,9 +257,10 @@ def _check_same(hellos: list[_Hello]) -> None:
 
 def _check_memory(hellos: list[_Hello]) -> None:
     """Raises if the ranks of a host would allocate more than it has: one would be killed for it."""
+    own_vectors = 1 if hellos[0].transport == "mpi" else 0  # from which MPI sends
     wanted: dict[str, int] = {}
     for rank, hello in enumerate(hellos):
-        floats = hello.dim * (len(hellos) - 1 if rank == 0 else 2)
+        floats = hello.dim * ((len(hellos) - 1 if rank == 0 else 2) + own_vectors)
         wanted[hello.host] = wanted.get(hello.host, 0) + 4 * floats
     for host, wanted_bytes in wanted.items():
         free = [h.free_bytes for h in hellos if h.host == host and h.free_bytes is not None]

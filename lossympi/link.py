@@ -4,6 +4,7 @@ Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 """
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -162,6 +163,12 @@ class ServerLink(Protocol):
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], reliably to every worker."""
 
+    def waiting_for(self) -> list[int]:
+        """Returns the rows that the open round waits for; from any thread, and never for long.
+
+        Empty if no round is open.
+        """
+
     def close(self) -> None:
         """Ends the link; closing twice is allowed, any other call after it is an error."""
 
@@ -177,15 +184,19 @@ class WorkerLink(Protocol):
     rank: int
     dim: int
 
-    def send(self, round: int, grad_d: np.ndarray) -> bool:
+    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
         """Sends the gradient of `round`, float32 [d].
 
         Returns:
-          False if the server closed the round before all of it had left.
+          False if the server closed the round before all of it had left. None, only if `wait_s` is
+          given, if it has not left within that: call again.
         """
 
-    def receive(self, round: int) -> Model:
-        """Returns the newest parameters of `round` or later."""
+    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
+        """Returns the newest parameters of `round` or later.
+
+        None, only if `wait_s` is given, if there are none within that: call again.
+        """
 
     def close(self) -> None:
         """Ends this worker's end; closing twice is allowed, any other call after it is an error."""
@@ -217,3 +228,31 @@ def check_round(round: int) -> None:
     if isinstance(round, (int, np.integer)) and not isinstance(round, bool) and 0 <= round < 2**63:
         return
     raise ValueError(f"rounds are whole numbers from 0 on, got {round!r}. Count them in the loop.")
+
+
+def check_wait(wait_s: float | None) -> None:
+    """Raises ValueError unless `wait_s` is None or a time of 0 s or more."""
+    if wait_s is not None and not (isinstance(wait_s, Real) and wait_s >= 0):
+        raise ValueError(f"wait_s is a time of 0 s or more, or None; got {wait_s!r}.")
+
+
+def check_server(rank: int, awaited: str, left: bool, waited_s: float, give_up_s: float) -> None:
+    """Raises LinkError if a worker has waited in vain for the server to do what is `awaited`."""
+    if left:
+        raise LinkError(
+            f"worker {rank} waited for the server to {awaited}, but it has closed the link. Its "
+            "own output tells why."
+        )
+    if waited_s >= give_up_s:
+        raise LinkError(
+            f"worker {rank} waited {give_up_s:g} s for the server to {awaited} and heard nothing. "
+            "If it may take longer, raise give_up_s; else see whether it still runs."
+        )
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 zeros that begin at a multiple of 64 bytes, as TensorFlow wants tensors."""
+    size = int(np.prod(shape))
+    raw = np.zeros(size * 4 + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size * 4].view(np.float32).reshape(shape)

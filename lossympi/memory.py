@@ -17,6 +17,7 @@ from lossympi.link import (
     WorkerStats,
     check_array,
     check_round,
+    check_wait,
     delivered_share,
     floats_of,
     num_datagrams,
@@ -184,6 +185,10 @@ class _Server:
         self._params_d.setflags(write=False)
         self._params_round = round
 
+    def waiting_for(self) -> list[int]:
+        """Returns []: `collect` never waits."""
+        return []
+
     def close(self) -> None:
         """Ends the link for every end."""
         self._closed = True
@@ -206,6 +211,11 @@ class _Server:
             self._sent_nd[rank] = grad_d
         self._senders.add(rank)
         self._open_round = round
+
+    def has_model(self, round: int) -> bool:
+        """Returns whether parameters of `round` or later have been broadcast."""
+        self._check_not_closed()
+        return round <= self._params_round
 
     def model(self, rank: int, round: int) -> Model:
         """Returns the parameters broadcast last, if they are of `round` or later."""
@@ -334,25 +344,33 @@ class _Worker:
         self._server = server
         self._closed = False
 
-    def send(self, round: int, grad_d: np.ndarray) -> bool:
+    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
         """Sends the gradient of `round`, float32 [d], through the network; it always leaves whole.
+
+        It never waits, whatever `wait_s` is.
 
         Raises:
           ValueError: an end is closed, the gradient has another shape or dtype, the round is not
             the one being collected, or this worker has sent in it before.
         """
         self._check_not_closed()
+        check_wait(wait_s)
         self._server.accept(self.rank, round, grad_d)
         return True
 
-    def receive(self, round: int) -> Model:
+    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
         """Returns the newest parameters, of `round` or later.
+
+        It never waits: with a `wait_s` it returns None where it would raise a LinkError.
 
         Raises:
           ValueError: an end is closed.
           LinkError: the server has not broadcast `round` yet.
         """
         self._check_not_closed()
+        check_wait(wait_s)
+        if wait_s is not None and not self._server.has_model(round):
+            return None
         return self._server.model(self.rank, round)
 
     def close(self) -> None:

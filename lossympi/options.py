@@ -10,6 +10,8 @@ from typing import Any
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TIMES = ("timeout_s", "quiet_s", "silence_s", "give_up_s")
+# What the MPI transport heeds: it neither cuts vectors up nor loses, hides or paces anything.
+_OF_MPI = ("timeout_s", "quorum", "patience", "give_up_s")
 _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 
 
@@ -97,6 +99,23 @@ class Options:
                 hint = f"Did you mean {meant[0]}?" if meant else f"There are {', '.join(names)}."
                 raise ValueError(f"no option is called {name}. {hint}")
         return cls(**values)
+
+    @classmethod
+    def of_mpi(cls, values: Mapping[str, Any]) -> Options:
+        """Returns the options of the MPI transport with these values, by name.
+
+        Raises:
+          ValueError: it has no such option, or a value is out of range.
+        """
+        options = cls.of(values)
+        strange = [name for name in values if name not in _OF_MPI]
+        if strange:
+            raise ValueError(
+                f"over MPI nothing is lost, and there is no {' nor '.join(strange)}: the options "
+                f"of transport='mpi' are {', '.join(_OF_MPI)}. Leave it out, or pass "
+                "transport='udp'."
+            )
+        return options
 
     @property
     def floats_per_datagram(self) -> int:

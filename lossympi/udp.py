@@ -9,12 +9,14 @@ import numpy as np
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
 from lossympi.link import (
     Collected,
-    LinkError,
     Model,
     RoundStats,
     WorkerStats,
+    aligned_zeros,
     check_array,
     check_round,
+    check_server,
+    check_wait,
     delivered_share,
 )
 from lossympi.options import Options
@@ -46,6 +48,7 @@ class UdpServer:
         self._counters = endpoint.counters()
         self._collected_round = -1
         self._broadcast_round = -1
+        self._waiting_for: list[int] = []
         self._closed = False
 
     def collect(self, round: int) -> Collected:
@@ -73,7 +76,11 @@ class UdpServer:
             # Who is dead may come back, but no share of the rate is kept for it.
             rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
         )
-        closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
+        self._waiting_for = np.flatnonzero(live_n).tolist()
+        try:
+            closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
+        finally:
+            self._waiting_for = []
         self._collected_round = round
         stats = self._stats(round, closed, policy)
         settled_n = ~np.isnan(closed.settled_s_n)
@@ -128,6 +135,13 @@ class UdpServer:
             live and (again or bool(patient))
             for live, patient in zip(self._liveness.live, patient_n, strict=True)
         )
+
+    def waiting_for(self) -> list[int]:
+        """Returns the live rows while a round is open, which of them have come or not, else [].
+
+        It may be called from another thread.
+        """
+        return self._waiting_for
 
     def close(self) -> None:
         """Tells the workers that it leaves, and ends the link."""
@@ -185,51 +199,65 @@ class UdpWorker:
         self._held: Model | None = None  # what `receive` returned last
         self._closed = False
 
-    def send(self, round: int, grad_d: np.ndarray) -> bool:
+    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
         """Sends the gradient of `round`, float32 [d], when the server grants it.
 
+        Args:
+          round: its number.
+          grad_d: the gradient.
+          wait_s: how long the grant and the sending may take; None for `give_up_s`.
         Returns:
-          False if the server closed the round before all of it had left.
+          False if the server closed the round before all of it had left; None if `wait_s` has
+          passed first: another call begins anew.
         Raises:
           ValueError: the end is closed, or the gradient has another shape or dtype.
-          LinkError: the server has left, or says nothing.
+          LinkError: the server has left, or says nothing for `give_up_s`.
         """
         self._check_not_closed()
         check_round(round)
         check_array("grad_d", grad_d, np.float32, (self.dim,))
+        check_wait(wait_s)
         begun = time.monotonic()
-        give_up_s = self._options.give_up_s
+        limit_s = self._limit_s(wait_s)
         sent = self._endpoint.send(
-            round + _FIRST, np.ascontiguousarray(grad_d), self._options.max_loss, give_up_s
+            round + _FIRST, np.ascontiguousarray(grad_d), self._options.max_loss, limit_s
         )
         if not sent:
             self._check_server(f"grant round {round}", begun)
+            if time.monotonic() - begun >= limit_s:
+                return None
         return sent
 
-    def receive(self, round: int) -> Model:
+    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
         """Returns the newest parameters, of `round` or later.
 
         A worker that was away gets those of a later round: the next gradient that the server wants
         is that of ``model.round + 1``.
 
+        Args:
+          round: the first that is wanted.
+          wait_s: how long to wait for it; None for `give_up_s`.
+        Returns:
+          The parameters; None if `wait_s` has passed first.
         Raises:
           ValueError: the end is closed.
-          LinkError: the server has left, or sends nothing.
+          LinkError: the server has left, or sends nothing for `give_up_s`.
         """
         self._check_not_closed()
         check_round(round)
-        held, wait_s = self._held, self._options.give_up_s
-        if held is not None and held.round >= round:
-            round, wait_s = held.round + 1, 0.0  # only if it is there already
+        check_wait(wait_s)
         begun = time.monotonic()
-        newer = self._endpoint.receive(round + _FIRST, wait_s)
+        held = self._held
+        if held is not None and held.round >= round:
+            newer = self._endpoint.receive(held.round + 1 + _FIRST, 0.0)  # only if it is there
+        else:
+            held = None
+            newer = self._endpoint.receive(round + _FIRST, self._limit_s(wait_s))
         if newer is not None:
-            self._held = Model(newer[0] - _FIRST, newer[1])
-        elif wait_s > 0:
+            self._held = held = Model(newer[0] - _FIRST, newer[1])
+        if held is None:
             self._check_server(f"send the parameters of round {round}", begun)
-            raise AssertionError("receive ends with a model, a BYE or a timeout")
-        assert self._held is not None
-        return self._held
+        return held
 
     def close(self) -> None:
         """Ends this worker's end only."""
@@ -237,28 +265,15 @@ class UdpWorker:
             self._closed = True
             self._endpoint.close()
 
+    def _limit_s(self, wait_s: float | None) -> float:
+        give_up_s = self._options.give_up_s
+        return give_up_s if wait_s is None else min(wait_s, give_up_s)
+
     def _check_server(self, awaited: str, begun: float) -> None:
         """Raises if a verb ended because there is no server any more."""
-        if self._endpoint.server_left():
-            raise LinkError(
-                f"worker {self.rank} waited for the server to {awaited}, but it has closed the "
-                "link. Its own output tells why."
-            )
-        if time.monotonic() - begun >= self._options.give_up_s:
-            raise LinkError(
-                f"worker {self.rank} waited {self._options.give_up_s:g} s for the server to "
-                f"{awaited} and heard nothing. If it may take longer, raise give_up_s; "
-                "else see whether it still runs."
-            )
+        left, waited_s = self._endpoint.server_left(), time.monotonic() - begun
+        check_server(self.rank, awaited, left, waited_s, self._options.give_up_s)
 
     def _check_not_closed(self) -> None:
         if self._closed:
             raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
-
-
-def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Returns float32 zeros that begin at a multiple of 64 bytes, as TensorFlow wants tensors."""
-    size = int(np.prod(shape))
-    raw = np.zeros(size * 4 + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    return raw[begin : begin + size * 4].view(np.float32).reshape(shape)

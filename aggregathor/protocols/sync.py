@@ -74,7 +74,7 @@ def worker_sends(round: int, link: WorkerLink, grad_d: np.ndarray) -> bool:
     Returns:
       False if the server did not wait for all of it.
     """
-    return link.send(round, grad_d)
+    return bool(link.send(round, grad_d))
 
 
 def worker_receives(round: int, link: WorkerLink, assign: Callable[[np.ndarray], None]) -> int:
@@ -85,5 +85,6 @@ def worker_receives(round: int, link: WorkerLink, assign: Callable[[np.ndarray],
       take part in is the one after it.
     """
     model = link.receive(round)
+    assert model is not None  # as it waits
     assign(model.params_d)
     return model.round

@@ -126,6 +126,7 @@ def _work(comm: Any, link: UdpWorker, arguments: argparse.Namespace) -> dict:
         cpu = time.process_time()
         link.send(round, own.of_round(round))
         model = link.receive(round)
+        assert model is not None  # as it waits
         cpu_s.append(time.process_time() - cpu)
         wrong_floats += models.count_wrong(model.round, model.params_d, whole_c, floats)
     return {"cpu_s": cpu_s, "wrong_floats": wrong_floats}

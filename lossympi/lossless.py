@@ -1,0 +1,604 @@
+"""A link between MPI ranks that loses nothing: every vector is one MPI message (``WIRE.md``).
+
+Waiting never spins: there may be more ranks than cores. No rank waits in MPI itself, which would
+neither end at a deadline nor hear of Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from lossympi.link import (
+    Collected,
+    LinkError,
+    Model,
+    RoundStats,
+    WorkerStats,
+    aligned_zeros,
+    check_array,
+    check_round,
+    check_server,
+    check_wait,
+)
+from lossympi.options import Options
+from lossympi.timeout import Liveness
+
+_MODEL, _BYE = 0, 1  # tags, from the server
+_HEADER = 16  # floats before the parameters: int64 round, then nothing up to a multiple of 64 bytes
+_SILENCE_S = 0.05
+_MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can be closed
+
+
+class MpiServer:
+    """The server's end; ``connect`` makes it."""
+
+    def __init__(self, comm: Any, num_workers: int, dim: int, options: Options) -> None:
+        """Takes over a communicator that nobody else uses, whose rank 0 it is."""
+        self.num_workers = num_workers
+        self.dim = dim
+        self._comm = comm
+        self._options = options
+        self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
+        self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
+        self._num_tags = _num_tags(comm)
+        self._stack_nd = aligned_zeros((num_workers, dim))
+        self._liveness = Liveness(num_workers, patience=options.patience)
+        self._open: _Round | None = None
+        self._dropped: list[Any] = []  # receives of what is not wanted; they write nothing
+        # Receives that a close has overtaken, with the stack that they still write into.
+        self._overtaken: dict[int, tuple[Any, np.ndarray]] = {}
+        self._newest: _Parcel | None = None
+        self._parcels: list[_Parcel] = []
+        self._sending: dict[int, tuple[Any, _Parcel]] = {}
+        self._behind: set[int] = set()  # rows that the newest parameters have not been sent to
+        self._delivered_n = np.zeros(num_workers, bool)  # in the round collected last
+        self._collected_round = -1
+        self._broadcast_round = -1
+        self._closed = False
+
+    def collect(self, round: int) -> Collected:
+        """Returns the gradients of `round` that came before every live worker's had, or the quorum
+        had, or `timeout_s` had passed.
+
+        MPI writes a gradient into its row. One that is still on its way at the close, because its
+        worker stopped meanwhile, cannot be called back: it keeps the stack, and what has arrived is
+        copied to a new one.
+
+        Raises:
+          ValueError: the link is closed, or the round was collected before.
+        Cost: a copy of the stack in a round that a gradient's transfer outlasts, and 4 n d bytes
+          until it ends; at most n such stacks.
+        """
+        self._check_not_closed()
+        check_round(round)
+        if round <= self._collected_round:
+            raise ValueError(
+                f"collected rounds must increase; round {self._collected_round} has been "
+                f"collected, got round {round}. Name a later one."
+            )
+        self._collected_round = round
+        opened = _Round(round, np.array(self._liveness.live))
+        self._open = opened
+        try:
+            closed_by = self._take_until_closed(opened)
+            elapsed_s = opened.elapsed_s()
+        finally:
+            self._open = None
+            self._leave_overtaken(opened)
+        self._delivered_n = opened.arrived_n
+        self._liveness.observe(opened.heard_n)
+        stats = opened.stats(closed_by, elapsed_s, self._options.timeout_s)
+        return Collected(round, self._stack_nd, opened.arrived_n[:, None], self.dim, stats)
+
+    def broadcast(self, round: int, params_d: np.ndarray) -> None:
+        """Sends the parameters of `round`, float32 [d], to every live worker that has taken those
+        sent to it before.
+
+        A worker that has not is sent the newest as soon as it has, or is heard again, while a later
+        round is collected. Those that have delivered their gradient are waited for until they have
+        taken the parameters, but not much longer than most of them take.
+
+        Raises:
+          ValueError: the link is closed, the parameters have another shape or dtype, or the round
+            is not later than the one broadcast before.
+        Cost: a copy of the parameters, kept until all have taken it; at most n + 1 are kept, one
+          more than workers have stopped while they took one.
+        """
+        self._check_not_closed()
+        check_round(round)
+        check_array("params_d", params_d, np.float32, (self.dim,))
+        if round <= self._broadcast_round:
+            raise ValueError(
+                f"broadcast rounds must increase; round {self._broadcast_round} has been "
+                f"broadcast, got round {round}. Broadcast once a round, with a later number."
+            )
+        self._broadcast_round = round
+        self._end_sends()
+        self._newest = self._free_parcel()
+        self._newest.round[0] = round
+        self._newest.params_d[:] = params_d
+        live_n = np.array(self._liveness.live)
+        self._behind = set(range(self.num_workers))
+        self._send_newest(live_n)
+        taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
+        self._wait_for_sends(taking - self._behind)
+
+    def waiting_for(self) -> list[int]:
+        """Returns the rows of live workers whose gradient has not come in the open round.
+
+        It may be called from another thread. Empty if no round is open.
+        """
+        opened = self._open
+        return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
+
+    def close(self) -> None:
+        """Tells the workers that it leaves, and ends the link.
+
+        Live workers have `timeout_s` to take the parameters that were sent to them.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        byes = [
+            _send(self._comm, [None, 0, MPI.BYTE], row + 1, _BYE) for row in range(self.num_workers)
+        ]
+        self._wait_for_sends({row for row in self._sending if self._liveness.live[row]})
+        _keep_for_ever(byes, self._sending, self._overtaken, self._dropped)
+
+    # Gradients.
+
+    def _take_until_closed(self, opened: _Round) -> str:
+        """Returns what closed the round."""
+        idle = _Idle()
+        while True:
+            heard = self._take_messages(opened)
+            heard |= self._end_receives(opened)
+            self._end_sends()
+            self._send_newest(opened.live_n | opened.heard_n)
+            closed_by = opened.closed_by(self._options.quorum)
+            if closed_by:
+                return closed_by
+            left_s = self._options.timeout_s - opened.elapsed_s()
+            if left_s <= 0:
+                return "deadline"
+            if heard:
+                idle.begin()
+            else:
+                idle.pause(left_s)
+
+    def _take_messages(self, opened: _Round) -> bool:
+        """Takes what has come; returns whether anything had."""
+        status = MPI.Status()
+        for taken in range(_MOST_AT_ONCE * self.num_workers):
+            try:
+                message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+            except MPI.Exception:  # a worker's process has ended
+                message = None
+            if message is None:
+                return taken > 0
+            self._take(message, status, opened)
+        return True
+
+    def _take(self, message: Any, status: Any, opened: _Round) -> None:
+        """Starts to receive a message, into its worker's row if it belongs there.
+
+        A Byzantine worker chooses length, tag and time, so all is checked before anything is
+        written.
+        """
+        row = status.Get_source() - 1
+        if not 0 <= row < self.num_workers:
+            self._drop(message)
+            return
+        age = _age(status.Get_tag(), opened.round, self._num_tags)
+        reason = ""
+        if status.Get_count(self._vector) != 1:
+            reason = "malformed"
+        elif age:
+            reason = "late" if age > 0 else "early"
+        elif opened.arrived_n[row] or row in opened.coming or row in self._overtaken:
+            reason = "duplicate"
+        if reason:
+            opened.count(row, reason)
+            self._drop(message)
+            return
+        try:
+            opened.coming[row] = message.Irecv([self._stack_nd[row], 1, self._vector])
+        except MPI.Exception:
+            opened.count(row, "malformed")
+
+    def _drop(self, message: Any) -> None:
+        """Receives nothing of a message, which sets its sender free."""
+        try:
+            self._dropped.append(message.Irecv([None, 0, MPI.BYTE]))
+        except MPI.Exception:
+            return
+
+    def _end_receives(self, opened: _Round) -> bool:
+        """Notes which receives have ended; returns whether any had."""
+        before = len(opened.coming), len(self._overtaken)
+        for row, request in list(opened.coming.items()):
+            ended = _ended(request)
+            if ended:
+                del opened.coming[row]
+                opened.arrive(row)
+            elif ended is None:
+                del opened.coming[row]
+                opened.count(row, "malformed")
+        for row, (request, _) in list(self._overtaken.items()):
+            if _ended(request) is not False:
+                del self._overtaken[row]
+                opened.count(row, "late")
+        self._dropped = [request for request in self._dropped if _ended(request) is False]
+        return before != (len(opened.coming), len(self._overtaken))
+
+    def _leave_overtaken(self, opened: _Round) -> None:
+        """Leaves the stack to the receives that have not ended, and goes on with a new one."""
+        if not opened.coming:
+            return
+        written_nd, self._stack_nd = self._stack_nd, aligned_zeros(self._stack_nd.shape)
+        np.copyto(self._stack_nd, written_nd, where=opened.arrived_n[:, None])
+        for row, request in opened.coming.items():
+            self._overtaken[row] = request, written_nd
+
+    # Parameters.
+
+    def _send_newest(self, to_n: np.ndarray) -> None:
+        """Sends the newest parameters to those of these rows that are behind and can take them."""
+        parcel = self._newest
+        if parcel is None:
+            return
+        for row in sorted(self._behind - self._sending.keys()):
+            if not to_n[row]:
+                continue
+            self._behind.discard(row)
+            request = _send(self._comm, [parcel.floats, 1, self._parcel], row + 1, _MODEL)
+            if request is not None:
+                parcel.users += 1
+                self._sending[row] = request, parcel
+        self._end_sends()  # a short message has left at once
+
+    def _end_sends(self) -> None:
+        for row, (request, parcel) in list(self._sending.items()):
+            if _ended(request) is not False:
+                del self._sending[row]
+                parcel.users -= 1
+
+    def _wait_for_sends(self, rows: set[int]) -> None:
+        """Waits until these rows have taken what is sent, or most of them have and time is up."""
+        begun = time.monotonic()
+        limit_s, most_known = self._options.timeout_s, False
+        idle = _Idle()
+        while True:
+            self._end_sends()
+            left = rows & self._sending.keys()
+            elapsed_s = time.monotonic() - begun
+            if not left or elapsed_s >= limit_s:
+                return
+            if not most_known and 2 * len(left) < len(rows):
+                most_known = True
+                limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
+            idle.pause(limit_s - elapsed_s)
+
+    def _free_parcel(self) -> _Parcel:
+        """Returns one that nothing is sent from, and gives back the memory of other such."""
+        free = [parcel for parcel in self._parcels if not parcel.users][:1] or [_Parcel(self.dim)]
+        self._parcels = free + [parcel for parcel in self._parcels if parcel.users]
+        return free[0]
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise ValueError("the server has closed this link. Connect a new one.")
+
+
+class MpiWorker:
+    """A worker's end; ``connect`` makes it."""
+
+    def __init__(self, comm: Any, rank: int, dim: int, options: Options) -> None:
+        """Takes over a communicator that nobody else uses, whose rank 0 is the server."""
+        self.rank = rank
+        self.dim = dim
+        self._comm = comm
+        self._options = options
+        self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
+        self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
+        self._num_tags = _num_tags(comm)
+        self._grad_d = aligned_zeros((dim,))
+        self._sending: Any = None
+        self._held: Model | None = None  # what `receive` returned last
+        self._held_in, self._next_in = _Parcel(dim), _Parcel(dim)
+        self._receiving: Any = None  # into the latter
+        self._next_is_whole = False
+        self._left = False
+        self._closed = False
+
+    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
+        """Sends the gradient of `round`, float32 [d], once the one before has left.
+
+        Args:
+          round: its number.
+          grad_d: the gradient; it is copied.
+          wait_s: how long to wait for that; None for as long as it takes.
+        Returns:
+          True, even if the server may have closed the round; None if `wait_s` has passed first.
+        Raises:
+          ValueError: the end is closed, or the gradient has another shape or dtype.
+          LinkError: the server has left, or takes nothing for `give_up_s`.
+        """
+        self._check_not_closed()
+        check_round(round)
+        check_array("grad_d", grad_d, np.float32, (self.dim,))
+        check_wait(wait_s)
+        awaited = f"take the gradient before that of round {round}"
+        if not self._wait(lambda: self._sending is None, awaited, wait_s):
+            return None
+        if self._left:
+            check_server(self.rank, awaited, True, 0.0, self._options.give_up_s)
+        self._grad_d[:] = grad_d
+        self._sending = self._comm.Isend([self._grad_d, 1, self._vector], 0, round % self._num_tags)
+        self._progress()
+        return True
+
+    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
+        """Returns the newest parameters, of `round` or later.
+
+        A worker that was away gets those of a later round: the next gradient that the server wants
+        is that of ``model.round + 1``.
+
+        Args:
+          round: the first that is wanted.
+          wait_s: how long to wait for it; None for as long as it takes.
+        Returns:
+          The parameters, which stay as they are until the next call that returns others; None if
+          `wait_s` has passed first.
+        Raises:
+          ValueError: the end is closed.
+          LinkError: the server has left, or sends nothing for `give_up_s`.
+        """
+        self._check_not_closed()
+        check_round(round)
+        check_wait(wait_s)
+        if self._held is not None and self._held.round >= round:
+            self._progress()
+            if self._next_is_whole and self._next_in.round[0] > self._held.round:
+                self._turn()
+            return self._held
+
+        def is_there() -> bool:
+            return self._next_is_whole and self._next_in.round[0] >= round
+
+        if not self._wait(is_there, f"send the parameters of round {round}", wait_s):
+            return None
+        self._turn()
+        return self._held
+
+    def close(self) -> None:
+        """Ends this worker's end only; the server has `timeout_s` to take the last gradient."""
+        if self._closed:
+            return
+        self._closed = True
+        begun = time.monotonic()
+        idle = _Idle()
+        while self._sending is not None and not self._left:
+            left_s = self._options.timeout_s - (time.monotonic() - begun)
+            if left_s <= 0:
+                break
+            idle.pause(left_s)
+            self._progress()
+        _keep_for_ever(self._sending, self._grad_d, self._receiving, self._next_in)
+
+    def _wait(self, is_so: Any, awaited: str, wait_s: float | None) -> bool:
+        """Waits until `is_so()`; False if `wait_s` has passed first.
+
+        Raises:
+          LinkError: the server has left, or `give_up_s` has passed.
+        """
+        begun = time.monotonic()
+        give_up_s = self._options.give_up_s
+        limit_s = give_up_s if wait_s is None else min(wait_s, give_up_s)
+        idle = _Idle()
+        while True:
+            self._progress()
+            if is_so():
+                return True
+            elapsed_s = time.monotonic() - begun
+            check_server(self.rank, awaited, self._left, elapsed_s, give_up_s)
+            if elapsed_s >= limit_s:
+                return False
+            idle.pause(limit_s - elapsed_s)
+
+    def _progress(self) -> None:
+        """Takes what has come from the server, of parameters the newest, and sees what has left."""
+        try:
+            if self._sending is not None and self._sending.Test():
+                self._sending = None
+            while not self._left:
+                if self._receiving is not None:
+                    if not self._receiving.Test():
+                        return
+                    self._receiving = None
+                    self._next_is_whole = True
+                status = MPI.Status()
+                message = self._comm.Improbe(0, MPI.ANY_TAG, status)
+                if message is None:
+                    return
+                if status.Get_tag() == _BYE:
+                    message.Recv([None, 0, MPI.BYTE])
+                    self._left = True
+                else:
+                    self._next_is_whole = False
+                    self._receiving = message.Irecv([self._next_in.floats, 1, self._parcel])
+        except MPI.Exception as error:
+            raise LinkError(
+                f"worker {self.rank} cannot reach the server any more: {error}. See whether it "
+                "still runs."
+            ) from error
+
+    def _turn(self) -> None:
+        """Makes what has come the model that is held, and its memory the next one's."""
+        self._held_in, self._next_in = self._next_in, self._held_in
+        self._next_is_whole = False
+        params_d = self._held_in.params_d.view()
+        params_d.setflags(write=False)
+        self._held = Model(int(self._held_in.round[0]), params_d)
+
+    def _check_not_closed(self) -> None:
+        if self._closed:
+            raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
+
+
+@dataclass(eq=False)
+class _Round:
+    """A round that is being collected.
+
+    Attributes:
+      round: its number.
+      live_n: bool [n], whom it waits for.
+      opened_s: when it began, on the monotonic clock.
+      arrived_n: bool [n], whose gradient is in the stack.
+      heard_n: bool [n], of whom a gradient came, be it late.
+      settled_s_n: float64 [n], when it had arrived, from the opening; NaN where it has not.
+      coming: rows whose gradient MPI is writing, and the requests.
+      counts: for each worker, of the messages that were dropped, how many for which reason.
+    """
+
+    round: int
+    live_n: np.ndarray
+    opened_s: float = field(default_factory=time.monotonic)
+    arrived_n: np.ndarray = field(init=False)
+    heard_n: np.ndarray = field(init=False)
+    settled_s_n: np.ndarray = field(init=False)
+    coming: dict[int, Any] = field(default_factory=dict)
+    counts: list[Counter[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.live_n)
+        self.arrived_n = np.zeros(n, bool)
+        self.heard_n = np.zeros(n, bool)
+        self.settled_s_n = np.full(n, np.nan)
+        self.counts = [Counter() for _ in range(n)]
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.opened_s
+
+    def arrive(self, row: int) -> None:
+        self.arrived_n[row] = True
+        self.heard_n[row] = True
+        self.settled_s_n[row] = self.elapsed_s()
+
+    def count(self, row: int, reason: str) -> None:
+        self.counts[row][reason] += 1
+        # Who comes late lives. What is wrong, or comes early, does not count as a sign of life.
+        self.heard_n[row] |= reason == "late"
+
+    def missing_n(self) -> np.ndarray:
+        return self.live_n & ~self.arrived_n
+
+    def closed_by(self, quorum: int | None) -> str:
+        """Returns what closes the round now, "" if nothing does."""
+        num_live, num_missing = np.count_nonzero(self.live_n), np.count_nonzero(self.missing_n())
+        if num_live and not num_missing:
+            return "complete"
+        if num_live and num_live - num_missing >= min(quorum or num_live, num_live):
+            return "early"
+        return ""
+
+    def stats(self, closed_by: str, elapsed_s: float, deadline_s: float) -> RoundStats:
+        workers = []
+        for row, counts in enumerate(self.counts):
+            late, duplicate = counts.pop("late", 0), counts.pop("duplicate", 0)
+            workers.append(
+                WorkerStats(
+                    delivered=float(self.arrived_n[row]),
+                    heard=bool(self.heard_n[row]),
+                    live=bool(self.live_n[row]),
+                    settled_s=float(self.settled_s_n[row]),
+                    accepted=int(self.arrived_n[row]),
+                    late=late,
+                    duplicate=duplicate,
+                    rejected=dict(counts),
+                )
+            )
+        return RoundStats(self.round, closed_by, elapsed_s, deadline_s, tuple(workers))
+
+
+class _Parcel:
+    """Memory of parameters and their round, as they travel.
+
+    Attributes:
+      floats: all of it, float32 [16 + d].
+      round: int64 [1], a view.
+      params_d: float32 [d], a view that begins at a multiple of 64 bytes.
+      users: how many sends read it.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.floats = aligned_zeros((_HEADER + dim,))
+        self.round = self.floats[:2].view(np.int64)
+        self.params_d = self.floats[_HEADER:]
+        self.users = 0
+
+
+class _Idle:
+    """Gives the processor away, for longer the longer nothing happens."""
+
+    _YIELDS, _FIRST_S, _GROWTH, _LONGEST_S = 20, 20e-6, 1.2, 2e-3
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Something has happened: more may soon."""
+        self._yields = self._YIELDS
+        self._pause_s = self._FIRST_S
+
+    def pause(self, at_most_s: float) -> None:
+        if self._yields:
+            self._yields -= 1
+            os.sched_yield()
+            return
+        time.sleep(max(0.0, min(self._pause_s, at_most_s)))
+        self._pause_s = min(self._pause_s * self._GROWTH, self._LONGEST_S)
+
+
+def _num_tags(comm: Any) -> int:
+    """Returns a power of 2: a gradient's tag is its round modulo that, 2^31 with Open MPI."""
+    return 1 << (int(comm.Get_attr(MPI.TAG_UB)) + 1).bit_length() - 1
+
+
+def _age(tag: int, round: int, num_tags: int) -> int:
+    """Returns by how many rounds what has this tag is older than `round`; below 0 if it is newer.
+
+    >>> _age(3, 5, 8), _age(5, 5, 8), _age(6, 5, 8), _age(7, 8, 8)
+    (2, 0, -1, 1)
+    """
+    age = (round - tag) % num_tags
+    return age if age < num_tags // 2 else age - num_tags
+
+
+def _send(comm: Any, what: list[Any], rank: int, tag: int) -> Any:
+    """Returns the request, None where MPI refuses: that worker's process has ended."""
+    try:
+        return comm.Isend(what, rank, tag)
+    except MPI.Exception:
+        return None
+
+
+def _ended(request: Any) -> bool | None:
+    """Returns whether a request has ended, None if with an error."""
+    try:
+        return bool(request.Test())
+    except MPI.Exception:
+        return None
+
+
+def _keep_for_ever(*things: Any) -> None:
+    """Keeps memory that MPI may still use until the process ends; a module's would go earlier."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(things))
