@@ -1,9 +1,9 @@
 """Gradients over a network that may lose datagrams, parameters over one that may not.
 
 A link moves NumPy buffers between one server and its workers: ``connect`` joins the ranks of an MPI
-communicator over UDP (``WIRE.md``), ``memory.connect`` joins ends in one process, with ``Network``
-deciding which datagrams arrive, and when. What did not arrive is known from the bitmap in
-``Collected`` and from nothing else, and ``fill`` replaces it in place.
+communicator over UDP, or over MPI without losses (``WIRE.md``), ``memory.connect`` joins ends in
+one process, with ``Network`` deciding which datagrams arrive, and when. What did not arrive is
+known from the bitmap in ``Collected`` and from nothing else, and ``fill`` replaces it in place.
 """
 
 from lossympi import memory

@@ -19,6 +19,8 @@ _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 class Options:
     """How a link behaves; every rank passes the same.
 
+    Over MPI there are timeout_s, quorum, patience and give_up_s only, and t_B is timeout_s.
+
     Attributes:
       timeout_s: t_B is never longer than this, nor a broadcast.
       max_loss: share of a gradient that may stay lost when its round closes early, 0..1. 1 sends

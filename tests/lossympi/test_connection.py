@@ -3,6 +3,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,7 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ({"nonesuch": 1}, "no option is called nonesuch. There are timeout_s, max_loss, quorum, "),
         ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
         ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),
+        ({"transport": "tcp"}, "a transport is udp or mpi; got 'tcp'"),
         ({"mtu": 1500.5}, "mtu is a whole number, got 1500.5"),
         ({"quorum": 1.5}, "quorum is a whole number, got 1.5"),
     ],
@@ -147,6 +149,38 @@ def test_what_is_wrong_on_one_rank_is_told_on_all(arguments, words):
     said = words_of(on_ranks(3, lambda comm: connect(comm, **{"dim": DIM, **args(comm)})))
     assert said.startswith("rank 1 cannot connect: ")
     assert words in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"max_loss": 0, "auth": "none"},
+            "there is no max_loss nor auth: the options of transport=",
+        ),
+        ({"patience": 0}, "patience is at least 1 round, got 0"),
+        ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
+        ({"plane": "python"}, "transport='mpi' has none; got 'python'. Leave it out."),
+    ],
+)
+def test_what_mpi_has_not_is_refused(arguments, words):
+    args = on_rank(1, arguments, {})
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, transport="mpi", **args(comm))))
+    assert said.startswith("rank 1 cannot connect: ")
+    assert words in said
+
+
+def test_ranks_agree_on_the_transport():
+    transport = on_rank(2, "mpi", "udp")
+    said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, transport=transport(comm))))
+    assert "rank 0 and rank 2 passed transport='udp' and transport='mpi'" in said
+
+
+def test_mpi_that_was_started_for_one_thread_is_refused(monkeypatch):
+    single = SimpleNamespace(Query_thread=lambda: 1, THREAD_SERIALIZED=2)
+    monkeypatch.setattr(mpi, "import_mpi", lambda: single)
+    said = words_of(on_ranks(2, lambda comm: connect(comm, DIM, transport="mpi")))
+    assert "rank 0, 1 cannot connect: transport='mpi' calls MPI from whichever thread" in said
 
 
 def test_numpy_s_numbers_are_numbers():

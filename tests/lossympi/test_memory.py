@@ -187,6 +187,19 @@ def test_receive_before_broadcast_says_who_waits_for_whom():
         workers[1].receive(4)
 
 
+def test_with_wait_s_nothing_to_receive_is_no_error():
+    server, (worker,) = connect(1, 4)
+    assert worker.receive(0, wait_s=1.0) is None
+    assert worker.send(0, np.ones(4, np.float32), wait_s=0) is True
+    assert server.waiting_for() == []
+    server.collect(0)
+    server.broadcast(0, np.ones(4, np.float32))
+    assert worker.receive(1, wait_s=0) is None
+    assert worker.receive(0, wait_s=0).round == 0
+    with pytest.raises(ValueError, match="wait_s is a time"):
+        worker.receive(0, wait_s=-1)
+
+
 def test_a_worker_that_was_left_behind_gets_the_newest_parameters():
     server, workers = connect(1, 1)
     for round in range(4):

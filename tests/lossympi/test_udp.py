@@ -119,3 +119,37 @@ def test_a_server_that_left_is_told(play):
             link.receive(0)
 
     assert play(lambda link: None, work) == [None, None]
+
+
+def test_wait_s_ends_a_wait_without_an_error(play):
+    """Nothing is granted and nothing sent yet; then both are."""
+    waited = threading.Event()
+
+    def serve(link):
+        assert link.waiting_for() == []
+        waited.wait(10)
+        asked = []
+        timer = threading.Timer(0.1, lambda: asked.append(link.waiting_for()))
+        timer.start()
+        got = link.collect(0)
+        timer.join()
+        link.broadcast(0, PARAMS)
+        return got.delivered_n.tolist(), asked, link.waiting_for()
+
+    def work(link):
+        begun = time.monotonic()
+        assert link.send(0, PARAMS, wait_s=0.03) is None
+        assert link.receive(0, wait_s=0.03) is None
+        assert link.receive(0, wait_s=0) is None
+        assert 0.06 <= time.monotonic() - begun < 1
+        for wrong in (-1, float("nan"), "1"):
+            with pytest.raises(ValueError, match="wait_s is a time of 0 s or more, or None"):
+                link.receive(0, wait_s=wrong)
+        waited.set()
+        time.sleep(0.3)
+        assert link.send(0, PARAMS, wait_s=5) is True
+        model = link.receive(0, wait_s=5)
+        assert link.receive(0, wait_s=0) is model
+        return model.round
+
+    assert play(serve, work) == [([1.0], [[0]], []), 0]
