@@ -172,7 +172,7 @@ class MpiServer:
             if heard:
                 idle.begin()
             else:
-                idle.pause(left_s)
+                idle.pause(left_s, bool(opened.coming or self._sending or self._dropped))
 
     def _take_messages(self, opened: _Round) -> bool:
         """Takes what has come; returns whether anything had."""
@@ -285,7 +285,7 @@ class MpiServer:
             if not most_known and 2 * len(left) < len(rows):
                 most_known = True
                 limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
-            idle.pause(limit_s - elapsed_s)
+            idle.pause(limit_s - elapsed_s, True)
 
     def _free_parcel(self) -> _Parcel:
         """Returns one that nothing is sent from, and gives back the memory of other such."""
@@ -390,7 +390,7 @@ class MpiWorker:
             left_s = self._options.timeout_s - (time.monotonic() - begun)
             if left_s <= 0:
                 break
-            idle.pause(left_s)
+            idle.pause(left_s, True)
             self._progress()
         _keep_for_ever(self._sending, self._grad_d, self._receiving, self._next_in)
 
@@ -412,7 +412,7 @@ class MpiWorker:
             check_server(self.rank, awaited, self._left, elapsed_s, give_up_s)
             if elapsed_s >= limit_s:
                 return False
-            idle.pause(limit_s - elapsed_s)
+            idle.pause(limit_s - elapsed_s, bool(self._sending or self._receiving))
 
     def _progress(self) -> None:
         """Takes what has come from the server, of parameters the newest, and sees what has left."""
@@ -549,9 +549,12 @@ class _Parcel:
 class _Idle:
     """Gives the processor away, for longer the longer nothing has happened: a wait is at most some
     10% longer than it had to be, or a timer's 0.1 ms, and a long one takes 1% of a core.
+
+    While something is on its way it stays awake for a second: where MPI cannot read the other's
+    memory (CMA), both ends have to call it again and again until a long message is through.
     """
 
-    _YIELDS, _SHARE, _SHORTEST_S, _LONGEST_S = 5, 0.1, 20e-6, 2e-3
+    _YIELDS, _SHARE, _SHORTEST_S, _LONGEST_S, _AWAKE_S = 5, 0.1, 20e-6, 2e-3, 1.0
 
     def __init__(self) -> None:
         self.begin()
@@ -561,14 +564,16 @@ class _Idle:
         self._yields = self._YIELDS
         self._begun = time.monotonic()
 
-    def pause(self, at_most_s: float) -> None:
+    def pause(self, at_most_s: float, on_its_way: bool) -> None:
         """Returns within a moment, at most `at_most_s`."""
         if self._yields:
             self._yields -= 1
             os.sched_yield()
             return
-        pause_s = (time.monotonic() - self._begun) * self._SHARE
-        pause_s = max(self._SHORTEST_S, min(pause_s, self._LONGEST_S))
+        waited_s = time.monotonic() - self._begun
+        pause_s = max(self._SHORTEST_S, min(waited_s * self._SHARE, self._LONGEST_S))
+        if on_its_way and waited_s < self._AWAKE_S:
+            pause_s = self._SHORTEST_S
         time.sleep(max(0.0, min(pause_s, at_most_s)))
 
 
