@@ -7,23 +7,40 @@ wrong where TensorFlow itself does not import:
 - ``aggregathor.attacks``: what Byzantine workers send.
 - ``aggregathor.simulation``: n logical workers and a server in one process.
 - ``aggregathor.testing``: tries any rule against the contract of a rule.
+
+For training scripts, started by ``aggregathor run`` or ``mpirun``:
+
+- ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part.
+- ``shard`` gives each worker its own part of the data.
+- ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from aggregathor.version import __version__
 
 _SUBMODULES = ("attacks", "gars", "simulation", "testing")
+_HOMES = {
+    "DistributedOptimizer": "aggregathor.dropin",
+    "init": "aggregathor.cluster.job",
+    "is_server": "aggregathor.cluster.job",
+    "last_round": "aggregathor.cluster.job",
+    "num_workers": "aggregathor.cluster.job",
+    "rank": "aggregathor.cluster.job",
+    "shard": "aggregathor.dropin.data",
+}
 
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = ["__version__", *_SUBMODULES, *_HOMES]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"aggregathor.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'aggregathor' has no attribute {name!r}")
 
 

@@ -20,10 +20,10 @@ class FlatLayout:
 
     def __init__(self, variables: Sequence[Any]) -> None:
         """Takes ``tf.Variable`` or Keras variables; their shapes must be known."""
-        self.shapes = [tuple(v.shape) for v in variables]
+        self.shapes = [tuple(int(size) for size in v.shape) for v in variables]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dim = sum(self.sizes)
-        self._dtypes = [tf.as_dtype(v.dtype) for v in variables]
+        self._dtypes = [tf.as_dtype(v.dtype).base_dtype for v in variables]
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
         """Concatenates gradients, or the variables themselves, to float32 [d].

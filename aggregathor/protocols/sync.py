@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.gars import Explained
-from lossympi import Collected, ServerLink, WorkerLink
+from lossympi import Collected, RoundStats, ServerLink, WorkerLink
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,14 @@ class RoundReport:
       grad_d: float32 [d], the aggregate that was applied.
       share_n: float64 [n], how much of each row the rule used, 0..1.
       delivered_n: float64 [n], share of each worker's coordinates that arrived, 0..1.
+      stats: what the link saw.
     """
 
     stack_nd: np.ndarray
     grad_d: np.ndarray
     share_n: np.ndarray
     delivered_n: np.ndarray
+    stats: RoundStats | None = None
 
 
 def server_round(
@@ -55,16 +57,29 @@ def server_round(
       apply: the optimizer's step with the aggregate [d].
       read: gives the parameters, float32 [d].
     """
+    report = server_aggregates(round, link, fill=fill, explain=explain)
+    apply(tf.convert_to_tensor(report.grad_d))
+    link.broadcast(round, read())
+    return report
+
+
+def server_aggregates(
+    round: int,
+    link: ServerLink,
+    *,
+    fill: Callable[[Collected], None],
+    explain: Callable[[np.ndarray], Explained],
+) -> RoundReport:
+    """Runs the first half of the server's side, for those whose optimizer is in a graph."""
     collected = link.collect(round)
     fill(collected)
     explained = explain(collected.stack_nd)
-    apply(explained.grad_d)
-    link.broadcast(round, read())
     return RoundReport(
         collected.stack_nd,
-        explained.grad_d.numpy(),
-        explained.share_n.numpy(),
+        np.asarray(explained.grad_d),
+        np.asarray(explained.share_n),
         collected.delivered_n,
+        collected.stats,
     )
 
 

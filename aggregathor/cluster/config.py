@@ -1,0 +1,156 @@
+"""What a distributed training is told: by the script, the command line or the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aggregathor.arguments import parse_arguments
+from aggregathor.errors import UserError, near
+
+PREFIX = "AGGREGATHOR_"
+TRANSPORTS = ("mpi", "udp")
+# Variables with the prefix that mean something to others.
+_NOT_OURS = frozenset({"AGGREGATHOR_KERNELS"})
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the ranks of a job train together. Every rank has the same.
+
+    Each field may be given to ``agt.init``, as a flag of ``aggregathor run`` (``--gar_args m=2``),
+    or in a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
+
+    Attributes:
+      gar: the rule, a name of ``gars.GARS``.
+      gar_args: its parameters beside f.
+      f: how many Byzantine workers it shall bear.
+      transport: "mpi" loses nothing; "udp" is LossyMPI.
+      link_args: options of the link, those of ``lossympi.Options``.
+      fill: what stands in for lost coordinates, one of ``lossympi.FILLS``.
+      byzantine: how many workers, the last ones, attack: for experiments.
+      attack: what they do, a name of ``attacks.ATTACKS``.
+      attack_args: its parameters.
+      seed: of attacks and fills.
+      monitor: folder for what is seen of each worker, as CSV and for TensorBoard; "" for none.
+      monitor_every: rounds between two rows of it.
+      checkpoint: folder to save the training to, and to go on from; "" for none.
+      checkpoint_every: rounds between two checkpoints.
+      start_s: seconds that the first round of an optimizer may take, in which every worker traces
+        and compiles.
+    """
+
+    gar: str = "average"
+    gar_args: Mapping[str, Any] = field(default_factory=dict)
+    f: int = 0
+    transport: str = "mpi"
+    link_args: Mapping[str, Any] = field(default_factory=dict)
+    fill: str = "nan"
+    byzantine: int = 0
+    attack: str = ""
+    attack_args: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    monitor: str = ""
+    monitor_every: int = 10
+    checkpoint: str = ""
+    checkpoint_every: int = 100
+    start_s: float = 300.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+        """Joins what the script gives and what the environment says.
+
+        Raises:
+          UserError: a name is unknown, a value cannot be read, or they say different things.
+        """
+        told = _read(environment)
+        for name, value in given.items():
+            if name not in FIELDS:
+                raise UserError(f"agt.init has no parameter {name!r}: {near(name, FIELDS)}")
+            if name in told and told[name] != value:
+                raise UserError(
+                    f"the script asks for {name}={value!r} and the command line for "
+                    f"{told[name]!r}. Leave one of them out."
+                )
+        config = cls(**{**told, **given})
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raises ``UserError`` for a wrong type or value of what no other part checks."""
+        for name, value in dataclasses.asdict(self).items():
+            kind = KINDS[name]
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or isinstance(value, bool):
+                raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
+        if self.transport not in TRANSPORTS:
+            hint = near(self.transport, TRANSPORTS)
+            raise UserError(f"no transport is called {self.transport!r}: {hint}")
+        for name in ("monitor_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")
+        if not 0 < self.start_s < float("inf"):
+            raise UserError(f"start_s must be a time above 0 s, got {self.start_s}")
+
+    def to_environment(self) -> dict[str, str]:
+        """Returns the variables that say the same as this, without those that are defaults."""
+        variables = {}
+        for name, value in dataclasses.asdict(self).items():
+            if value != FIELDS[name]:
+                text = str(value)
+                if KINDS[name] is dict:
+                    text = shlex.join(f"{key}={each!r}" for key, each in value.items())
+                variables[PREFIX + name.upper()] = text
+        return variables
+
+
+def _defaults() -> dict[str, Any]:
+    return dataclasses.asdict(Config())
+
+
+FIELDS = _defaults()
+KINDS = {name: type(value) for name, value in FIELDS.items()}
+_WORDS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    dict: "a dict of parameters",
+}
+
+
+def read_text(name: str, text: str, where: str) -> Any:
+    """Reads the value of a field from a flag's or a variable's text.
+
+    Raises:
+      UserError: it cannot be read; ``where`` is where it stood.
+    """
+    kind = KINDS[name]
+    if kind is dict:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"{where} takes name=value, got {text!r}: {error}") from None
+        return parse_arguments(where, words)
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{where} must be {_WORDS[kind]}, got {text!r}") from None
+
+
+def _read(environment: Mapping[str, str]) -> dict[str, Any]:
+    told = {}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable in _NOT_OURS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in FIELDS:
+            raise UserError(f"the environment has {variable}, which is unknown: {_hint(name)}")
+        told[name] = read_text(name, text, variable)
+    return told
+
+
+def _hint(name: str) -> str:
+    return near(PREFIX + name.upper(), [PREFIX + each.upper() for each in FIELDS])

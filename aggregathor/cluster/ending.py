@@ -1,0 +1,88 @@
+"""How a process of a job ends: a line for what a user can mend, and every rank is told."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from aggregathor.cluster.ranks import TrainingEnded, say
+from aggregathor.errors import UserError
+from lossympi import LinkError
+
+if TYPE_CHECKING:
+    from aggregathor.cluster.job import Job
+
+_job: Job | None = None
+_hooked = False
+
+
+def install_hook() -> None:
+    """Makes uncaught errors that a user can mend a line on the terminal, without a traceback."""
+    global _hooked
+    if not _hooked:
+        _hooked = True
+        before = sys.excepthook
+
+        def hook(
+            kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+        ) -> None:
+            status = report(error)
+            if status is None:
+                before(kind, error, traceback)
+                _note(error)
+                return
+            end(status)
+
+        sys.excepthook = hook
+
+
+def watch(job: Job) -> None:
+    """Ends the job's links when this process ends, however it does."""
+    global _job
+    _job = job
+    atexit.register(job.close)
+
+
+def report(error: BaseException) -> int | None:
+    """Tells an error that a user can mend, and returns the exit status; None for any other.
+
+    An error of TensorFlow's may stand for one of ours, raised within a graph.
+    """
+    if _job is not None and _job.failure is not None and not isinstance(error, KeyboardInterrupt):
+        error = _job.failure
+    if isinstance(error, TrainingEnded):
+        if str(error) and _job is not None:
+            say(f"rank {_job.ranks.rank}: the server ended the training: {error}")
+            return 1
+        return 0
+    if isinstance(error, (UserError, LinkError)):
+        say(f"error: {error}")
+        _note(error)
+        return 2 if isinstance(error, UserError) else 1
+    return None
+
+
+def end(status: int) -> None:
+    """Ends the process after its exit functions, with a status that an exception cannot give."""
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def finalize() -> None:
+    """Ends MPI, which all ranks do together."""
+    from mpi4py import MPI
+
+    MPI.Finalize()
+
+
+def _note(error: BaseException) -> None:
+    """Keeps the reason, for the workers to be told at the end."""
+    if _job is not None and _job.failure is None and isinstance(error, Exception):
+        _job.failure = error

@@ -1,0 +1,205 @@
+"""One training job on this process: its ranks, its configuration, its optimizers' channels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+import lossympi
+from aggregathor.cluster import ending
+from aggregathor.cluster.attackers import attacker_of
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.ranks import Ranks, say, start_ranks
+from aggregathor.cluster.server import ServerChannel
+from aggregathor.cluster.worker import WorkerChannel
+from aggregathor.errors import UserError
+from aggregathor.protocols.sync import RoundReport
+from aggregathor.setting import Setting
+from lossympi import ServerLink, WorkerLink
+
+# Of a link between ranks that train, where the user gives no other.
+_LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
+_ROUNDS = "rounds of the channels"
+
+
+class Job:
+    """What ``agt.init`` sets up, once for the process.
+
+    Attributes:
+      ranks: the processes of the job.
+      config: what all of them were told, with the defaults of the link.
+      told: the same without any default, as variables of the environment.
+      failure: what ended the training early, if something did: an exchange within a graph can
+        raise it only in TensorFlow's words.
+      last_round: on the server, what it saw in the latest round.
+    """
+
+    def __init__(self, ranks: Ranks, config: Config) -> None:
+        """Checks the configuration; collective.
+
+        Raises:
+          UserError: on every rank.
+        """
+        self.told = config.to_environment()
+        ranks.agree("configuration", self.told)
+        self.ranks = ranks
+        self.config = Config(**{**vars(config), "link_args": {**_LINK_ARGS, **config.link_args}})
+        self.setting = Setting(
+            num_workers=ranks.num_workers,
+            num_byzantine=config.byzantine,
+            f=config.f,
+            gar=config.gar,
+            gar_parameters=config.gar_args,
+            attack=config.attack,
+            attack_parameters=config.attack_args,
+            fill=config.fill,
+            seed=config.seed,
+        )
+        self.setting.check()
+        self.failure: Exception | None = None
+        self.last_round: RoundReport | None = None
+        self._channels: list[ServerChannel | WorkerChannel] = []
+        self._closed = False
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this process is rank 0."""
+        return self.ranks.is_server
+
+    def connect(self, params_d: np.ndarray) -> ServerChannel | WorkerChannel:
+        """Opens a channel for an optimizer's variables; collective.
+
+        Args:
+          params_d: their values, float32 [d], which are the same on all ranks.
+        Raises:
+          UserError: on every rank, with the same words.
+        """
+        try:
+            link = lossympi.connect(
+                self.ranks.comm,
+                len(params_d),
+                transport=self.config.transport,
+                **self.config.link_args,
+            )
+        except lossympi.ConnectError as error:
+            raise UserError(str(error)) from None
+        channel: ServerChannel | WorkerChannel
+        if self.is_server:
+            channel = ServerChannel(cast(ServerLink, link), self.setting, self.config, params_d)
+        else:
+            attacker = attacker_of(self.ranks, self.setting, len(params_d))
+            channel = WorkerChannel(cast(WorkerLink, link), self.ranks, self.config, attacker)
+        self._channels.append(channel)
+        return channel
+
+    def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the server's arrays of the same names, on every rank; collective.
+
+        Raises:
+          TrainingEnded: on a worker, if the server ends instead.
+          UserError: the server has no array of a name, or one of another shape.
+        """
+        if self.is_server:
+            for channel in self._channels:
+                # What a worker has sent for a round that never came is of no use in a later one.
+                channel.round += 1
+            rounds = np.array([channel.round for channel in self._channels], np.int64)
+            self.ranks.send_state({**arrays, _ROUNDS: rounds})
+            return dict(arrays)
+        theirs = self.ranks.receive_state()
+        for channel, round in zip(self._channels, theirs.pop(_ROUNDS), strict=True):
+            channel.round = int(round)
+        for name, array in arrays.items():
+            if name not in theirs or theirs[name].shape != np.shape(array):
+                other = f"{list(theirs[name].shape)}" if name in theirs else "none"
+                raise UserError(
+                    f"rank {self.ranks.rank} has a variable {name} of shape "
+                    f"{list(np.shape(array))} and the server has {other}. All ranks must build the "
+                    "same model."
+                )
+        return {name: theirs[name] for name in arrays}
+
+    def close(self) -> None:
+        """Ends the job for this process; the server's workers end with it."""
+        if self._closed:
+            return
+        self._closed = True
+        for channel in self._channels:
+            channel.close()
+        if self.ranks.part(str(self.failure or "") if self.is_server else ""):
+            ending.finalize()
+
+
+_job: Job | None = None
+_initialised = False
+
+
+def current() -> Job | None:
+    """Returns this process's job; None before ``init`` and where it runs alone."""
+    return _job
+
+
+def rank() -> int:
+    """Returns this process's rank: 0 is the server; 0 too in a process that was started alone."""
+    return 0 if _job is None else _job.ranks.rank
+
+
+def num_workers() -> int:
+    """Returns n, how many workers there are; 1 in a process that was started alone."""
+    return 1 if _job is None else _job.ranks.num_workers
+
+
+def is_server() -> bool:
+    """Returns whether this process is the one to write files and to talk: rank 0."""
+    return rank() == 0
+
+
+def last_round() -> RoundReport | None:
+    """Returns what the server saw in the latest round; None on workers, and before the first."""
+    return None if _job is None else _job.last_round
+
+
+def check_initialised(caller: str) -> None:
+    """Raises ``UserError`` unless ``init`` was called, with or without an mpirun."""
+    if not _initialised:
+        raise UserError(f"{caller} comes after agt.init(...): call that first.")
+
+
+def init(**given: Any) -> None:
+    """Joins this process to the others that ``mpirun`` has started; collective.
+
+    Args:
+      given: fields of ``Config``, such as gar="multi-krum", f=2. What is not given comes from the
+        environment, which ``aggregathor run`` sets, and else is the default.
+
+    Without mpirun it checks the arguments and does nothing: the script trains as it would without.
+    Called again it does nothing either, as long as it is given nothing else.
+
+    Raises:
+      UserError: something cannot work; every rank ends, and rank 0 tells.
+    """
+    global _job, _initialised
+    ending.install_hook()
+    config = Config.of(given, os.environ)
+    if _initialised:
+        if _job is not None and given and config.to_environment() != _job.told:
+            raise UserError("agt.init was called before, with other arguments. Call it once.")
+        return
+    _initialised = True
+    ranks = start_ranks()
+    if ranks is None:
+        say("one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`")
+        return
+    try:
+        _job = Job(ranks, config)
+    except UserError:
+        if ranks.is_server:
+            raise
+        raise SystemExit(2) from None
+    ending.watch(_job)
+    from aggregathor import dropin  # it imports Keras, and this module
+
+    dropin.install(_job)

@@ -1,0 +1,273 @@
+"""The ranks of the job and what the server tells the workers beside the models: state, and the end.
+
+Rank 0 is the server, trusted by all; ranks 1..n are workers. Workers tell the server nothing here:
+what a worker sends is a gradient, over its link.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from aggregathor.errors import UserError
+from lossympi import LinkError, mpi
+
+_STATE, _END, _GOODBYE, _LAST = 1, 2, 3, 4  # tags
+_REASON_BYTES = 4096
+_POLL_S = 0.01
+_GOODBYE_S = 5.0  # how long the server waits for workers to end
+SAY_AFTER_S = 10.0  # of waiting
+_PR_SET_PDEATHSIG = 1
+
+
+class TrainingEnded(RuntimeError):
+    """The server has ended this part of the training, or all of it; this worker goes no further."""
+
+
+class Ranks:
+    """The processes that ``mpirun`` has started.
+
+    Attributes:
+      comm: an MPI communicator of our own, for the links to be made of.
+      rank: 0 for the server.
+      num_workers: n.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        """Duplicates the communicator; collective."""
+        self.comm = comm.Dup()
+        self.rank: int = comm.rank
+        self.num_workers: int = comm.size - 1
+        self._processes: list[tuple[str, int]] = comm.allgather((socket.gethostname(), os.getpid()))
+        self._sending: list[tuple[Any, bytes]] = []
+        self._reason: str | None = None
+        self._reason_bytes = bytearray(_REASON_BYTES)
+        # Beside what it is for, it fails at once when the server dies.
+        self._end = None if self.is_server else self.comm.Irecv(self._reason_bytes, 0, _END)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def agree(self, name: str, value: Any) -> None:
+        """Raises ``UserError``, on every rank, unless all have the same value; collective."""
+        text = json.dumps(value, sort_keys=True, default=repr)
+        texts = self.comm.allgather(text)
+        for rank, other in enumerate(texts):
+            if other != texts[0]:
+                raise UserError(
+                    f"all ranks must have the same {name}; rank 0 has {texts[0]} and rank {rank} "
+                    f"has {other}. Do all hosts run the same script, version and command line?"
+                )
+
+    def send_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Server: sends arrays to every worker, without waiting for any."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        self._send_all(buffer.getvalue(), _STATE)
+
+    def receive_state(self) -> dict[str, np.ndarray]:
+        """Worker: returns the next arrays that the server sends.
+
+        Raises:
+          TrainingEnded: it ends instead.
+        """
+        self.wait(lambda: self.comm.Iprobe(0, _STATE), "the server, to send the parameters")
+        with np.load(io.BytesIO(self._receive(_STATE)), allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def state_is_there(self) -> bool:
+        """Worker: whether the server has sent arrays that have not been received yet."""
+        return self.comm.Iprobe(0, _STATE)
+
+    def ended(self) -> bool:
+        """Worker: whether the server has said that the training is over.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        if self._reason is None and self._has_come(self._end):
+            self._reason = self._reason_bytes.rstrip(b"\0").decode()
+        return self._reason is not None
+
+    @property
+    def end_reason(self) -> str:
+        """Worker: why; "" if all is well."""
+        return self._reason or ""
+
+    def part(self, reason: str) -> bool:
+        """Parts from the other ranks; returns whether all of them are still there to end MPI with.
+
+        The server tells the workers that the training is over and gives them some seconds to end;
+        those of its own host that do not, such as stopped ones, are killed: mpirun would wait for
+        them for ever. A worker waits until the server ends too.
+
+        Args:
+          reason: the server's, for ending early; "" if all is well.
+        """
+        if not self.is_server:
+            return self._part_from_server()
+        message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
+        self._send_all(message, _END)
+        waiting = set(range(1, self.num_workers + 1))
+        goodbyes: dict[int, Any] = {}
+        whole = True
+        until = time.monotonic() + _GOODBYE_S
+        while waiting and time.monotonic() < until:
+            for rank in list(waiting):
+                try:
+                    if rank not in goodbyes:
+                        goodbyes[rank] = self.comm.Irecv(bytearray(1), rank, _GOODBYE)
+                    if goodbyes[rank].Test():
+                        waiting.remove(rank)
+                except _mpi().Exception:  # it has died
+                    whole = False
+                    waiting.remove(rank)
+            time.sleep(_POLL_S)
+        whole = whole and not waiting
+        for rank in waiting:
+            self._kill(rank)
+        self._send_all(b"\1" if whole else b"\0", _LAST)
+        self._flush()
+        return whole
+
+    def _part_from_server(self) -> bool:
+        last = bytearray(1)
+        try:
+            answer = self.comm.Irecv(last, 0, _LAST)
+            self.comm.Isend(b"\0", 0, _GOODBYE)
+            patience = Patience(self.rank, lambda: "the server, to end its script")
+            while not self._has_come(answer):
+                patience.look()
+                time.sleep(_POLL_S)
+        except LinkError:
+            return False
+        return last == b"\1"
+
+    def _kill(self, rank: int) -> None:
+        host, process = self._processes[rank]
+        say(f"rank {rank} does not end within {_GOODBYE_S:g} s")
+        if host == socket.gethostname():
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def _has_come(self, request: Any) -> bool:
+        try:
+            return request.Test()
+        except _mpi().Exception:
+            raise LinkError(
+                f"rank {self.rank} has lost the server (rank 0), whose process has ended. Its own "
+                "output tells why; where there is a checkpoint, the same command goes on from it."
+            ) from None
+
+    def wait(self, until: Callable[[], bool], whom: str) -> None:
+        """Waits, and says for whom if it takes long.
+
+        Raises:
+          TrainingEnded: the server has ended the training.
+        """
+        patience = Patience(self.rank, lambda: whom)
+        while not until():
+            # What was sent before the end has come before it.
+            if not self.is_server and self.ended() and not until():
+                raise TrainingEnded(self.end_reason)
+            patience.look()
+            time.sleep(_POLL_S)
+
+    def _send_all(self, message: bytes, tag: int) -> None:
+        self._sending = [(request, m) for request, m in self._sending if not _is_done(request)]
+        for rank in range(1, self.num_workers + 1):
+            try:
+                self._sending.append((self.comm.Isend(message, dest=rank, tag=tag), message))
+            except _mpi().Exception:  # it has died
+                continue
+
+    def _receive(self, tag: int) -> bytes:
+        status = _mpi().Status()
+        self.comm.Probe(0, tag, status)
+        message = bytearray(status.Get_count(_mpi().BYTE))
+        self.comm.Recv(message, source=0, tag=tag)
+        return bytes(message)
+
+    def _flush(self) -> None:
+        """Waits until what was sent has left, but not for ever."""
+        until = time.monotonic() + 1.0
+        while self._sending and time.monotonic() < until:
+            self._sending = [(request, m) for request, m in self._sending if not _is_done(request)]
+            time.sleep(_POLL_S)
+
+
+class Patience:
+    """Tells, once a wait is long and then ever more rarely, whom a rank waits for."""
+
+    def __init__(self, rank: int, whom: Callable[[], str]) -> None:
+        """Begins to wait; ``whom`` is asked when there is something to say."""
+        self._rank = rank
+        self._whom = whom
+        self._begun = time.monotonic()
+        self._next_s = SAY_AFTER_S
+
+    def look(self) -> None:
+        """Says it if it is time to."""
+        waited_s = time.monotonic() - self._begun
+        if waited_s >= self._next_s:
+            self._next_s *= 2
+            say(f"rank {self._rank} has waited {waited_s:.0f} s for {self._whom()}")
+
+
+def start_ranks() -> Ranks | None:
+    """Joins the ranks of the job; None if this process was started alone.
+
+    Raises:
+      UserError: an mpirun started several, and MPI knows of one only.
+    """
+    launch = mpi.launch_of(os.environ)
+    if launch is None or launch.size < 2:
+        return None
+    # An mpirun that is killed leaves its processes behind; these shall not go on without it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        import mpi4py
+
+        mpi4py.rc.finalize = False  # it would wait for ranks that are dead: see `Ranks.part`
+        module = mpi.import_mpi()
+    except (ImportError, LinkError) as error:
+        raise UserError(str(error)) from None
+    if module.COMM_WORLD.size < 2:
+        raise UserError(mpi.why_alone(os.environ, mpi.loaded_library()))
+    if module.Query_thread() < module.THREAD_SERIALIZED:
+        raise UserError(
+            "MPI was started for one thread only, and TensorFlow calls from several. Remove "
+            "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
+        )
+    return Ranks(module.COMM_WORLD)
+
+
+def say(text: str) -> None:
+    """Writes a line for whoever looks at the terminal."""
+    sys.stderr.write(f"aggregathor: {text}\n")
+    sys.stderr.flush()
+
+
+def _is_done(request: Any) -> bool:
+    try:
+        return request.Test()
+    except _mpi().Exception:  # the worker is gone
+        return True
+
+
+def _mpi() -> Any:
+    return mpi.import_mpi()

@@ -1,0 +1,153 @@
+"""The server's side of one optimizer's rounds: collect, fill, aggregate; then publish."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from tensorflow.python.eager import context
+
+from aggregathor.aggregator import Aggregator, RuleError
+from aggregathor.attacks import ATTACKS, View
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.ranks import Patience
+from aggregathor.errors import UserError
+from aggregathor.gars import GARS
+from aggregathor.protocols.sync import RoundReport, server_aggregates
+from aggregathor.setting import Setting
+from lossympi import Collected, ServerLink
+from lossympi.rng import generator
+
+
+class TrainingStopped(UserError):
+    """The rule's condition holds no longer on what arrives."""
+
+
+class ServerChannel:
+    """Rounds of one optimizer, as the server sees them.
+
+    A worker of which nothing arrives counts among the f Byzantine ones. Where more than f are
+    missing, the rule is applied to those that are left, if its condition holds for them; else the
+    model is published unchanged, and the next round tried, until ``timeout_s`` has passed.
+
+    Attributes:
+      round: of the link, the next one to collect.
+      params_d: what was published last, float32 [d].
+    """
+
+    def __init__(
+        self, link: ServerLink, setting: Setting, config: Config, params_d: np.ndarray
+    ) -> None:
+        """Takes over a link; ``params_d`` is what all workers begin with."""
+        self.round = 0
+        self.params_d = params_d
+        self._link = link
+        self._setting = setting
+        with context.eager_mode():
+            self._aggregator = Aggregator(setting, link.dim)
+        self._gar = GARS[setting.gar]
+        self._attack = ATTACKS[setting.attack] if setting.attack else None
+        self._timeout_s = config.start_s  # of the first round
+        self._later_timeout_s = float(config.link_args["timeout_s"])
+        self._watched = _Watched(self._whom)
+
+    def aggregate(self) -> RoundReport:
+        """Collects rounds until the rule can be applied to one.
+
+        Raises:
+          TrainingStopped: it could be applied to none for too long.
+        """
+        begun = time.monotonic()
+        # The rule runs eagerly, also in scripts of v1, which have switched that off.
+        with self._watched, context.eager_mode():
+            while True:
+                try:
+                    report = server_aggregates(
+                        self.round, self._link, fill=self._fill, explain=self._explain
+                    )
+                    break
+                except RuleError as error:
+                    if time.monotonic() - begun >= self._timeout_s:
+                        raise TrainingStopped(f"round {self.round}: {error}") from None
+                self.publish(self.params_d)
+        self._timeout_s = self._later_timeout_s
+        return report
+
+    def publish(self, params_d: np.ndarray) -> None:
+        """Broadcasts the model of the round, and ends the round."""
+        self._link.broadcast(self.round, params_d)
+        self.params_d = params_d
+        self.round += 1
+
+    def close(self) -> None:
+        """Ends the link."""
+        self._watched.close()
+        self._link.close()
+
+    def _fill(self, collected: Collected) -> None:
+        if self._attack is not None and self._attack.form == "coordinates":
+            # It hits the rows of any worker, as a faulty network or memory does.
+            honest = self._setting.num_workers - self._setting.num_byzantine
+            view = View(
+                honest_hd=collected.stack_nd[:honest],
+                own_bd=collected.stack_nd[honest:],
+                f=self._setting.f,
+                rng=generator("attack", self._setting.seed, collected.round),
+            )
+            collected.stack_nd[:] = self._attack(view, **self._setting.attack_parameters)
+        self._missing = np.flatnonzero(collected.delivered_n == 0)
+        self._aggregator.fill(collected)
+
+    def _explain(self, stack_nd: np.ndarray):
+        missing = self._missing
+        if len(missing) <= self._setting.f:
+            return self._aggregator.explain(stack_nd)
+        present = np.setdiff1d(np.arange(len(stack_nd)), missing)
+        try:
+            self._gar.check(n=len(present), f=self._setting.f, **self._setting.gar_parameters)
+            explained = self._aggregator.explain(stack_nd[present])
+        except UserError as error:
+            raise RuleError(f"nothing came from {workers(missing)}, and {error}") from None
+        share_n = np.zeros(len(stack_nd))
+        share_n[present] = explained.share_n
+        return explained._replace(share_n=share_n)
+
+    def _whom(self) -> str:
+        return f"{workers(self._link.waiting_for())} in round {self.round}"
+
+
+def workers(rows: object) -> str:
+    """Returns such as "worker 3 (rank 4)" or "workers 0, 3 (ranks 1, 4)"."""
+    rows = [int(row) for row in rows]  # type: ignore[attr-defined]
+    if not rows:
+        return "no worker in particular"
+    many = "s" if len(rows) > 1 else ""
+    ranks = ", ".join(str(row + 1) for row in rows)
+    return f"worker{many} {', '.join(map(str, rows))} (rank{many} {ranks})"
+
+
+class _Watched:
+    """A context whose thread says for whom the server waits if it does so for long."""
+
+    def __init__(self, whom: Callable[[], str]) -> None:
+        self._whom = whom
+        self._patience: Patience | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="aggregathor-watch", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._patience = Patience(0, self._whom)
+
+    def __exit__(self, *_: object) -> None:
+        self._patience = None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(timeout=1.0):
+            patience = self._patience
+            if patience is not None:
+                patience.look()

@@ -1,0 +1,65 @@
+"""What makes an existing TensorFlow script take part in a job, without a change to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from aggregathor.cluster.job import Job, check_initialised
+from aggregathor.dropin import seeds, strategies
+from aggregathor.dropin.fit import Fit
+from aggregathor.dropin.optimizers import Optimizers
+from aggregathor.dropin.v1 import V1
+from aggregathor.errors import UserError
+
+_installed: list[Optimizers | V1] = []  # Keras's, then v1's
+
+
+def install(job: Job) -> None:
+    """Patches Keras and TensorFlow in this process, once."""
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"Keras runs on {keras.backend.backend()} and must run on TensorFlow. Unset "
+            "KERAS_BACKEND, or set it to tensorflow."
+        )
+    optimizers = Optimizers(job)
+    Fit(job, optimizers)
+    seeds.spread(job.ranks.rank)
+    strategies.refuse()
+    _installed.extend([optimizers, V1(job)])
+
+
+def distribute_all() -> None:
+    """Lets every optimizer of the script take part."""
+    for each in _installed:
+        each.all = True
+
+
+def DistributedOptimizer(optimizer: Any) -> Any:
+    """Lets an optimizer take part in the job; returns the same object.
+
+    On the server it applies the aggregate of what the workers send; on a worker it sends the
+    gradients and takes over the server's variables. In a process that was started alone it stays
+    as it is. Everything else about it, such as its class and its configuration, is unchanged, so a
+    model that was compiled with it is saved and loaded as ever.
+
+    Args:
+      optimizer: any ``keras.optimizers.Optimizer``, or its name, such as "adam"; or one of
+        ``tf.compat.v1.train``.
+    Raises:
+      UserError: it is something else, or ``agt.init`` was not called.
+    """
+    if isinstance(optimizer, (str, dict)):
+        optimizer = keras.optimizers.get(optimizer)
+    kinds = (keras.optimizers.Optimizer, tf.compat.v1.train.Optimizer)
+    if not isinstance(optimizer, kinds):
+        raise UserError(
+            "agt.DistributedOptimizer takes an optimizer of Keras or of tf.compat.v1, got "
+            f"{type(optimizer).__name__}."
+        )
+    if _installed:
+        _installed[0 if isinstance(optimizer, kinds[0]) else 1].mark(optimizer)
+    check_initialised("agt.DistributedOptimizer")
+    return optimizer

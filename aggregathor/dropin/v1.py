@@ -1,0 +1,162 @@
+"""``tf.compat.v1`` scripts: a graph, sessions, and optimizers whose train op takes part in a round.
+
+``Optimizer.apply_gradients`` builds the round into the graph. Variables get their values in a
+session only, so all ranks take over the server's in front of the first run of a train op.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.client.session import BaseSession
+from tensorflow.python.training import monitored_session
+from tensorflow.python.training.optimizer import Optimizer
+from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptimizer
+
+from aggregathor.cluster.job import Job
+from aggregathor.dropin.exchange import Exchange
+
+v1 = tf.compat.v1
+
+
+class V1:
+    """Patches v1's optimizers and sessions.
+
+    Attributes:
+      all: whether every optimizer takes part, marked or not.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Patches TensorFlow."""
+        self.all = False
+        self._job = job
+        self._marked: list[Any] = []
+        self._inside = False
+        self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
+        self._apply = Optimizer.apply_gradients
+        self._run = BaseSession.run
+        Optimizer.apply_gradients = _method(self._take_part)
+        SyncReplicasOptimizer.apply_gradients = _method(self._take_part)
+        # Rounds are synchronous without its queues and tokens.
+        SyncReplicasOptimizer.make_session_run_hook = lambda *_, **__: v1.train.SessionRunHook()
+        BaseSession.run = _method(self._run_synchronised)
+        if not job.is_server:
+            _write_nothing()
+
+    def mark(self, optimizer: Any) -> None:
+        """Lets an optimizer take part."""
+        self._marked.append(optimizer)
+
+    def _take_part(
+        self, optimizer: Any, grads_and_vars: Any, global_step: Any = None, name: Any = None
+    ) -> Any:
+        inner = getattr(optimizer, "_opt", optimizer)  # of SyncReplicasOptimizer
+        pairs = list(grads_and_vars)
+        takes_part = self.all or any(each in (optimizer, inner) for each in self._marked)
+        if self._inside or not takes_part:
+            return self._apply(inner, pairs, global_step=global_step, name=name)
+        variables = [variable for _, variable in pairs]
+        size = sum(int(np.prod(v.shape)) for v in variables)
+        exchange = Exchange(self._job, variables, np.zeros(size, np.float32))
+        if self._job.is_server:
+            op = self._apply_aggregate(inner, exchange, pairs, global_step, name)
+        else:
+            values = exchange.replace([gradient for gradient, _ in pairs])
+            assignments = [v1.assign(v, x) for v, x in zip(variables, values, strict=True)]
+            if global_step is not None:
+                assignments.append(v1.assign_add(global_step, 1))
+            op = tf.group(*assignments, name=name)
+        self._unsynchronised.setdefault(op.graph, set()).add(op)
+        return op
+
+    def _apply_aggregate(
+        self, optimizer: Any, exchange: Exchange, pairs: Any, global_step: Any, name: Any
+    ) -> tf.Operation:
+        aggregate = [
+            (None if gradient is None else value, variable)
+            for value, (gradient, variable) in zip(exchange.aggregate(), pairs, strict=True)
+        ]
+        self._inside = True
+        try:
+            applied = optimizer.apply_gradients(aggregate, global_step=global_step)
+        finally:
+            self._inside = False
+        with tf.control_dependencies([applied]):
+            published = exchange.publish()
+        return tf.group(applied, published, name=name)
+
+    def _run_synchronised(self, session: Any, fetches: Any, *args: Any, **kwargs: Any) -> Any:
+        waiting = self._unsynchronised.get(session.graph)
+        if waiting and _needs(session.graph, fetches, waiting):
+            del self._unsynchronised[session.graph]
+            self._synchronise(session)
+        return self._run(session, fetches, *args, **kwargs)
+
+    def _synchronise(self, session: Any) -> None:
+        """Gives every rank the server's variables; collective."""
+        # Those of the server include its optimizers' slots, which workers do not need.
+        variables = {v.name: v for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)}
+        own = {name: np.asarray(value) for name, value in self._run(session, variables).items()}
+        values = self._job.synchronise(own)
+        if not self._job.is_server:
+            for name, value in values.items():
+                variables[name].load(value, session)
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a method of what takes the object as its first argument."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    return method
+
+
+def _needs(graph: tf.Graph, fetches: Any, wanted: set[tf.Operation]) -> bool:
+    """Whether running the fetches runs one of the wanted operations."""
+    ahead = [_operation(graph, fetch) for fetch in _flattened(fetches)]
+    seen = set(ahead)
+    while ahead:
+        operation = ahead.pop()
+        if operation in wanted:
+            return True
+        before: Iterable[tf.Operation] = [
+            *(tensor.op for tensor in operation.inputs),
+            *operation.control_inputs,
+        ]
+        ahead += [each for each in before if each not in seen]
+        seen.update(before)
+    return False
+
+
+def _flattened(fetches: Any) -> Iterable[Any]:
+    """Yields what a structure of fetches holds; keys of dicts, such as hooks, need no order."""
+    if isinstance(fetches, dict):
+        fetches = fetches.values()
+    elif not isinstance(fetches, (list, tuple)):
+        yield from tf.nest.flatten(fetches, expand_composites=True)
+        return
+    for each in fetches:
+        yield from _flattened(each)
+
+
+def _operation(graph: tf.Graph, fetch: Any) -> tf.Operation:
+    element = graph.as_graph_element(fetch, allow_tensor=True, allow_operation=True)
+    return element if isinstance(element, tf.Operation) else element.op
+
+
+def _write_nothing() -> None:
+    """Keeps a worker's sessions from writing, or restoring, the server's files."""
+    monitored = monitored_session.MonitoredTrainingSession
+
+    @functools.wraps(monitored)
+    def worker_session(*args: Any, **kwargs: Any) -> Any:
+        kwargs.update(checkpoint_dir=None, summary_dir=None)
+        return monitored(*args[:2], **kwargs)  # master, is_chief
+
+    v1.train.MonitoredTrainingSession = worker_session
+    v1.train.Saver.save = lambda self, session, save_path, *_, **__: save_path
