@@ -1,0 +1,106 @@
+"""In-graph replication over gRPC, as AggregaThor's own runner did it.
+
+One process is client and parameter server, n others serve as workers. The graph of the client has
+the model once for each worker; the server averages the gradients and applies SGD. ``--form`` tells
+whether a worker's gradient travels as one vector or variable by variable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+from typing import Any
+
+from experiments.baselines import cluster, workload
+from experiments.command import run_command
+
+_LOSSES = """
+table netdev grpc {{
+  chain arriving {{
+    type filter hook ingress device "e0" priority 1;
+    ip protocol tcp numgen random mod 1000 < {drop} counter drop
+  }}
+}}
+"""
+
+
+def main() -> int:
+    """Starts the processes, or is one of them; returns the exit status."""
+    parser = cluster.parser(__doc__)
+    parser.add_argument("--form", choices=("flat", "variables"), default="flat")
+    parser.add_argument(
+        "--hosts",
+        action="store_true",
+        help="a task a host of `scripts/lossympi-hosts --plain`, the server on host 0",
+    )
+    parser.add_argument("--drop", type=int, default=0, help="of 1000 packets, once warm; --hosts")
+    arguments = parser.parse_args()
+    if cluster.is_task():
+        resolver = cluster.task_resolver()
+        server = cluster.start_server(resolver)
+        if resolver.task_type == "worker":
+            server.join()
+        _measure(server.target, arguments)
+    return cluster.launch(
+        "experiments.baselines.ingraph",
+        {"ps": 1, "worker": arguments.workers},
+        ("ps", 0),
+        limit_s=arguments.limit,
+        on_hosts=arguments.hosts,
+    )
+
+
+def _measure(target: str, arguments: argparse.Namespace) -> None:
+    import tensorflow as tf
+
+    def lose_packets() -> None:
+        if arguments.drop:
+            rules = _LOSSES.format(drop=arguments.drop)
+            for host in range(1 + arguments.workers):
+                nft = [*cluster.enter(host), "nft", "-f", "-"]
+                subprocess.run(nft, input=rules, text=True, check=True)
+
+    n, v1 = arguments.workers, tf.compat.v1
+    with tf.Graph().as_default():
+        step = _graph(arguments.size, n, arguments.form)
+        with v1.Session(target) as session:
+            session.run(v1.global_variables_initializer())
+            run_step = session.make_callable(step)
+            # Half of the time is enough to start in; a step under losses may take a minute.
+            seconds = workload.timed(
+                run_step, arguments.steps, limit_s=arguments.limit / 2, once_warm=lose_packets
+            )
+            name = f"in-graph, {arguments.form}"
+            cluster.end_with(workload.line(name, arguments.size, n, seconds))
+
+
+def _graph(size: str, n: int, form: str) -> Any:
+    """Returns the op of a step: the mean loss, fetched when the model has been updated."""
+    import tensorflow as tf
+
+    with tf.device("/job:ps/task:0/device:CPU:0"):
+        model = workload.variables(size)
+    losses, gradients = [], []
+    for worker in range(n):
+        with tf.device(f"/job:worker/task:{worker}/device:CPU:0"):
+            loss = workload.loss(model)
+            parts = tf.gradients(loss, model)
+            losses.append(loss)
+            if form == "flat":
+                parts = [tf.concat([tf.reshape(part, [-1]) for part in parts], 0)]
+            gradients.append(parts)
+    with tf.device("/job:ps/task:0/device:CPU:0"):
+        means = [tf.add_n(of) / n for of in zip(*gradients, strict=True)]
+        if form == "flat":
+            shapes = workload.shapes(size)
+            rows = tf.split(means[0], [math.prod(shape) for shape in shapes])
+            means = [tf.reshape(row, shape) for row, shape in zip(rows, shapes, strict=True)]
+        sgd = tf.compat.v1.train.GradientDescentOptimizer(workload.LEARNING_RATE)
+        with tf.control_dependencies([sgd.apply_gradients(zip(means, model, strict=True))]):
+            return tf.add_n(losses) / n
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("ingraph", main))
