@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 
@@ -18,3 +19,9 @@ def describe_machine() -> str:
                 break
     cores = len(os.sched_getaffinity(0))
     return f"{model}, {cores} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def machine_slug() -> str:
+    """Returns the processor's name as a part of a file's name."""
+    processor = describe_machine().split(",")[0]
+    return re.sub(r"[^A-Za-z0-9]+", "-", processor).strip("-").lower()

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.goals import HEADER, Goal
 from experiments.machine import describe_machine
 from lossympi.bench.report import p99, past_deadline_s
 
@@ -189,26 +190,6 @@ def _summary(runs: list[dict]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Goal:
-    name: str
-    must: float
-    stretch: float
-    got: float
-    unit: str
-    more_is_better: bool = False
-
-    def row(self) -> str:
-        """Returns a row of the table."""
-
-        def meets(limit: float) -> bool:
-            return self.got >= limit if self.more_is_better else self.got <= limit
-
-        verdict = "stretch" if meets(self.stretch) else "yes" if meets(self.must) else "**missed**"
-        numbers = f"{self.must:g} | {self.stretch:g} | {self.got:.4g}"
-        return f"| {self.name} | {self.unit} | {numbers} | {verdict} |"
-
-
 def _ratio(runs: list[dict], base: list[dict], of: str, base_of: str | None = None) -> float:
     """Returns the median, over turns, of one case's median time over another's in the same turn."""
     if len(runs) != len(base):
@@ -217,7 +198,7 @@ def _ratio(runs: list[dict], base: list[dict], of: str, base_of: str | None = No
     return float(np.median([np.median(a[of]) / np.median(b[base_of or of]) for a, b in pairs]))
 
 
-def _goals(runs: dict[str, list[dict]]) -> list[_Goal]:
+def _goals(runs: dict[str, list[dict]]) -> list[Goal]:
     clear, lossy, bare = runs["no loss"], runs["10%"], runs["no tags"]
     # A rank both sends and receives 7 MB in a round, and tags what it sends or checks what it gets.
     tags = [
@@ -233,34 +214,32 @@ def _goals(runs: dict[str, list[dict]]) -> list[_Goal]:
         grpc = runs[f"gRPC, {congestion.lower()}, 10%"]
         faster = 1 / _ratio(lossy, grpc, "round_s", "seconds")
         name = f"7 MB at 10% loss, times faster than gRPC, {congestion}"
-        goals.append(_Goal(name, must, stretch, faster, "x", True))
-    goals.append(
-        _Goal("round at 10% loss over 0%", 1.1, 1.04, _ratio(lossy, clear, "round_s"), "x")
-    )
+        goals.append(Goal(name, must, stretch, faster, "x", True))
+    goals.append(Goal("round at 10% loss over 0%", 1.1, 1.04, _ratio(lossy, clear, "round_s"), "x"))
     for congestion in ("cubic", "BBR"):
         grpc = runs[f"gRPC, {congestion.lower()}, 0%"]
         for case, tagged in ((clear, ""), (bare, ", neither with tags")):
             name = f"7 MB at 0% loss over gRPC, {congestion}{tagged}"
-            goals.append(_Goal(name, 1, 1, _ratio(case, grpc, "round_s", "seconds"), "x"))
+            goals.append(Goal(name, 1, 1, _ratio(case, grpc, "round_s", "seconds"), "x"))
     broadcasts = _ratio(lossy, clear, "broadcast_s")
     goals += [
-        _Goal("7 MB at 0% loss", 15, 9, _median_ms(clear, "round_s"), "ms"),
-        _Goal("broadcast at 10% loss over 0%", 1.6, 1.4, broadcasts, "x"),
+        Goal("7 MB at 0% loss", 15, 9, _median_ms(clear, "round_s"), "ms"),
+        Goal("broadcast at 10% loss over 0%", 1.6, 1.4, broadcasts, "x"),
     ]
     for name, must, stretch in (("4 workers", 60, 40), ("19 workers", 300, 185)):
         percent = 100 * _delivered(runs[name])
         # A round that loses most of it is soon over.
         ms = _median_ms(runs[name], "round_s") if percent >= 99.9 else float("inf")
         goals += [
-            _Goal(f"incast of {name}: delivered", 99.9, 99.9, percent, "%", True),
-            _Goal(f"incast of {name}, if delivered", must, stretch, ms, "ms"),
+            Goal(f"incast of {name}: delivered", 99.9, 99.9, percent, "%", True),
+            Goal(f"incast of {name}, if delivered", must, stretch, ms, "ms"),
         ]
     for name in ("silent", "ENDs lost", "50%"):
-        goals.append(_Goal(f"p99 round beyond t_B, {name}", 2, 2, _past_ms(runs[name]), "ms"))
+        goals.append(Goal(f"p99 round beyond t_B, {name}", 2, 2, _past_ms(runs[name]), "ms"))
     goals += [
-        _Goal("authentication of 7 MB, server", 3, 1.5, tags[0], "ms CPU"),
-        _Goal("authentication of 7 MB, worker", 3, 1.5, tags[1], "ms CPU"),
-        _Goal("extra loss while pure Python runs", 5, 1, spun, "%"),
+        Goal("authentication of 7 MB, server", 3, 1.5, tags[0], "ms CPU"),
+        Goal("authentication of 7 MB, worker", 3, 1.5, tags[1], "ms CPU"),
+        Goal("extra loss while pure Python runs", 5, 1, spun, "%"),
     ]
     return goals
 
@@ -292,8 +271,7 @@ def _as_markdown(
         f"  step that moves the tensor from worker to server (TensorFlow {_tensorflow(runs)}).",
         f"- Of all floats delivered, {wrong} had other bits than were sent.",
         "",
-        "| goal | unit | must | stretch | measured | met |",
-        "| --- | --- | --- | --- | --- | --- |",
+        *HEADER,
         *(goal.row() for goal in _goals(runs)),
         "",
         "A ratio is the median of the ratios of the cases' medians in one turn; other figures are",

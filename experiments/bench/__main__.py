@@ -6,13 +6,12 @@ import argparse
 import datetime
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
 from aggregathor.quiet import quiet_tensorflow
 from experiments.command import run_command
-from experiments.machine import describe_machine
+from experiments.machine import describe_machine, machine_slug
 
 # TensorFlow reads it once, when it starts; the goals are for 2 threads.
 THREADS = os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
@@ -63,9 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     text = as_markdown(facts, result)
     sys.stdout.write(text)
 
-    machine = re.sub(r"[^A-Za-z0-9]+", "-", facts["machine"].split(",")[0]).strip("-").lower()
     quick = "_quick" if arguments.quick else ""  # never in the place of figures that count
-    name = f"gars_{machine}_{facts['kernels']}_{facts['date']}{quick}"
+    name = f"gars_{machine_slug()}_{facts['kernels']}_{facts['date']}{quick}"
     (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.output / f"{name}.md").write_text(text)
     plot_growth(result, arguments.output / f"{name}.png")
