@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.baselines import workload
+from experiments.baselines import hosts, workload
 
 Task = tuple[str, int]  # job and index
 
-_HOST_PORT = 20000
 _STDIN = 0
 
 
@@ -25,7 +24,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """Returns a parser of what all baselines are told."""
     made = workload.parser(description)
     made.add_argument("--workers", type=int, default=4, help="how many (%(default)s)")
-    made.add_argument("--limit", type=float, default=120, help="s, for all of it (%(default)s)")
+    made.add_argument("--limit", type=float, default=300, help="s, for all of it (%(default)s)")
     return made
 
 
@@ -63,17 +62,18 @@ def launch(
     """
     tasks = [(job, index) for job, count in jobs.items() for index in range(count)]
     if on_hosts:
-        addresses = [f"10.231.1.{100 + host}:{_HOST_PORT}" for host in range(len(tasks))]
+        addresses = [hosts.address(host) for host in range(len(tasks))]
     else:
         addresses = _free_addresses(len(tasks))
     where = dict(zip(tasks, addresses, strict=True))
     cluster = {job: [where[job, index] for index in range(jobs[job])] for job in jobs}
+    command = [sys.executable, "-m", module, *sys.argv[1:]]
     running: dict[Task, subprocess.Popen] = {}
     try:
         for host, (job, index) in enumerate(tasks):
             config = {"cluster": cluster, "task": {"type": job, "index": index}}
             running[job, index] = subprocess.Popen(
-                [*(enter(host) if on_hosts else ()), sys.executable, "-m", module, *sys.argv[1:]],
+                [*(hosts.enter(host) if on_hosts else ()), *command],
                 env={**os.environ, **workload.THREADS, "TF_CONFIG": json.dumps(config)},
                 stdin=subprocess.PIPE,
                 stdout=None if (job, index) == reporter else subprocess.DEVNULL,
@@ -84,7 +84,7 @@ def launch(
         for process in running.values():
             process.kill()
         for process in running.values():
-            process.wait()
+            process.communicate()
 
 
 def _wait(running: Mapping[Task, subprocess.Popen], reporter: Task, limit_s: float) -> int:
@@ -108,11 +108,6 @@ def _free_addresses(count: int) -> list[str]:
     for each in sockets:
         each.close()
     return addresses
-
-
-def enter(host: int) -> list[str]:
-    """Returns the words before a command that is to run on a host of ``scripts/lossympi-hosts``."""
-    return ["ip", "netns", "exec", f"lm_{host}"]
 
 
 def task_resolver() -> Any:

@@ -16,17 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-_PORT = 20000
-_CLUSTER = {"ps": [f"10.231.1.100:{_PORT}"], "worker": [f"10.231.1.101:{_PORT}"]}
-_HOST = {"ps": "lm_0", "worker": "lm_1"}
-_LOSSES = """
-table netdev grpc {{
-  chain arriving {{
-    type filter hook ingress device "e0" priority 1;
-    ip protocol tcp numgen random mod 1000 < {drop} counter drop
-  }}
-}}
-"""
+from experiments.baselines import hosts
+
+_HOST = {"ps": 0, "worker": 1}
+_CLUSTER = {role: [hosts.address(host)] for role, host in _HOST.items()}
 
 
 def main() -> int:
@@ -40,7 +33,7 @@ def main() -> int:
     parser.add_argument("--role", choices=("ps", "worker"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cores and arguments.role:
-        os.sched_setaffinity(0, {list(_HOST).index(arguments.role) % (os.cpu_count() or 1)})
+        os.sched_setaffinity(0, {_HOST[arguments.role] % (os.cpu_count() or 1)})
     if arguments.role == "ps":
         return _serve()
     if arguments.role == "worker":
@@ -59,10 +52,7 @@ def _control(arguments: argparse.Namespace) -> int:
         if worker.stdout.readline().strip() != "ready":
             raise SystemExit("the worker did not start; its own words are above")
         if arguments.drop:
-            rules = _LOSSES.format(drop=arguments.drop)
-            for host in _HOST.values():
-                nft = ["ip", "netns", "exec", host, "nft", "-f", "-"]
-                subprocess.run(nft, input=rules, text=True, check=True)
+            hosts.lose_tcp(len(_HOST), arguments.drop)
         said, _ = worker.communicate("go\n")
         sys.stdout.write(said)
         return worker.returncode
@@ -74,7 +64,7 @@ def _control(arguments: argparse.Namespace) -> int:
 
 def _command(role: str) -> list[str]:
     words = [sys.executable, "-m", "experiments.baselines.grpc_transport", *sys.argv[1:]]
-    return ["ip", "netns", "exec", _HOST[role], *words, f"--role={role}"]
+    return [*hosts.enter(_HOST[role]), *words, f"--role={role}"]
 
 
 def _server(role: str) -> Any:

@@ -9,21 +9,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 from typing import Any
 
-from experiments.baselines import cluster, workload
+from experiments.baselines import cluster, hosts, workload
 from experiments.command import run_command
-
-_LOSSES = """
-table netdev grpc {{
-  chain arriving {{
-    type filter hook ingress device "e0" priority 1;
-    ip protocol tcp numgen random mod 1000 < {drop} counter drop
-  }}
-}}
-"""
 
 
 def main() -> int:
@@ -37,6 +27,8 @@ def main() -> int:
     )
     parser.add_argument("--drop", type=int, default=0, help="of 1000 packets, once warm; --hosts")
     arguments = parser.parse_args()
+    if arguments.drop and not arguments.hosts:
+        parser.error("--drop is for --hosts")
     if cluster.is_task():
         resolver = cluster.task_resolver()
         server = cluster.start_server(resolver)
@@ -57,10 +49,7 @@ def _measure(target: str, arguments: argparse.Namespace) -> None:
 
     def lose_packets() -> None:
         if arguments.drop:
-            rules = _LOSSES.format(drop=arguments.drop)
-            for host in range(1 + arguments.workers):
-                nft = [*cluster.enter(host), "nft", "-f", "-"]
-                subprocess.run(nft, input=rules, text=True, check=True)
+            hosts.lose_tcp(1 + arguments.workers, arguments.drop)
 
     n, v1 = arguments.workers, tf.compat.v1
     with tf.Graph().as_default():
