@@ -16,10 +16,10 @@ QUIETLY := @scripts/quietly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels lint format bench bench-lossympi sanitize fuzz package clean
+.PHONY: help install demo test test-kernels lint format bench bench-lossympi bench-throughput sanitize fuzz package clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 18
 
 install: $(VENV)/installed $(NATIVE) ## make .venv, install what is needed, build the native ops
 
@@ -51,6 +51,9 @@ bench: install ## time the rules against tf.reduce_mean, over n and d; some minu
 
 bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 8 minutes
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m experiments.transport
+
+bench-throughput: install ## time synchronous SGD against TensorFlow's own ways; 20 minutes
+	$(BIN)/python -m experiments.throughput $(BENCH_ARGS)
 
 sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; over 10 minutes
 	scripts/sanitize-lossympi
