@@ -71,6 +71,9 @@ def _run(script: str, arguments: Sequence[str]) -> None:
         from aggregathor.cluster import job
     job.init()
     dropin.distribute_all()
+    current = job.current()
+    if current is not None and not current.is_server and current.config.output == "server":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)  # as Python does for a script
     runpy.run_path(script, run_name="__main__")

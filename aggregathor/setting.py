@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import tensorflow as tf
 
 from aggregathor import gars
 from aggregathor.attacks import ATTACKS
@@ -67,7 +67,8 @@ class Setting:
             )
         try:
             rule.check(n=n, f=self.f, **self.gar_parameters)
-            rule(np.zeros((n, 1), np.float32), f=self.f, **self.gar_parameters)  # m and the like
+            with tf.Graph().as_default():  # m and the like; nothing is computed yet
+                rule(tf.zeros([n, 1]), f=self.f, **self.gar_parameters)
         except TypeError as error:  # such as m="two"
             parameters = self.gar_parameters or {"n": n, "f": self.f}
             given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())

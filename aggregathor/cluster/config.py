@@ -13,6 +13,7 @@ from aggregathor.errors import UserError, near
 
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("mpi", "udp")
+OUTPUTS = ("server", "all")
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS"})
 
@@ -39,6 +40,8 @@ class Config:
       monitor_every: rounds between two rows of it.
       checkpoint: folder to save the training to, and to go on from; "" for none.
       checkpoint_every: rounds between two checkpoints.
+      output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
+        that of "all". Standard error is everybody's.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
         and compiles.
     """
@@ -57,6 +60,7 @@ class Config:
     monitor_every: int = 10
     checkpoint: str = ""
     checkpoint_every: int = 100
+    output: str = "server"
     start_s: float = 300.0
 
     @classmethod
@@ -86,9 +90,10 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        if self.transport not in TRANSPORTS:
-            hint = near(self.transport, TRANSPORTS)
-            raise UserError(f"no transport is called {self.transport!r}: {hint}")
+        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
         for name in ("monitor_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")

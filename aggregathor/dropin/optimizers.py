@@ -9,7 +9,7 @@ the server has published: the worker's own slots are never used.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -118,10 +118,12 @@ class Optimizers:
         """Takes part once for all replicas of a ``MirroredStrategy``."""
         if self._job.is_server:
 
+            @tf.autograph.experimental.do_not_convert
             def aggregate(strategy: Any) -> tf.Tensor:
                 exchange = self.exchange(optimizer, variables)
                 return exchange.flatten(exchange.aggregate())
 
+            @tf.autograph.experimental.do_not_convert
             def publish(strategy: Any) -> tf.Tensor:
                 return self.exchange(optimizer, variables).publish()
 
@@ -133,6 +135,7 @@ class Optimizers:
             replicas.merge_call(publish)
             return
 
+        @tf.autograph.experimental.do_not_convert
         def replace(strategy: Any, flat: Any) -> None:
             exchange = self.exchange(optimizer, variables)
             sum_d = strategy.reduce(tf.distribute.ReduceOp.SUM, flat, axis=None)
@@ -186,9 +189,19 @@ class Optimizers:
         )
 
 
+def _method(function: Callable[[Any, Any, Any], None]) -> Callable[..., None]:
+    """Makes a method of what takes the optimizer as its first argument; AutoGraph leaves it be."""
+
+    @tf.autograph.experimental.do_not_convert
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        function(self, grads, trainable_variables)
+
+    return apply
+
+
 def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
     """Gives every rank the server's variables, and returns their values; collective."""
-    own = {f"{i}: {v.name}": np.asarray(variable_of(v)) for i, v in enumerate(variables)}
+    own = {f"{i}: {v.name}": _value(v) for i, v in enumerate(variables)}
     values = list(job.synchronise(own).values())
     if not job.is_server:
         for variable, value in zip(variables, values, strict=True):
@@ -199,6 +212,13 @@ def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
 def variable_of(variable: Any) -> tf.Variable:
     """Returns the ``tf.Variable`` of a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _value(variable: Any) -> np.ndarray:
+    variable = variable_of(variable)
+    if isinstance(variable, tf.distribute.DistributedValues):
+        variable = variable.values[0]  # as all its replicas are
+    return variable.numpy()
 
 
 def _variables(optimizer: Any, given: Any) -> list[Any]:

@@ -104,7 +104,8 @@ class V1:
         values = self._job.synchronise(own)
         if not self._job.is_server:
             for name, value in values.items():
-                variables[name].load(value, session)
+                start = variables[name].initializer
+                self._run(session, start, {start.inputs[1]: value})
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:

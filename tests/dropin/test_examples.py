@@ -1,0 +1,79 @@
+"""Every example under a real mpirun, by its own lines and with none: all ranks end with one model."""
+
+import json
+import re
+
+import pytest
+
+from tests.mpi.launch import check, run_on_one_host
+
+# Few jobs, as TensorFlow takes seconds to start in each of four processes.
+JOBS = {
+    "keras": (
+        "mirrored --epochs=1",  # first, as it divides the CPU into devices
+        "mirrored --epochs=1 --loop",
+        "keras_fit --epochs=2 --schedule --checkpoint={folder}/best.keras "
+        "--save={folder}/last.keras",
+        "keras_text --epochs=1",
+        "keras_vae --epochs=1",
+        "keras_gan --epochs=1",
+        "keras_options --epochs=2 --policy=mixed_float16 --jit-compile=true "
+        "--steps-per-execution=4 --clipnorm=1 --ema",
+        "keras_options --epochs=1 --jit-compile=auto",
+        "shard --epochs=1",
+        "tape_loop --steps=50",
+        "tape_loop --steps=20 --eager",
+    ),
+    "v1": (
+        "v1_monitored --steps=50 --sync-replicas --checkpoint-dir={folder}/checkpoints",
+        "v1_session --steps=50",
+        "v1_session --steps=50 --reference-variables",
+    ),
+}
+LEFT = {"keras": {"best.keras", "last.keras"}, "v1": {"checkpoints"}}
+# Of held-out data, after the few steps above; 0.1 is chance. A GAN has learnt nothing by then.
+LEAST_ACCURACY = {"keras_options": 0.6, "mirrored": 0.6, "shard": 0.6, "tape_loop": 0.7}
+LEAST_ACCURACY |= {"keras_fit": 0.4, "keras_text": 0.3, "v1_monitored": 0.8, "v1_session": 0.8}
+
+
+@pytest.fixture(scope="module", params=["one_line", "zero_line"])
+def mode(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def jobs(mode, tmp_path_factory):
+    """Runs a job when its first test asks for it; returns its results and its folder."""
+    done = {}
+
+    def results(name):
+        if name not in done:
+            folder = tmp_path_factory.mktemp(f"{mode}_{name}")
+            commands = [command.format(folder=folder) for command in JOBS[name]]
+            file = folder / "results.json"
+            words = ("-m", "tests.dropin.ranks", mode, folder, file, *commands)
+            check(run_on_one_host(4, *words, timeout_s=400, warnings=()))
+            done[name] = list(json.loads(file.read_text()).values()), folder
+        return done[name]
+
+    return results
+
+
+@pytest.mark.parametrize(
+    ("job", "number"),
+    [(job, number) for job, commands in JOBS.items() for number in range(len(commands))],
+    ids=lambda value: str(value),
+)
+def test_all_ranks_end_with_the_servers_parameters(jobs, job, number):
+    result = jobs(job)[0][number]
+    assert len(result["digests"]) == 4
+    assert len(set(result["digests"])) == 1
+    name, figure = re.fullmatch(r"(\w+): (?:accuracy|loss) (\S+)", result["last_line"]).groups()
+    assert float(figure) >= LEAST_ACCURACY.get(name, 0), result["last_line"]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_only_the_server_writes(jobs, job):
+    folder = jobs(job)[1]
+    found = {path.name for path in folder.iterdir() if path.suffix not in (".json", ".py")}
+    assert found == LEFT[job]
