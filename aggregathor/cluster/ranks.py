@@ -101,6 +101,13 @@ class Ranks:
             self._reason = self._reason_bytes.rstrip(b"\0").decode()
         return self._reason is not None
 
+    def ended_soon(self) -> bool:
+        """Worker: the same of the next second, for when the link to the server has broken."""
+        until = time.monotonic() + 1.0
+        while not self.ended() and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        return self.ended()
+
     @property
     def end_reason(self) -> str:
         """Worker: why; "" if all is well."""

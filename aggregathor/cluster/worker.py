@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
@@ -52,7 +53,8 @@ class WorkerChannel:
 
     def close(self) -> None:
         """Ends this end of the link."""
-        self._link.close()
+        with contextlib.suppress(LinkError):  # the server may have gone before
+            self._link.close()
 
     def _until(self, verb, what: str):  # noqa: ANN001 - one verb of the link
         """Repeats a verb of the link, which waits for a while, until it has something to return."""
@@ -63,7 +65,7 @@ class WorkerChannel:
             try:
                 result = verb()
             except LinkError:
-                if self._ranks.ended():
+                if self._ranks.ended_soon():
                     raise TrainingEnded(self._ranks.end_reason) from None
                 raise
             if result is not None:

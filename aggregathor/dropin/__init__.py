@@ -11,6 +11,7 @@ from aggregathor.cluster.job import Job, check_initialised
 from aggregathor.dropin import seeds, strategies
 from aggregathor.dropin.fit import Fit
 from aggregathor.dropin.optimizers import Optimizers
+from aggregathor.dropin.resume import Checkpoints
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
 
@@ -24,8 +25,9 @@ def install(job: Job) -> None:
             f"Keras runs on {keras.backend.backend()} and must run on TensorFlow. Unset "
             "KERAS_BACKEND, or set it to tensorflow."
         )
-    optimizers = Optimizers(job)
-    Fit(job, optimizers)
+    checkpoints = Checkpoints(job)
+    optimizers = Optimizers(job, checkpoints)
+    Fit(job, optimizers, checkpoints)
     seeds.spread(job.ranks.rank)
     strategies.refuse()
     _installed.extend([optimizers, V1(job)])

@@ -19,8 +19,10 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded, say
+from aggregathor.cluster.server import TrainingStopped
 from aggregathor.dropin import xla
 from aggregathor.dropin.optimizers import Optimizers, synchronise, variable_of
+from aggregathor.dropin.resume import Checkpoints
 
 # What a worker's `fit` leaves out: they write files, or decide for all ranks.
 SERVERS_CALLBACKS = (
@@ -42,10 +44,11 @@ SERVERS_CALLBACKS = (
 class Fit:
     """Patches ``fit``, the train function, and what writes a model to files."""
 
-    def __init__(self, job: Job, optimizers: Optimizers) -> None:
+    def __init__(self, job: Job, optimizers: Optimizers, checkpoints: Checkpoints) -> None:
         """Patches Keras."""
         self._job = job
         self._optimizers = optimizers
+        self._checkpoints = checkpoints
         self._fit = TensorFlowTrainer.fit
         self._make_train_function = TensorFlowTrainer.make_train_function
         outer = self
@@ -72,30 +75,53 @@ class Fit:
     def _run_fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._takes_part(model):
             return self._fit(model, *args, **kwargs)
+        self._checkpoints.begin_fit()
         self._synchronise(model)
-        if self._job.is_server:
-            return self._run_on_server(model, args, kwargs)
-        history = self._run_on_worker(model, args, kwargs)
-        self._synchronise(model)
-        return history
-
-    def _run_on_server(self, model: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            history = self._fit(model, *args, **kwargs)
-        except tf.errors.OpError:
-            if self._job.failure is not None:
-                raise self._job.failure from None
-            raise
-        self._synchronise(model)
-        return history
-
-    def _run_on_worker(self, model: Any, args: Any, kwargs: Any) -> Any:
         given = inspect.signature(self._fit).bind(model, *args, **kwargs).arguments
         given.pop("self")
-        own = [c for c in _listed(given.get("callbacks")) if not _is_servers(c)]
-        if not own:  # whose logs nobody reads
-            given.update(validation_data=None)
-        given.update(callbacks=own, verbose=0)
+        given.setdefault("callbacks", None)
+        if not self._job.is_server:
+            _leave_to_server(given)
+        if self._checkpoints.skipped:
+            given.update(callbacks=_muted(model, given, self._checkpoints))
+        # A worker validates only for callbacks of the user's own, which may read the result.
+        validates = self._job.is_server or bool(given["callbacks"])
+        model._should_eval = lambda epoch, every: (
+            validates
+            and not self._checkpoints.skipped
+            and type(model)._should_eval(model, epoch, every)
+        )
+        # Metrics know nothing of an epoch that was skipped.
+        model._get_metrics_result_or_logs = lambda logs: (
+            type(model)._get_metrics_result_or_logs(model, logs) if logs else {}
+        )
+        run = self._run_on_server if self._job.is_server else self._run_on_worker
+        try:
+            history = run(model, given)
+        finally:
+            self._checkpoints.end_fit()
+            for name in ("_should_eval", "_get_metrics_result_or_logs"):
+                vars(model).pop(name, None)
+        self._synchronise(model)
+        return history
+
+    def _run_on_server(self, model: Any, given: dict[str, Any]) -> Any:
+        try:
+            return self._fit(model, **given)
+        except (TrainingStopped, tf.errors.OpError) as error:
+            failure = self._job.failure or error
+            if isinstance(failure, TrainingStopped):
+                raise self._stopped(model, failure) from None
+            raise failure from None
+
+    def _stopped(self, model: Any, failure: TrainingStopped) -> TrainingStopped:
+        path = self._checkpoints.save(self._groups(model))
+        where = f"Saved in {path}." if path else "No --checkpoint is named, so nothing was saved."
+        stopped = TrainingStopped(f"{failure} {where}")
+        self._job.failure = stopped
+        return stopped
+
+    def _run_on_worker(self, model: Any, given: dict[str, Any]) -> Any:
         try:
             return self._fit(model, **given)
         except (TrainingEnded, tf.errors.OpError) as error:
@@ -112,8 +138,10 @@ class Fit:
 
     def _make(self, model: Any, force: bool) -> None:
         """Makes the train function; what XLA shall compile is split first."""
-        new = model.train_function is None or force
-        if new and model.jit_compile and not model.run_eagerly and self._takes_part(model):
+        if (model.train_function is not None and not force) or not self._takes_part(model):
+            self._make_train_function(model, force)
+            return
+        if model.jit_compile and not model.run_eagerly:
             step = model.train_step
             model.train_step = types.MethodType(_data_only(xla.split(step, model.name)), model)
             model._jit_compile = False  # of what is around the compiled step
@@ -122,8 +150,85 @@ class Fit:
             finally:
                 model._jit_compile = True
                 del model.train_step
-            return
-        self._make_train_function(model, force)
+        else:
+            self._make_train_function(model, force)
+        model.train_function = self._counted(model, model.train_function)
+
+    def _counted(self, model: Any, train_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns a train function that counts steps, saves, and skips those made before."""
+        checkpoints = self._checkpoints
+        steps = model.steps_per_execution
+
+        def counted(iterator: Any) -> Any:
+            if checkpoints.skipped > 0:
+                for _ in range(steps):
+                    next(iterator)
+                checkpoints.skip(steps)
+                checkpoints.skipped -= steps
+                if checkpoints.skipped <= 0:
+                    self._take_saved(model)
+                return {}
+            logs = train_function(iterator)
+            checkpoints.made(steps, self._groups(model))
+            return logs
+
+        return counted
+
+    def _groups(self, model: Any) -> dict[str, list[Any]]:
+        """Returns what is saved on this rank, by name."""
+        if self._job.is_server:
+            return {**self._optimizers.groups(), "model": model.variables}
+        return {"own": model.non_trainable_variables}
+
+    def _take_saved(self, model: Any) -> None:
+        """Takes over what was saved; collective."""
+        if self._job.is_server:
+            self._checkpoints.take("model", model.variables)
+        self._synchronise(model)  # the next gradient is one of these variables
+        if not self._job.is_server:
+            self._checkpoints.take("own", model.non_trainable_variables)
+
+
+def _leave_to_server(given: dict[str, Any]) -> None:
+    """Takes out of a worker's arguments of ``fit`` what the server does for all."""
+    own = [c for c in _listed(given.get("callbacks")) if not _is_servers(c)]
+    given.update(callbacks=own, verbose=0)
+
+
+class _MutedCallbacks(keras.callbacks.CallbackList):
+    """Callbacks that are not told of steps that are skipped."""
+
+    checkpoints: Checkpoints
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if not self.checkpoints.skipped:
+            super().on_epoch_begin(epoch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not self.checkpoints.skipped:
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if not self.checkpoints.skipped:
+            super().on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if logs:
+            super().on_train_batch_end(batch, logs)
+
+
+def _muted(model: Any, given: dict[str, Any], checkpoints: Checkpoints) -> _MutedCallbacks:
+    muted = _MutedCallbacks(
+        _listed(given.get("callbacks")),
+        add_history=True,
+        add_progbar=given.get("verbose", "auto") != 0,
+        verbose=given.get("verbose", "auto"),
+        epochs=given.get("epochs", 1),
+        steps=None,
+        model=model,
+    )
+    muted.checkpoints = checkpoints
+    return muted
 
 
 def _data_only(step: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:

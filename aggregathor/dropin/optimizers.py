@@ -21,6 +21,7 @@ from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.exchange import Exchange
+from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
 
 
@@ -31,10 +32,12 @@ class Optimizers:
       all: whether every optimizer takes part, marked or not.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, checkpoints: Checkpoints) -> None:
         """Patches Keras."""
         self.all = False
         self._job = job
+        self._checkpoints = checkpoints
+        self._saved: dict[str, list[Any]] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
         self._exchanges: dict[tuple[int, ...], Exchange] = {}
         self._marked: list[Any] = []  # kept alive, as an id is no name once it is free
@@ -63,10 +66,22 @@ class Optimizers:
             if optimizer not in self._marked:
                 self._marked.append(optimizer)
             with tf.init_scope():  # the values of now, even while a function is being traced
+                if self._job.is_server:
+                    self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
                 exchange = Exchange(self._job, [variable_of(v) for v in variables], params_d)
             self._exchanges[key] = exchange
         return self._exchanges[key]
+
+    def groups(self) -> dict[str, list[Any]]:
+        """Returns what a checkpoint of the server holds: variables and slots, by exchange."""
+        return self._saved
+
+    def _take_saved(self, optimizer: Any, variables: Sequence[Any]) -> None:
+        number = len(self._exchanges)
+        for name, group in (("variables", variables), ("optimizer", optimizer.variables)):
+            self._saved[f"{number}/{name}"] = list(group)
+            self._checkpoints.take(f"{number}/{name}", group)
 
     def _synchronise(self, optimizer: Any, variables: Sequence[Any]) -> np.ndarray:
         """Gives every rank the server's variables; returns them as float32 [d]."""

@@ -1,8 +1,8 @@
 """Runs examples, one after the other, as a rank of a job, and compares what all ranks end with.
 
-python -m tests.dropin.ranks one_line|zero_line FOLDER RESULTS COMMAND... ; a command is an example's
-name and its flags. Rank 0 writes the results, a dict by command, to the JSON file RESULTS; the
-scripts without their marked lines are kept in FOLDER.
+python -m tests.dropin.ranks one_line|zero_line FOLDER RESULTS COMMAND... ; a command is the name of
+an example and its flags. Rank 0 writes the results, a dict by command, to the JSON file RESULTS;
+the scripts without their marked lines are kept in FOLDER.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Every example under a real mpirun, by its own lines and with none: all ranks end with one model."""
+"""Every example under a real mpirun, by its own lines and with none: all ranks end the same."""
 
 import json
 import re

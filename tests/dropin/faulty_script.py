@@ -1,0 +1,84 @@
+"""A Keras script in which ranks do what FAULTS says: "rank:step:fault ...".
+
+kill, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage (raw MPI
+messages to the server). The script knows nothing of AggregaThor; it prints its final parameters.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
+FAULTS = {}
+for word in os.environ.get("FAULTS", "").split():
+    rank, step, fault = word.split(":")
+    if int(rank) == RANK:
+        FAULTS[int(step)] = fault
+
+
+class Model(keras.Sequential):
+    """A model whose steps go wrong; the step is counted in Python, so it runs eagerly."""
+
+    step = 0
+    fault = ""
+
+    def train_step(self, data):
+        Model.step += 1
+        Model.fault = FAULTS.get(Model.step, Model.fault)
+        return super().train_step((self.spoilt(data[0]), *data[1:]))
+
+    def spoilt(self, images):
+        if Model.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Model.fault == "exit":
+            sys.exit(3)
+        if Model.fault == "stop":
+            Model.fault = ""
+            subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if Model.fault == "late":
+            time.sleep(0.5)
+        if Model.fault == "garbage":
+            garbage()
+        if Model.fault == "nan":
+            return images * np.nan
+        return images * 1e30 if Model.fault == "huge" else images
+
+
+def garbage():
+    """Sends what no worker should, on the communicator of the link itself."""
+    from aggregathor.cluster import job
+
+    comm = job.current()._channels[0]._link._comm
+    random = np.random.default_rng(Model.step)
+    for tag in (0, 1, Model.step, Model.step + 1, 2**30):
+        comm.Isend(random.bytes(int(random.integers(1, 5000))), dest=0, tag=tag).Free()
+
+
+def main():
+    keras.utils.set_random_seed(1)
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype("float32")
+    model = Model([keras.Input([64]), keras.layers.Dense(32, "relu"), keras.layers.Dropout(0.1)])
+    model.add(keras.layers.Dense(10))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    steps = int(os.environ.get("STEPS", "30"))
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], run_eagerly=True)
+    data = tf.data.Dataset.from_tensor_slices((images[:1400], labels[:1400]))
+    data = data.shuffle(1400).batch(32).take(steps // 2)
+    model.fit(data, epochs=2, verbose=0)
+    _, accuracy = model.evaluate(images[1400:], labels[1400:], verbose=0)
+    parameters = b"".join(v.numpy().tobytes() for v in model.trainable_variables)
+    digest = hashlib.sha256(parameters).hexdigest()
+    print(f"rank {RANK}: accuracy {accuracy:.3f}, parameters {digest}", flush=True)
+
+
+main()
