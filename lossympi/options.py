@@ -23,6 +23,8 @@ class Options:
 
     Attributes:
       timeout_s: t_B is never longer than this, nor a broadcast.
+      floor_s: t_B is never learnt to be shorter than this: how long all workers may pause at once,
+        as training does between epochs.
       max_loss: share of a gradient that may stay lost when its round closes early, 0..1. 1 sends
         everything once, as the paper does; below, what is missing beyond it is sent again.
       quorum: close a round early when so many live workers have sent theirs; None for all.
@@ -42,6 +44,7 @@ class Options:
     """
 
     timeout_s: float = 30.0
+    floor_s: float = 0.0
     max_loss: float = 1.0
     quorum: int | None = None
     patience: int = 3
@@ -57,7 +60,7 @@ class Options:
     def __post_init__(self) -> None:
         """Checks every type and range."""
         for kind, words, names in (
-            (Real, "a number", (*_TIMES, "grace_s", "max_loss", "rate_bps")),
+            (Real, "a number", (*_TIMES, "floor_s", "grace_s", "max_loss", "rate_bps")),
             (Integral, "a whole number", ("quorum", "patience", "mtu")),
         ):
             for name in names:
@@ -68,8 +71,9 @@ class Options:
         for name in _TIMES:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is a time above 0 s, got {getattr(self, name)}.")
-        if not 0 <= self.grace_s < float("inf"):
-            raise ValueError(f"grace_s is a time of 0 s or more, got {self.grace_s}.")
+        for name in ("floor_s", "grace_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is a time of 0 s or more, got {getattr(self, name)}.")
         if not 0 <= self.max_loss <= 1:
             raise ValueError(f"max_loss is a share in 0..1, got {self.max_loss}. Pass 0.01 for 1%.")
         if self.quorum is not None and self.quorum < 1:

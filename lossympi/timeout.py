@@ -14,12 +14,18 @@ class Deadline:
     """
 
     def __init__(
-        self, cap_s: float, rounds: int = 20, quantile: float = 0.95, margin: float = 1.5
+        self,
+        cap_s: float,
+        rounds: int = 20,
+        quantile: float = 0.95,
+        margin: float = 1.5,
+        floor_s: float = 0.0,
     ) -> None:
         """Starts at the cap.
 
         Args:
           cap_s: what t_B never exceeds; an infinite cap stays, as it asks to wait for all.
+          floor_s: what t_B never falls below, unless the cap does.
           rounds: how many rounds must have been closed otherwise than by the deadline before t_B is
             learnt, and from how many, the latest ones, it is.
           quantile: of their times, 0..1.
@@ -36,6 +42,7 @@ class Deadline:
             )
         self.current = cap_s
         self._cap_s = cap_s
+        self._floor_s = floor_s
         self._quantile = quantile
         self._margin = margin
         self._elapsed_s: deque[float] = deque(maxlen=rounds)
@@ -58,7 +65,7 @@ class Deadline:
         self._elapsed_s.append(elapsed_s)
         if len(self._elapsed_s) == self._elapsed_s.maxlen:
             usual_s = float(np.quantile(self._elapsed_s, self._quantile))
-            self.current = min(self._cap_s, self._margin * usual_s)
+            self.current = min(self._cap_s, max(self._floor_s, self._margin * usual_s))
 
 
 class Grace:

@@ -41,7 +41,7 @@ class UdpServer:
         self._endpoint = endpoint
         self._rate = Rate(rate_bps)
         self._stack_nd = aligned_zeros((num_workers, dim))
-        self._deadline = Deadline(cap_s=options.timeout_s)
+        self._deadline = Deadline(cap_s=options.timeout_s, floor_s=options.floor_s)
         self._grace = Grace(options.grace_s)
         self._liveness = Liveness(num_workers, patience=options.patience)
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other

@@ -42,6 +42,8 @@ class Config:
       checkpoint_every: rounds between two checkpoints.
       output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
         that of "all". Standard error is everybody's.
+      stop_after_s: seconds after which the server stops the training where too few gradients arrive
+        for the rule, round after round.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
         and compiles.
     """
@@ -61,6 +63,7 @@ class Config:
     checkpoint: str = ""
     checkpoint_every: int = 100
     output: str = "server"
+    stop_after_s: float = 60.0
     start_s: float = 300.0
 
     @classmethod
@@ -97,8 +100,9 @@ class Config:
         for name in ("monitor_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")
-        if not 0 < self.start_s < float("inf"):
-            raise UserError(f"start_s must be a time above 0 s, got {self.start_s}")
+        for name in ("start_s", "stop_after_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
 
     def to_environment(self) -> dict[str, str]:
         """Returns the variables that say the same as this, without those that are defaults."""

@@ -22,6 +22,8 @@ from lossympi import ServerLink, WorkerLink
 
 # Of a link between ranks that train, where the user gives no other.
 _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
+# Workers pause all at once between epochs.
+_UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _ROUNDS = "rounds of the channels"
 
 
@@ -46,7 +48,8 @@ class Job:
         self.told = config.to_environment()
         ranks.agree("configuration", self.told)
         self.ranks = ranks
-        self.config = Config(**{**vars(config), "link_args": {**_LINK_ARGS, **config.link_args}})
+        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
+        self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
             num_workers=ranks.num_workers,
             num_byzantine=config.byzantine,

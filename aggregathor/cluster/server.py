@@ -30,7 +30,7 @@ class ServerChannel:
 
     A worker of which nothing arrives counts among the f Byzantine ones. Where more than f are
     missing, the rule is applied to those that are left, if its condition holds for them; else the
-    model is published unchanged, and the next round tried, until ``timeout_s`` has passed.
+    model is published unchanged, and the next round tried, until ``stop_after_s`` have passed.
 
     Attributes:
       round: of the link, the next one to collect.
@@ -49,8 +49,8 @@ class ServerChannel:
             self._aggregator = Aggregator(setting, link.dim)
         self._gar = GARS[setting.gar]
         self._attack = ATTACKS[setting.attack] if setting.attack else None
-        self._timeout_s = config.start_s  # of the first round
-        self._later_timeout_s = float(config.link_args["timeout_s"])
+        self._stop_after_s = config.start_s  # in the first round
+        self._later_stop_after_s = config.stop_after_s
         self._watched = _Watched(self._whom)
 
     def aggregate(self) -> RoundReport:
@@ -69,10 +69,10 @@ class ServerChannel:
                     )
                     break
                 except RuleError as error:
-                    if time.monotonic() - begun >= self._timeout_s:
+                    if time.monotonic() - begun >= self._stop_after_s:
                         raise TrainingStopped(f"round {self.round}: {error}") from None
                 self.publish(self.params_d)
-        self._timeout_s = self._later_timeout_s
+        self._stop_after_s = self._later_stop_after_s
         return report
 
     def publish(self, params_d: np.ndarray) -> None:

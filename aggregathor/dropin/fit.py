@@ -3,7 +3,7 @@
 The server runs ``fit`` as the script says: its own batches give it losses, metrics and the
 statistics of batch normalisation; of gradients it uses the aggregate only. A worker computes
 gradients. It leaves out what would write files or decide when to stop, and follows the server: when
-the server's ``fit`` ends, early or not, so does the worker's.
+the server's ``fit`` ends, early or not, so does the worker's, and not before.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ SERVERS_CALLBACKS = (
     "TensorBoard",
     "TerminateOnNaN",
 )
+
+
+_FOR_EVER = 2**31  # epochs
 
 
 class Fit:
@@ -192,7 +195,9 @@ class Fit:
 def _leave_to_server(given: dict[str, Any]) -> None:
     """Takes out of a worker's arguments of ``fit`` what the server does for all."""
     own = [c for c in _listed(given.get("callbacks")) if not _is_servers(c)]
-    given.update(callbacks=own, verbose=0)
+    # It goes on until the server has made all steps: a round in which too little arrived is one
+    # that the server has to make again.
+    given.update(callbacks=own, verbose=0, epochs=_FOR_EVER)
 
 
 class _MutedCallbacks(keras.callbacks.CallbackList):

@@ -1,9 +1,9 @@
 """Checkpoints of ``fit``: what the server and each worker need to go on as if nothing had happened.
 
-Every ``checkpoint_every`` steps the server saves the variables that the optimizers change and their
-slots, and each worker what is its own, such as the states of dropout's random numbers. A job that is
-started again with the same command draws the batches of the steps that are done without computing
-anything, so that its data come in the same order, takes over what was saved, and goes on.
+Every ``checkpoint_every`` steps the server saves the model, and the variables and slots of the
+optimizers; each worker saves what is its own, such as the states of dropout's random numbers. A job
+that is started again with the same command draws the batches of the steps that are done without
+computing anything, so that its data come in the same order, takes over what was saved, and goes on.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Checkpoints:
         self._steps += steps
 
     def save(self, groups: Mapping[str, Sequence[Any]]) -> Path | None:
-        """Saves groups of variables for this rank; returns the file, None where there is no folder."""
+        """Saves groups of variables for this rank; returns the file, or None without a folder."""
         if self._folder is None:
             return None
         arrays = {

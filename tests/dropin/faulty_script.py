@@ -1,7 +1,8 @@
 """A Keras script in which ranks do what FAULTS says: "rank:step:fault ...".
 
 kill, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage (raw MPI
-messages to the server). The script knows nothing of AggregaThor; it prints its final parameters.
+messages to the server). The script knows nothing of AggregaThor; it prints its final parameters. In
+the third step it leaves a file named like its process in the folder STARTED, if there is one.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -32,6 +34,8 @@ class Model(keras.Sequential):
 
     def train_step(self, data):
         Model.step += 1
+        if Model.step == 3 and "STARTED" in os.environ:
+            Path(os.environ["STARTED"], str(os.getpid())).touch()
         Model.fault = FAULTS.get(Model.step, Model.fault)
         return super().train_step((self.spoilt(data[0]), *data[1:]))
 
@@ -73,12 +77,12 @@ def main():
     steps = int(os.environ.get("STEPS", "30"))
     model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"], run_eagerly=True)
     data = tf.data.Dataset.from_tensor_slices((images[:1400], labels[:1400]))
-    data = data.shuffle(1400).batch(32).take(steps // 2)
+    data = data.shuffle(1400).batch(32).repeat().take(steps // 2)
     model.fit(data, epochs=2, verbose=0)
     _, accuracy = model.evaluate(images[1400:], labels[1400:], verbose=0)
     parameters = b"".join(v.numpy().tobytes() for v in model.trainable_variables)
     digest = hashlib.sha256(parameters).hexdigest()
-    print(f"rank {RANK}: accuracy {accuracy:.3f}, parameters {digest}", flush=True)
+    sys.stdout.write(f"rank {RANK}: accuracy {accuracy:.3f}, parameters {digest}\n")
 
 
 main()

