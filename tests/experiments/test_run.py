@@ -72,7 +72,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, capsys):
     ]
     assert {(row["selected"], row["delivered"]) for row in workers} == {("1", "1")}
 
-    figures = ("selected", "distance", "delivered")
+    figures = ("selected", "distance", "delivered", "late", "rejected")
     per_worker = {f"worker_{worker:02d}/{name}" for worker in range(5) for name in figures}
     assert events_of(tmp_path / "events") == {"loss", "accuracy", "top3"} | per_worker
     checkpoints = tf.train.get_checkpoint_state(str(tmp_path / "checkpoints"))
