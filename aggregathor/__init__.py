@@ -12,7 +12,8 @@ For training scripts, started by ``aggregathor run`` or ``mpirun``:
 
 - ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part.
 - ``shard`` gives each worker its own part of the data.
-- ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how.
+- ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how, the latter by a
+  ``RoundReport``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from aggregathor.version import __version__
 _SUBMODULES = ("attacks", "gars", "simulation", "testing")
 _HOMES = {
     "DistributedOptimizer": "aggregathor.dropin",
+    "RoundReport": "aggregathor.protocols.sync",
     "init": "aggregathor.cluster.job",
     "is_server": "aggregathor.cluster.job",
     "last_round": "aggregathor.cluster.job",

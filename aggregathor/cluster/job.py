@@ -12,6 +12,7 @@ import lossympi
 from aggregathor.cluster import ending
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
+from aggregathor.cluster.observer import observe
 from aggregathor.cluster.ranks import Ranks, say, start_ranks
 from aggregathor.cluster.server import ServerChannel
 from aggregathor.cluster.worker import WorkerChannel
@@ -64,6 +65,7 @@ class Job:
         self.setting.check()
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
+        self._observer = observe(ranks, self.config, self.setting)
         self._channels: list[ServerChannel | WorkerChannel] = []
         self._closed = False
 
@@ -91,7 +93,13 @@ class Job:
             raise UserError(str(error)) from None
         channel: ServerChannel | WorkerChannel
         if self.is_server:
-            channel = ServerChannel(cast(ServerLink, link), self.setting, self.config, params_d)
+            channel = ServerChannel(
+                cast(ServerLink, link),
+                self.setting,
+                self.config,
+                params_d,
+                self._observer.channel(),
+            )
         else:
             attacker = attacker_of(self.ranks, self.setting, len(params_d))
             channel = WorkerChannel(cast(WorkerLink, link), self.ranks, self.config, attacker)
@@ -130,6 +138,7 @@ class Job:
         if self._closed:
             return
         self._closed = True
+        self._observer.close()
         for channel in self._channels:
             channel.close()
         if self.ranks.part(str(self.failure or "") if self.is_server else ""):
@@ -161,7 +170,11 @@ def is_server() -> bool:
 
 
 def last_round() -> RoundReport | None:
-    """Returns what the server saw in the latest round; None on workers, and before the first."""
+    """Returns what the server saw in the latest round; None on workers, and before the first.
+
+    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``share_n``,
+    how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
+    """
     return None if _job is None else _job.last_round
 
 

@@ -12,13 +12,13 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from lossympi import LinkError, mpi
 
@@ -261,12 +261,6 @@ def start_ranks() -> Ranks | None:
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
     return Ranks(module.COMM_WORLD)
-
-
-def say(text: str) -> None:
-    """Writes a line for whoever looks at the terminal."""
-    sys.stderr.write(f"aggregathor: {text}\n")
-    sys.stderr.flush()
 
 
 def _is_done(request: Any) -> bool:

@@ -12,6 +12,7 @@ from tensorflow.python.eager import context
 from aggregathor.aggregator import Aggregator, RuleError
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.config import Config
+from aggregathor.cluster.observer import ChannelObserver
 from aggregathor.cluster.ranks import Patience
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS
@@ -38,13 +39,19 @@ class ServerChannel:
     """
 
     def __init__(
-        self, link: ServerLink, setting: Setting, config: Config, params_d: np.ndarray
+        self,
+        link: ServerLink,
+        setting: Setting,
+        config: Config,
+        params_d: np.ndarray,
+        observer: ChannelObserver | None = None,
     ) -> None:
         """Takes over a link; ``params_d`` is what all workers begin with."""
         self.round = 0
         self.params_d = params_d
         self._link = link
         self._setting = setting
+        self._observer = observer or ChannelObserver(setting.num_workers)
         with context.eager_mode():
             self._aggregator = Aggregator(setting, link.dim)
         self._gar = GARS[setting.gar]
@@ -69,11 +76,12 @@ class ServerChannel:
                     )
                     break
                 except RuleError as error:
+                    self._observer.refuse()
                     if time.monotonic() - begun >= self._stop_after_s:
                         raise TrainingStopped(f"round {self.round}: {error}") from None
                 self.publish(self.params_d)
         self._stop_after_s = self._later_stop_after_s
-        return report
+        return self._observer.see(report)
 
     def publish(self, params_d: np.ndarray) -> None:
         """Broadcasts the model of the round, and ends the round."""

@@ -24,11 +24,16 @@ class RoundReport:
     """What the server saw in a round.
 
     Attributes:
-      stack_nd: float32 [n, d], what the rule was given; the link overwrites it next round.
+      stack_nd: float32 [n, d], what the rule was given. It is the link's own buffer, and holds this
+        until the model of the round is published; a script, which reads it after that, may find
+        parts of the next round in it.
       grad_d: float32 [d], the aggregate that was applied.
       share_n: float64 [n], how much of each row the rule used, 0..1.
       delivered_n: float64 [n], share of each worker's coordinates that arrived, 0..1.
-      stats: what the link saw.
+      stats: what the link saw: the number of the round, how it was closed, and of each worker what
+        came, what came late and what was rejected, and why.
+      suspected: in a job, the workers that the rule has left out in so many rounds in a row that it
+        is no chance: see ``aggregathor.suspicion``.
     """
 
     stack_nd: np.ndarray
@@ -36,6 +41,7 @@ class RoundReport:
     share_n: np.ndarray
     delivered_n: np.ndarray
     stats: RoundStats | None = None
+    suspected: tuple[int, ...] = ()
 
 
 def server_round(
