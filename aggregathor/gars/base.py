@@ -238,7 +238,7 @@ def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
             f"{name} checks n against f before it computes, and n is unknown in shape "
             f"{stack_nd.shape}: give it with tf.ensure_shape(stack_nd, [n, None])"
         )
-    return stack_nd, stack_nd.shape[0]
+    return stack_nd, int(stack_nd.shape[0])  # a v1.Dimension in scripts of v1
 
 
 def _public_signature(own: dict[str, inspect.Parameter], f_has_default: bool) -> inspect.Signature:

@@ -39,5 +39,6 @@ def mean_of_rows(stack_nd: tf.Tensor, rows: tf.Tensor) -> Explained:
 
 def share_of(stack_nd: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """Returns float64 [n]: 1 for the rows named at least once, 0 for the rest; -1 names none."""
-    named = tf.reshape(rows, [-1, 1]) == tf.range(stack_nd.shape[0], dtype=tf.int64)
+    # Not ==, which compares identities once a script of v1 has switched off v2's tensors.
+    named = tf.equal(tf.reshape(rows, [-1, 1]), tf.range(stack_nd.shape[0], dtype=tf.int64))
     return tf.cast(tf.reduce_any(named, axis=0), tf.float64)

@@ -79,7 +79,7 @@ def multi_krum(stack_nd: tf.Tensor, *, f: int, with_share: bool, m: int | None =
     >>> multi_krum([[0.], [1.], [2.], [9.], [9e9]], f=1).numpy()
     array([0.5], dtype=float32)
     """
-    most = stack_nd.shape[0] - f - 2
+    most = int(stack_nd.shape[0]) - f - 2
     m = most if m is None else m
     if not isinstance(m, (int, np.integer)) or isinstance(m, bool) or not 1 <= m <= most:
         raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")

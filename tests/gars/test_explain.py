@@ -1,5 +1,8 @@
 """Whom the result was made of."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -90,3 +93,25 @@ def test_share_of_the_geometric_median_is_relative_weight(rng, each_kernel):
     explained = GARS["geometric-median"].explain(stack_nd, f=F)
     distance_n = np.linalg.norm(stack_nd - explained.grad_d, axis=1)
     np.testing.assert_allclose(explained.share_n, distance_n.min() / distance_n, 1e-5)
+
+
+def test_explains_in_a_script_that_has_switched_off_v2_behaviour():
+    """Where == compares identities and the entries of a shape are no numbers; by both kernels."""
+    script = """
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context
+from aggregathor import ops
+from aggregathor.gars import GARS
+
+stack_nd = np.eye(7, 5, dtype=np.float32)
+before = {name: gar.explain(stack_nd, f=1) for name, gar in GARS.items()}
+tf.compat.v1.disable_v2_behavior()
+for kernels in ("native", "tensorflow"):
+    with ops.using(kernels), context.eager_mode():
+        for name, gar in GARS.items():
+            explained = gar.explain(stack_nd, f=1)
+            for got, expected in zip(explained, before[name]):
+                np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-6, err_msg=name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
