@@ -203,15 +203,13 @@ class Status:
             self._delivered = 0.0
 
     def _text(self, report: RoundReport, elapsed_s: float) -> str:
-        text = (
-            f"round {self._rounds}, {self._recent_rounds / elapsed_s:.3g}/s, "
-            f"{self._delivered / self._recent_rounds:.0%} delivered"
-        )
+        text = f"round {self._rounds}, {self._recent_rounds / elapsed_s:.3g}/s"
         missing = np.flatnonzero(report.delivered_n == 0).tolist()
-        for word, rows in (("missing", missing), ("suspected", report.suspected)):
+        # What matters most comes first: a narrow terminal cuts the end.
+        for word, rows in (("suspected", report.suspected), ("missing", missing)):
             if rows:
                 text += f"; {word}: {_listed(rows)}"
-        return text
+        return f"{text}; {self._delivered / self._recent_rounds:.0%} delivered"
 
 
 def new_folder(path: Path) -> Path:

@@ -110,7 +110,7 @@ def test_files_status_and_summary_name_who_attacks(poison, honest, tmp_path, cap
 
     said = capfd.readouterr().err.splitlines()
     assert said[-2].startswith("aggregathor: round 25, ")
-    assert said[-2].endswith("/s, 86% delivered; missing: 3; suspected: 6")
+    assert said[-2].endswith("/s; suspected: 6; missing: 3; 86% delivered")
     assert said[-1] == (
         "aggregathor: 25 rounds, multi-krum f=1; suspected: worker 6 in 25 rounds; nothing came "
         "from worker 3 in 5 rounds"
@@ -277,7 +277,7 @@ def test_on_a_terminal_the_status_is_one_line_a_second(sixty_columns, clock):
     for _ in range(41):
         status.see(report_of([1, 0.5]))
         clock.s += 0.25
-    assert sixty_columns.lines() == ["aggregathor: round 41, 4/s, 75% delivered"]
+    assert sixty_columns.lines() == ["aggregathor: round 41, 4/s; 75% delivered"]
     assert sixty_columns.getvalue().count("aggregathor") == 10
     terminal.say("that is it")
     assert sixty_columns.lines() == ["aggregathor: that is it", ""]
@@ -289,11 +289,11 @@ def test_a_status_that_is_too_long_is_cut(sixty_columns, clock):
     clock.s += 1
     status.see(report_of([0] * 9, suspected=(6, 7)))
     (line,) = sixty_columns.lines()
-    assert line == "aggregathor: round 2, 2/s, 0% delivered; missing: 0, 1, ..."
+    assert line == "aggregathor: round 2, 2/s; suspected: 6, 7; missing: 0, ..."
     assert len(line) == 59
     clock.s += 1
     status.see(report_of([1] * 9))
-    assert sixty_columns.lines() == ["aggregathor: round 3, 1/s, 100% delivered"]
+    assert sixty_columns.lines() == ["aggregathor: round 3, 1/s; 100% delivered"]
 
 
 def test_into_a_pipe_a_status_is_a_line_every_half_minute(clock, capfd):
@@ -303,7 +303,7 @@ def test_into_a_pipe_a_status_is_a_line_every_half_minute(clock, capfd):
         clock.s += 0.1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "; missing: 1, 2, 3, 4 +2; suspected: 0" in lines[0]
+    assert "; suspected: 0; missing: 1, 2, 3, 4 +2; 14% delivered" in lines[0]
 
 
 def test_the_type_of_a_last_round_can_be_imported():
