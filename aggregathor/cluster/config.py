@@ -37,8 +37,8 @@ class Config:
       attack_args: its parameters.
       seed: of attacks and fills.
       monitor: folder for what is seen of each worker, as CSV and for TensorBoard, in run-1, run-2,
-        ... for every start; then the server also says how it goes, and at the end who was
-        suspected. "" for none.
+        ... for every start, which counts its rounds from 1; then the server also says how it goes,
+        and at the end who was suspected. "" for none.
       monitor_every: rounds between two rows of it.
       checkpoint: folder to save the training to, and to go on from; "" for none.
       checkpoint_every: rounds between two checkpoints.
