@@ -15,6 +15,7 @@ class FlatLayout:
     Attributes:
       shapes: the variables' shapes.
       sizes: their numbers of coordinates.
+      dtypes: theirs.
       dim: d, the sum of the sizes.
     """
 
@@ -23,7 +24,7 @@ class FlatLayout:
         self.shapes = [tuple(int(size) for size in v.shape) for v in variables]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dim = sum(self.sizes)
-        self._dtypes = [tf.as_dtype(v.dtype).base_dtype for v in variables]
+        self.dtypes = [tf.as_dtype(v.dtype).base_dtype for v in variables]
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
         """Concatenates gradients, or the variables themselves, to float32 [d].
@@ -31,20 +32,22 @@ class FlatLayout:
         A None (the loss does not depend on the variable) is 0; an IndexedSlices is made dense.
         """
         parts = [
-            self._part(gradient, size) for gradient, size in zip(gradients, self.sizes, strict=True)
+            tf.cast(tf.reshape(part, [size]), tf.float32)
+            for part, size in zip(self.dense(gradients), self.sizes, strict=True)
         ]
         return tf.concat(parts, axis=0)
+
+    def dense(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
+        """Returns a tensor for each gradient: zeros for None, an IndexedSlices is made dense."""
+        return [
+            tf.zeros(shape, tf.float32) if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient, shape in zip(gradients, self.shapes, strict=True)
+        ]
 
     def unflatten(self, vector_d: tf.Tensor) -> list[tf.Tensor]:
         """Cuts [d] into tensors of the variables' shapes and dtypes."""
         parts = tf.split(vector_d, self.sizes)
         return [
             tf.cast(tf.reshape(part, shape), dtype)
-            for part, shape, dtype in zip(parts, self.shapes, self._dtypes, strict=True)
+            for part, shape, dtype in zip(parts, self.shapes, self.dtypes, strict=True)
         ]
-
-    @staticmethod
-    def _part(gradient: Any, size: int) -> tf.Tensor:
-        if gradient is None:
-            return tf.zeros([size], tf.float32)
-        return tf.cast(tf.reshape(tf.convert_to_tensor(gradient), [size]), tf.float32)

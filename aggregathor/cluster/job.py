@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +25,7 @@ from lossympi import ServerLink, WorkerLink
 _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
 _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
+_CLOSE_S = 5.0  # for a round that a cancelled session has left behind
 _ROUNDS = "rounds of the channels"
 
 
@@ -67,6 +68,7 @@ class Job:
         self.last_round: RoundReport | None = None
         self._observer = observe(ranks, self.config, self.setting)
         self._channels: list[ServerChannel | WorkerChannel] = []
+        self._at_close: list[Callable[[float], None]] = []
         self._closed = False
 
     @property
@@ -133,12 +135,20 @@ class Job:
                 )
         return {name: theirs[name] for name in arrays}
 
+    def at_close(self, close: Callable[[float], None]) -> None:
+        """Has something called before the channels are closed: it may take so many seconds."""
+        self._at_close.append(close)
+
     def close(self) -> None:
         """Ends the job for this process; the server's workers end with it."""
         if self._closed:
             return
         self._closed = True
         self._observer.close()
+        for channel in self._channels:
+            channel.leave()
+        for close in self._at_close:
+            close(_CLOSE_S)
         for channel in self._channels:
             channel.close()
         if self.ranks.part(str(self.failure or "") if self.is_server else ""):

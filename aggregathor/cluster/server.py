@@ -59,6 +59,7 @@ class ServerChannel:
         self._stop_after_s = config.start_s  # in the first round
         self._later_stop_after_s = config.stop_after_s
         self._watched = _Watched(self._whom)
+        self._leaving = False
 
     def aggregate(self) -> RoundReport:
         """Collects rounds until the rule can be applied to one.
@@ -77,17 +78,24 @@ class ServerChannel:
                     break
                 except RuleError as error:
                     self._observer.refuse()
-                    if time.monotonic() - begun >= self._stop_after_s:
+                    if self._leaving or time.monotonic() - begun >= self._stop_after_s:
                         raise TrainingStopped(f"round {self.round}: {error}") from None
                 self.publish(self.params_d)
         self._stop_after_s = self._later_stop_after_s
         return self._observer.see(report)
 
     def publish(self, params_d: np.ndarray) -> None:
-        """Broadcasts the model of the round, and ends the round."""
+        """Broadcasts the model of the round, and ends the round.
+
+        ``params_d`` must stay as it is until the next call.
+        """
         self._link.broadcast(self.round, params_d)
         self.params_d = params_d
         self.round += 1
+
+    def leave(self) -> None:
+        """Lets a round that another thread is in end soon."""
+        self._leaving = True
 
     def close(self) -> None:
         """Ends the link."""

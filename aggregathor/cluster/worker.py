@@ -32,11 +32,12 @@ class WorkerChannel:
         self._ranks = ranks
         self._give_up_s = float(config.link_args["give_up_s"])
         self._attacker = attacker
+        self._leaving = False
 
     def exchange(self, grad_d: np.ndarray) -> np.ndarray:
         """Sends a gradient, float32 [d], and returns the model that comes of it, float32 [d].
 
-        The model is the caller's to keep.
+        The model stays as it is until the next call.
 
         Raises:
           TrainingEnded: the server goes no further.
@@ -49,7 +50,11 @@ class WorkerChannel:
         self._until(lambda: self._link.send(round, grad_d, wait_s=_SLICE_S), "to take a gradient")
         model = self._until(lambda: self._link.receive(round, wait_s=_SLICE_S), "to send a model")
         self.round = model.round + 1
-        return np.array(model.params_d)
+        return model.params_d
+
+    def leave(self) -> None:
+        """Lets a round that another thread is in end soon."""
+        self._leaving = True
 
     def close(self) -> None:
         """Ends this end of the link."""
@@ -70,7 +75,7 @@ class WorkerChannel:
                 raise
             if result is not None:
                 return result
-            if over:  # and what was sent before has come before it
+            if over or self._leaving:  # what was sent before the end has come before it
                 raise TrainingEnded(self._ranks.end_reason)
             patience.look()
             if time.monotonic() - begun > self._give_up_s:

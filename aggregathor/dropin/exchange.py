@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import ops
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.server import ServerChannel
-from aggregathor.cluster.worker import WorkerChannel
 from aggregathor.flat import FlatLayout
+from aggregathor.ops.channel import Form
 
 
 class Exchange:
@@ -28,37 +29,25 @@ class Exchange:
         self._job = job
         self._variables = list(variables)
         self._layout = FlatLayout(self._variables)
+        self._forms = [
+            Form(shape, dtype)
+            for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
+        ]
         self._channel = job.connect(params_d)
+        self._way = ops.kernels().channel(self._round, self._layout.dim)
+        job.at_close(self._way.close)
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""
-        channel = self._channel
-        assert isinstance(channel, ServerChannel)
+        return self._exchange([], self._forms)
 
-        def aggregate() -> np.ndarray:
-            self._job.last_round = channel.aggregate()
-            return self._job.last_round.grad_d
-
-        return self._layout.unflatten(self._outside(aggregate))
-
-    def publish(self) -> tf.Tensor:
-        """Server: sends the variables as they are now; gives a dummy to wait for."""
-        channel = self._channel
-        assert isinstance(channel, ServerChannel)
-
-        def publish(params_d: np.ndarray) -> np.ndarray:
-            channel.publish(params_d)
-            return np.zeros(1, np.float32)
-
-        values = [v.read_value() for v in self._variables]
-        return self._outside(publish, self._layout.flatten(values), dim=1)
+    def publish(self) -> Any:
+        """Server: sends the variables as they are now; gives something to wait for."""
+        return self._exchange([v.read_value() for v in self._variables], [])
 
     def replace(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Worker: sends the gradients; gives the variables' new values."""
-        channel = self._channel
-        assert isinstance(channel, WorkerChannel)
-        grad_d = self._layout.flatten(gradients)
-        return self._layout.unflatten(self._outside(channel.exchange, grad_d))
+        return self._exchange(self._layout.dense(gradients), self._forms)
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
         """Concatenates gradients to float32 [d]."""
@@ -68,22 +57,31 @@ class Exchange:
         """Cuts [d] into tensors of the variables' shapes."""
         return self._layout.unflatten(vector_d)
 
-    def _outside(
-        self, function: Callable[..., np.ndarray], *inputs: tf.Tensor, dim: int | None = None
-    ) -> tf.Tensor:
-        """Runs a function of arrays that returns float32 [dim], by default [d], in its turn."""
-        if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(*(value.numpy() for value in inputs)))
-
-        def noted(*arrays: np.ndarray) -> np.ndarray:
-            try:
-                return function(*arrays)
-            except Exception as error:
-                # TensorFlow raises one of its own errors instead, with this one as text.
-                self._job.failure = error
+    def _exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+        try:
+            return self._way.exchange(values, forms)
+        except Exception:
+            failure, self._job.failure = self._job.failure, None
+            if failure is None:
                 raise
+            raise failure from None  # eagerly it can be raised as it is, for the script to catch
 
-        with tf.device("/CPU:0"):
-            result = tf.numpy_function(noted, inputs, tf.float32, stateful=True)
-        result.set_shape([self._layout.dim if dim is None else dim])
-        return result
+    def _round(self, sent_d: np.ndarray | None) -> np.ndarray | None:
+        """Makes a worker's round, or that half of the server's for which it was given what to do.
+
+        What it returns is valid until the next call.
+        """
+        channel = self._channel
+        try:
+            if not isinstance(channel, ServerChannel):
+                assert sent_d is not None
+                return channel.exchange(sent_d)
+            if sent_d is None:
+                self._job.last_round = channel.aggregate()
+                return self._job.last_round.grad_d
+            channel.publish(sent_d)
+            return None
+        except Exception as error:
+            # Within a graph TensorFlow raises one of its own errors instead.
+            self._job.failure = error
+            raise

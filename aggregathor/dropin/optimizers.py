@@ -139,8 +139,8 @@ class Optimizers:
                 return exchange.flatten(exchange.aggregate())
 
             @tf.autograph.experimental.do_not_convert
-            def publish(strategy: Any) -> tf.Tensor:
-                return self.exchange(optimizer, variables).publish()
+            def publish(strategy: Any) -> None:
+                self.exchange(optimizer, variables).publish()
 
             grad_d = replicas.merge_call(aggregate)
             exchange = self.exchange(optimizer, variables)

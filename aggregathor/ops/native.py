@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from aggregathor.ops.channel import Channel, Function, NativeChannel, PythonChannel
+
 _ops: Any = None
+_library: Any = None
 
 
 def load(library: Path) -> None:
     """Loads the ops of ``library`` into TensorFlow."""
-    global _ops
+    global _ops, _library
     _ops = tf.load_op_library(str(library))
+    _library = ctypes.CDLL(str(library))
+
+
+def channel(function: Function, dim: int) -> Channel:
+    """A way from a graph to a function of Python."""
+    if not hasattr(_ops, "aggregathor_exchange"):  # a library of before
+        return PythonChannel(function, dim)
+    return NativeChannel(_ops, _library, function, dim)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -10,6 +10,13 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from aggregathor.ops.channel import Channel, Function, PythonChannel
+
+
+def channel(function: Function, dim: int) -> Channel:
+    """A way from a graph to a function of Python."""
+    return PythonChannel(function, dim)
+
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:
     """Mean of the rows, or of the present values of each coordinate."""

@@ -1,0 +1,189 @@
+"""Channels: a function of Python, between arrays, in the middle of TensorFlow's graphs.
+
+Both kinds take a list of tensors, d numbers in all, join them to a vector float32 [d], call a
+function and cut what it returns into tensors; either list may be empty. Calls take their turns. In
+a ``tf.function`` or a v1 graph an error of the function becomes one of TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+# Takes the values, or None where there are none; returns the results, or None. The values are valid
+# until it is called again, and so must the results be. float32 [d] both.
+Function = Callable[[np.ndarray | None], np.ndarray | None]
+# What the native op takes and gives; the rest is cast.
+DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
+
+
+class Form(NamedTuple):
+    """Of a result."""
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+
+
+class Channel(Protocol):
+    """What both kinds have."""
+
+    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+        """Returns the results; without any, in a graph, what control dependencies may be on."""
+
+    def close(self, wait_s: float) -> None:
+        """Lets later exchanges fail; a call that runs has this long to end."""
+
+
+class NativeChannel:
+    """A channel by way of the op ``AggregathorExchange``: no thread of TensorFlow's waits in it."""
+
+    def __init__(self, ops: Any, library: ctypes.CDLL, function: Function, dim: int) -> None:
+        """Starts the thread that calls the function.
+
+        Args:
+          ops: what ``tf.load_op_library`` returned.
+          library: the same library.
+          function: what is called.
+          dim: d.
+        """
+        self._ops = ops
+        self._library = library
+        self._function = function
+        self._dim = dim
+        self._views: dict[int, np.ndarray] = {}
+        self._result_d: np.ndarray | None = None  # the op reads it after the call
+        self._callback = _EXCHANGE(self._call)
+        transport = _Transport(self._callback, None, dim)
+        library.aggregathor_channel_open.restype = ctypes.c_int64
+        self._handle = library.aggregathor_channel_open(ctypes.byref(transport))
+        _open.append(self)
+
+    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+        """Returns the results; without any, in a graph, what control dependencies may be on."""
+        with tf.device("/CPU:0"):
+            results = self._ops.aggregathor_exchange(
+                values=[v if v.dtype in DTYPES else tf.cast(v, tf.float32) for v in values],
+                U=[form.dtype if form.dtype in DTYPES else tf.float32 for form in forms],
+                shapes=[form.shape for form in forms],
+                handle=self._handle,
+            )
+        if not forms:
+            return results
+        return [tf.cast(result, form.dtype) for result, form in zip(results, forms, strict=True)]
+
+    def close(self, wait_s: float) -> None:
+        """Lets later exchanges fail; a call that runs has this long to end."""
+        close = self._library.aggregathor_channel_close
+        close.argtypes = (ctypes.c_int64, ctypes.c_double)
+        # One that runs on still needs the function.
+        if close(self._handle, wait_s) and self in _open:
+            _open.remove(self)
+
+    def _call(self, context: None, sent: int | None, received: int | None, message: int) -> int:
+        """Is called by the channel's thread."""
+        try:
+            result = self._function(None if sent is None else self._view(sent))
+            if received is not None:
+                self._result_d = _checked(result, self._dim)
+                ctypes.c_void_p.from_address(received).value = self._result_d.ctypes.data
+        except BaseException as error:  # nobody above could take it
+            text = f"{type(error).__name__}: {error}".encode()[: _MESSAGE_BYTES - 1]
+            text = text.decode(errors="ignore").encode()  # no half of a character
+            ctypes.memmove(message, text, len(text))  # the rest is 0
+            return _code(error)
+        return 0
+
+    def _view(self, address: int) -> np.ndarray:
+        if address not in self._views:
+            memory = (ctypes.c_float * self._dim).from_address(address)
+            self._views[address] = np.ctypeslib.as_array(memory)
+        return self._views[address]
+
+
+class PythonChannel:
+    """A channel by way of ``tf.numpy_function``: slower, same results."""
+
+    def __init__(self, function: Function, dim: int) -> None:
+        """Takes the function, and d."""
+        self._function = function
+        self._dim = dim
+        self._is_closed = False
+
+    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+        """Returns the results; without any, in a graph, what control dependencies may be on."""
+        parts = [tf.cast(tf.reshape(value, [-1]), tf.float32) for value in values]
+        inputs = [tf.concat(parts, axis=0)] if parts else []
+        if tf.executing_eagerly():
+            result = tf.convert_to_tensor(self._call(*(value.numpy() for value in inputs)))
+        else:
+            with tf.device("/CPU:0"):
+                result = tf.numpy_function(self._call, inputs, tf.float32, stateful=True)
+        if not forms:
+            return result
+        result.set_shape([self._dim])
+        sizes = [int(np.prod(form.shape)) for form in forms]
+        return [
+            tf.cast(tf.reshape(part, form.shape), form.dtype)
+            for part, form in zip(tf.split(result, sizes), forms, strict=True)
+        ]
+
+    def close(self, wait_s: float) -> None:
+        """Lets later exchanges fail."""
+        self._is_closed = True
+
+    def _call(self, sent_d: np.ndarray | None = None) -> np.ndarray:
+        if self._is_closed:
+            raise RuntimeError("the channel of this exchange was closed: the training has ended")
+        result = self._function(sent_d)
+        # TensorFlow may take over the memory of an array that it is given.
+        return np.zeros(0, np.float32) if result is None else np.array(_checked(result, self._dim))
+
+
+_MESSAGE_BYTES = 1024  # AGGREGATHOR_MESSAGE_BYTES
+_EXCHANGE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+class _Transport(ctypes.Structure):
+    """As in `exchange.h`."""
+
+    _fields_ = (("exchange", _EXCHANGE), ("context", ctypes.c_void_p), ("d", ctypes.c_int64))
+
+
+def _checked(result: Any, dim: int) -> np.ndarray:
+    result_d = np.ascontiguousarray(result, np.float32)
+    if result_d.shape != (dim,):
+        raise ValueError(f"an exchange gives float32 [{dim}], got {list(result_d.shape)}")
+    return result_d
+
+
+# As `tf.numpy_function` has them.
+_CODES = {
+    TypeError: tf.errors.INVALID_ARGUMENT,
+    ValueError: tf.errors.INVALID_ARGUMENT,
+    MemoryError: tf.errors.RESOURCE_EXHAUSTED,
+    NotImplementedError: tf.errors.UNIMPLEMENTED,
+}
+
+
+def _code(error: BaseException) -> int:
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
+    return getattr(error, "error_code", None) or tf.errors.UNKNOWN
+
+
+_open: list[NativeChannel] = []
+
+
+@atexit.register
+def _close_all() -> None:
+    """No thread may call Python while it ends."""
+    for channel in list(_open):
+        channel.close(wait_s=5.0)

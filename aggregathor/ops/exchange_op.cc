@@ -1,0 +1,354 @@
+// The op through which the tensors of a graph reach a transport, and come back.
+#include <pthread.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "aggregathor/ops/exchange.h"
+#include "aggregathor/ops/op_util.h"
+#include "tensorflow/core/framework/cancellation.h"
+
+namespace aggregathor {
+namespace {
+
+using tf::shape_inference::InferenceContext;
+using tf::shape_inference::ShapeHandle;
+
+REGISTER_OP("AggregathorExchange")
+    .Input("values: T")
+    .Output("results: U")
+    .Attr("T: list({float, half, bfloat16, double}) >= 0")
+    .Attr("U: list({float, half, bfloat16, double}) >= 0")
+    .Attr("shapes: list(shape) >= 0")
+    .Attr("handle: int")
+    .SetIsStateful()
+    .SetIsDistributedCommunication()
+    .SetShapeFn([](InferenceContext* c) {
+      std::vector<tf::PartialTensorShape> shapes;
+      TF_RETURN_IF_ERROR(c->GetAttr("shapes", &shapes));
+      if (static_cast<int>(shapes.size()) != c->num_outputs()) {
+        return absl::InvalidArgumentError("shapes must be as many as results");
+      }
+      for (int i = 0; i < c->num_outputs(); ++i) {
+        ShapeHandle shape;
+        TF_RETURN_IF_ERROR(c->MakeShapeFromPartialTensorShape(shapes[i], &shape));
+        c->set_output(i, shape);
+      }
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Sends the values as one float32 vector over a channel and cuts what it receives into the results.
+
+values: nothing, or d numbers in all.
+results: nothing, or d numbers in all.
+shapes: of the results, known in full.
+handle: what aggregathor_channel_open returned in this process.
+)doc");
+
+template <typename T>
+void Widen(const tf::Tensor& tensor, float* to) {
+  const auto from = tensor.flat<T>();
+  for (int64_t i = 0; i < from.size(); ++i) to[i] = static_cast<float>(from(i));
+}
+
+template <typename T>
+void Narrow(const float* from, tf::Tensor* tensor) {
+  auto to = tensor->flat<T>();
+  for (int64_t i = 0; i < to.size(); ++i) to(i) = static_cast<T>(from[i]);
+}
+
+void ToFloats(const tf::Tensor& tensor, float* to) {
+  switch (tensor.dtype()) {
+    case tf::DT_HALF:
+      return Widen<Eigen::half>(tensor, to);
+    case tf::DT_BFLOAT16:
+      return Widen<tf::bfloat16>(tensor, to);
+    case tf::DT_DOUBLE:
+      return Widen<double>(tensor, to);
+    default:
+      std::memcpy(to, tensor.flat<float>().data(), tensor.NumElements() * sizeof(float));
+  }
+}
+
+void FromFloats(const float* from, tf::Tensor* tensor) {
+  switch (tensor->dtype()) {
+    case tf::DT_HALF:
+      return Narrow<Eigen::half>(from, tensor);
+    case tf::DT_BFLOAT16:
+      return Narrow<tf::bfloat16>(from, tensor);
+    case tf::DT_DOUBLE:
+      return Narrow<double>(from, tensor);
+    default:
+      std::memcpy(tensor->flat<float>().data(), from, tensor->NumElements() * sizeof(float));
+  }
+}
+
+// One execution of an op: it waits for its turn, is in its turn, and ends once. Its tensors belong
+// to TensorFlow and are there until it has ended; it may end by cancellation at any time.
+class Call {
+ public:
+  Call(tf::OpKernelContext* ctx, tf::AsyncOpKernel::DoneCallback done)
+      : ctx_(ctx), done_(std::move(done)) {}
+
+  std::vector<tf::Tensor*> outputs;
+
+  bool has_inputs() const { return num_inputs_ > 0; }
+  bool has_outputs() const { return !outputs.empty(); }
+
+  // Registers with whoever may cancel it; false if that has happened already.
+  static bool Register(const std::shared_ptr<Call>& call) {
+    tf::CancellationManager* manager = call->ctx_->cancellation_manager();
+    if (manager == nullptr) return true;
+    call->token_ = manager->get_cancellation_token();
+    return manager->RegisterCallback(call->token_, [call] {
+      call->End(absl::CancelledError("the exchange was cancelled"), nullptr, true);
+    });
+  }
+
+  // Copies the inputs; false if it has ended.
+  bool TakeInputs(float* sent_d) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (has_ended_) return false;
+    for (int i = 0; i < num_inputs_; ++i) {
+      ToFloats(ctx_->input(i), sent_d);
+      sent_d += ctx_->input(i).NumElements();
+    }
+    return true;
+  }
+
+  // Copies the outputs where all went well, and tells TensorFlow.
+  void End(const absl::Status& status, const float* received_d, bool is_cancellation = false) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (has_ended_) return;
+      has_ended_ = true;
+    }
+    // Nobody else touches the tensors from here on, and they are there until done.
+    if (status.ok()) {
+      for (tf::Tensor* output : outputs) {
+        FromFloats(received_d, output);
+        received_d += output->NumElements();
+      }
+    }
+    ctx_->SetStatus(status);
+    tf::CancellationManager* manager = ctx_->cancellation_manager();
+    // Where it fails the callback runs, or has run: it finds the call ended.
+    if (manager != nullptr && !is_cancellation) manager->TryDeregisterCallback(token_);
+    // The callback, which holds the call, may outlive what `done` holds.
+    tf::AsyncOpKernel::DoneCallback done = std::move(done_);
+    done();
+  }
+
+ private:
+  tf::OpKernelContext* const ctx_;
+  const int num_inputs_ = ctx_->num_inputs();
+  tf::AsyncOpKernel::DoneCallback done_;
+  tf::CancellationToken token_ = tf::CancellationManager::kInvalidToken;
+  std::mutex mutex_;
+  bool has_ended_ = false;
+};
+
+// A transport and its thread, which takes calls in their order.
+class Channel {
+ public:
+  explicit Channel(const AggregathorTransport& transport) : transport_(transport) {}
+
+  static void Start(const std::shared_ptr<Channel>& channel) {
+    // Detached: the process may end while the transport waits for others.
+    std::thread([channel] { channel->Run(); }).detach();
+  }
+
+  int64_t d() const { return transport_.d; }
+
+  void Post(std::shared_ptr<Call> call) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!is_closed_) {
+        waiting_.push_back(std::move(call));
+        changed_.notify_all();
+        return;
+      }
+    }
+    call->End(Closed(), nullptr);
+  }
+
+  bool Close(double wait_s) {
+    std::deque<std::shared_ptr<Call>> waiting;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      is_closed_ = true;
+      waiting.swap(waiting_);
+      changed_.notify_all();
+    }
+    for (const std::shared_ptr<Call>& call : waiting) call->End(Closed(), nullptr);
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::duration<double>(wait_s),
+                             [this] { return has_stopped_; });
+  }
+
+ private:
+  static absl::Status Closed() {
+    return absl::CancelledError("the channel of this exchange was closed: the training has ended");
+  }
+
+  void Run() {
+    pthread_setname_np(pthread_self(), "agt-exchange");
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return is_closed_ || !waiting_.empty(); });
+      if (is_closed_) break;  // `Close` has taken those that waited
+      const std::shared_ptr<Call> call = std::move(waiting_.front());
+      waiting_.pop_front();
+      lock.unlock();
+      Serve(call.get());
+      lock.lock();
+    }
+    has_stopped_ = true;
+    changed_.notify_all();
+  }
+
+  void Serve(Call* call) {
+    if (sent_d_ == nullptr && call->has_inputs()) {
+      sent_d_.reset(new (std::align_val_t{64}) float[d()]);
+    }
+    if (!call->TakeInputs(sent_d_.get())) return;
+    const float* received_d = nullptr;
+    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
+    const int code =
+        transport_.exchange(transport_.context, call->has_inputs() ? sent_d_.get() : nullptr,
+                            call->has_outputs() ? &received_d : nullptr, message);
+    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
+    absl::Status status;
+    if (code != 0) {
+      status = absl::Status(static_cast<absl::StatusCode>(code), message);
+    } else if (call->has_outputs() && received_d == nullptr) {
+      status = absl::InternalError("the transport of this exchange returned nothing");
+    }
+    call->End(status, received_d);
+  }
+
+  struct Free {
+    void operator()(float* memory) const { operator delete[](memory, std::align_val_t{64}); }
+  };
+
+  const AggregathorTransport transport_;
+  std::unique_ptr<float[], Free> sent_d_;  // the thread's own
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::shared_ptr<Call>> waiting_;
+  bool is_closed_ = false;
+  bool has_stopped_ = false;
+};
+
+// Which channel a handle names. It outlives the process's exit handlers, as graphs may.
+class Table {
+ public:
+  static Table& Get() {
+    static Table* table = new Table;
+    return *table;
+  }
+
+  int64_t Add(std::shared_ptr<Channel> channel) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    channels_[++last_] = std::move(channel);
+    return last_;
+  }
+
+  std::shared_ptr<Channel> Find(int64_t handle) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = channels_.find(handle);
+    return found == channels_.end() ? nullptr : found->second;
+  }
+
+  std::shared_ptr<Channel> Remove(int64_t handle) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = channels_.find(handle);
+    if (found == channels_.end()) return nullptr;
+    std::shared_ptr<Channel> channel = std::move(found->second);
+    channels_.erase(found);
+    return channel;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<Channel>> channels_;
+  int64_t last_ = 0;
+};
+
+class ExchangeOp : public tf::AsyncOpKernel {
+ public:
+  explicit ExchangeOp(tf::OpKernelConstruction* ctx) : AsyncOpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("handle", &handle_));
+    std::vector<tf::PartialTensorShape> shapes;
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("shapes", &shapes));
+    for (const tf::PartialTensorShape& shape : shapes) {
+      tf::TensorShape known;
+      OP_REQUIRES(ctx, shape.AsTensorShape(&known),
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "the shapes of results must be known, got ", shape.DebugString())));
+      results_size_ += known.num_elements();
+      shapes_.push_back(std::move(known));
+    }
+  }
+
+  void ComputeAsync(tf::OpKernelContext* ctx, DoneCallback done) override {
+    const std::shared_ptr<Channel> channel = Table::Get().Find(handle_);
+    OP_REQUIRES_ASYNC(ctx, channel != nullptr,
+                      absl::NotFoundError(absl::StrCat(
+                          "this process has no open channel ", handle_,
+                          ": the training has ended, or another process made this graph")),
+                      done);
+    int64_t values_size = 0;
+    for (int i = 0; i < ctx->num_inputs(); ++i) values_size += ctx->input(i).NumElements();
+    OP_REQUIRES_ASYNC(ctx,
+                      (ctx->num_inputs() == 0 || values_size == channel->d()) &&
+                          (shapes_.empty() || results_size_ == channel->d()),
+                      absl::InvalidArgumentError(absl::StrCat(
+                          "the channel takes and gives ", channel->d(), " numbers; values have ",
+                          values_size, " and results ", results_size_)),
+                      done);
+    auto call = std::make_shared<Call>(ctx, std::move(done));
+    for (int i = 0; i < ctx->num_outputs(); ++i) {
+      tf::Tensor* output = nullptr;
+      const absl::Status status = ctx->allocate_output(i, shapes_[i], &output);
+      if (!status.ok()) return call->End(status, nullptr);
+      call->outputs.push_back(output);
+    }
+    if (!Call::Register(call)) {
+      return call->End(absl::CancelledError("the exchange was cancelled"), nullptr, true);
+    }
+    channel->Post(std::move(call));
+  }
+
+ private:
+  int64_t handle_;
+  std::vector<tf::TensorShape> shapes_;
+  int64_t results_size_ = 0;
+};
+
+REGISTER_KERNEL_BUILDER(Name("AggregathorExchange").Device(tf::DEVICE_CPU), ExchangeOp);
+
+}  // namespace
+}  // namespace aggregathor
+
+int64_t aggregathor_channel_open(const AggregathorTransport* transport) {
+  auto channel = std::make_shared<aggregathor::Channel>(*transport);
+  const int64_t handle = aggregathor::Table::Get().Add(channel);
+  aggregathor::Channel::Start(channel);
+  return handle;
+}
+
+int aggregathor_channel_close(int64_t handle, double wait_s) {
+  const std::shared_ptr<aggregathor::Channel> channel = aggregathor::Table::Get().Remove(handle);
+  return channel == nullptr || channel->Close(wait_s);
+}

@@ -1,0 +1,407 @@
+"""The exchange op with a function instead of a transport, and its stand-in: the same bits."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from aggregathor import ops
+from aggregathor.errors import UserError
+from aggregathor.flat import FlatLayout
+from aggregathor.ops.channel import Form, NativeChannel
+
+SHAPES = [(3, 2), (), (0, 4), (5,)]
+DIM = 12
+WAIT_S = 20.0
+KINDS = ["native", "tensorflow"]
+
+
+@pytest.fixture
+def opened():
+    """Returns a function that opens a channel of a kind; closes them in the end."""
+    channels = []
+
+    def open_channel(kind, function, dim=DIM):
+        with ops.using(kind):
+            channels.append(ops.kernels().channel(function, dim))
+        assert isinstance(channels[-1], NativeChannel) == (kind == "native")
+        return channels[-1]
+
+    yield open_channel
+    for channel in channels:
+        channel.close(WAIT_S)
+
+
+def forms(dtype=tf.float32, shapes=SHAPES):
+    return [Form(shape, dtype) for shape in shapes]
+
+
+def values(rng, dtype=tf.float32, shapes=SHAPES):
+    return [tf.cast(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def flat(tensors):
+    return np.concatenate([np.asarray(tensor, np.float32).ravel() for tensor in tensors])
+
+
+def as_function(function):
+    @tf.function
+    def traced(*lists):
+        results = function(*lists)
+        return results if isinstance(results, list) else None  # an operation is no output
+
+    return traced
+
+
+def as_graph(function):
+    """Runs it in a v1 graph: returns what a session gives for it."""
+
+    def run(*lists):
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            results = function(*[[tf.constant(np.asarray(x)) for x in given] for given in lists])
+            return session.run(results)
+
+    return run
+
+
+MODES = {"eager": lambda f: f, "function": as_function, "graph": as_graph}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_values_pass_bit_for_bit(mode, kind, opened, rng):
+    sent = []
+
+    def function(sent_d):
+        sent.append(sent_d.copy())
+        return sent_d * np.float32(3) + np.float32(0.1)
+
+    channel = opened(kind, function)
+    run = MODES[mode](lambda given: channel.exchange(given, forms()))
+    for _ in range(3):
+        given = values(rng)
+        results = run(given)
+        np.testing.assert_array_equal(sent.pop(), flat(given))
+        np.testing.assert_array_equal(flat(results), flat(given) * np.float32(3) + np.float32(0.1))
+        assert [tuple(np.shape(result)) for result in results] == SHAPES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_a_number_is_lost(kind, opened):
+    bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 1, 0x80000000, 0x7F7FFFFF], np.uint32)
+    channel = opened(kind, lambda sent_d: sent_d, 6)
+    form = [Form((6,), tf.float32)]
+    results = tf.function(lambda x: channel.exchange([x], form))(tf.bitcast(bits, tf.float32))
+    np.testing.assert_array_equal(results[0].numpy().view(np.uint32), bits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [tf.float64, tf.float16, tf.bfloat16, tf.int32], ids=str)
+def test_other_types_are_cast(dtype, kind, opened, rng):
+    channel = opened(kind, lambda sent_d: sent_d + np.float32(0.3))
+    given = values(rng, dtype)
+    results = tf.function(lambda given: channel.exchange(given, forms(dtype)))(given)
+    assert [result.dtype for result in results] == [dtype] * len(SHAPES)
+    for value, result in zip(given, results, strict=True):
+        tf.debugging.assert_equal(
+            result, tf.cast(tf.cast(value, tf.float32) + np.float32(0.3), dtype)
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_either_list_may_be_empty(mode, kind, opened, rng):
+    seen = []
+
+    def function(sent_d):
+        seen.append(None if sent_d is None else sent_d.copy())
+        return np.arange(DIM, dtype=np.float32) if sent_d is None else None
+
+    channel = opened(kind, function)
+    given = values(rng)
+    MODES[mode](lambda given: channel.exchange(given, []))(given)
+    results = MODES[mode](lambda: channel.exchange([], forms()))()
+    np.testing.assert_array_equal(seen[0], flat(given))
+    assert seen[1] is None
+    np.testing.assert_array_equal(flat(results), np.arange(DIM))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_function_without_results_is_called_for_its_own_sake(kind, opened):
+    seen = []
+    channel = opened(kind, lambda sent_d: seen.append(sent_d.copy()), 1)
+    variable = tf.Variable([1.0])
+
+    @tf.function
+    def step():
+        variable.assign_add([1.0])
+        channel.exchange([variable.read_value()], [])  # nobody uses what it gives
+        variable.assign_add([10.0])
+
+    step()
+    step()
+    np.testing.assert_array_equal(seen, [[2.0], [13.0]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_memory_is_shared(kind, opened):
+    memory_d = np.zeros(DIM, np.float32)
+    kept = []
+
+    def function(sent_d):
+        kept.append(sent_d)
+        memory_d[:] = sent_d
+        return memory_d
+
+    channel = opened(kind, function)
+    exchange = tf.function(lambda x: channel.exchange([x], [Form((DIM,), tf.float32)])[0])
+    given = np.full(DIM, 5, np.float32)
+    first = exchange(tf.constant(given))
+    second = exchange(tf.constant(given + 1))
+    memory_d[:] = -1
+    np.testing.assert_array_equal(first, given)
+    np.testing.assert_array_equal(second, given + 1)
+    for tensor in (first, second):
+        assert not np.may_share_memory(tensor.numpy(), memory_d)
+        assert not any(np.may_share_memory(tensor.numpy(), each) for each in kept[-1:])
+    variable = tf.Variable(tf.zeros([DIM]))
+    variable.assign(exchange(tf.constant(given)))
+    variable.assign_add(tf.ones([DIM]))  # in place
+    np.testing.assert_array_equal(memory_d, given)
+
+
+class OfOurs(RuntimeError):
+    """Something that TensorFlow does not know."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OfOurs("it went\nwrong"), tf.errors.UnknownError),
+        (UserError("it went\nwrong"), tf.errors.InvalidArgumentError),
+        (tf.errors.CancelledError(None, None, "it went\nwrong"), tf.errors.CancelledError),
+    ],
+)
+@pytest.mark.parametrize("kernels", KINDS)
+def test_errors_become_those_of_tensorflow(error, kind, kernels, opened):
+    def function(sent_d):
+        raise error
+
+    channel = opened(kernels, function)
+    with pytest.raises(tf.errors.OpError, match="it went\nwrong") as caught:
+        tf.function(lambda: channel.exchange([], forms()))()
+    if kernels == "native":
+        assert isinstance(caught.value, kind)
+        assert type(error).__name__ in str(caught.value)
+
+
+def test_long_messages_are_cut(opened):
+    def function(sent_d):
+        raise OfOurs("ä" * 2000)
+
+    channel = opened("native", function)
+    with pytest.raises(tf.errors.UnknownError, match="OfOurs: ää"):
+        tf.function(lambda: channel.exchange([], forms()))()
+
+
+@pytest.mark.parametrize("result", [None, np.zeros(DIM - 1), np.zeros((1, DIM))])
+def test_wrong_results_are_refused(result, opened):
+    channel = opened("native", lambda sent_d: result)
+    with pytest.raises(tf.errors.OpError, match=r"float32 \[12\]"):
+        tf.function(lambda: channel.exchange([], forms()))()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_sizes_are_refused(kind, opened):
+    channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
+    if kind == "native":  # the other cannot tell what is sent
+        with pytest.raises(tf.errors.InvalidArgumentError, match="takes and gives 12 numbers"):
+            channel.exchange([tf.zeros([11])], forms())
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        channel.exchange([tf.zeros([12])], forms(shapes=[(11,)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_closed_channel_is_unknown(kind, opened):
+    channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
+    function = tf.function(lambda: channel.exchange([], forms()))
+    function()
+    channel.close(WAIT_S)
+    channel.close(WAIT_S)
+    with pytest.raises(tf.errors.OpError, match="the training has ended") as caught:
+        function()
+    assert kind != "native" or isinstance(caught.value, tf.errors.NotFoundError)
+
+
+def run_in_thread(function):
+    """Starts it; returns a function that waits for it and returns what it raised, or None."""
+    raised = []
+
+    def run():
+        try:
+            function()
+            raised.append(None)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join():
+        thread.join(WAIT_S)
+        assert raised, "it hangs"
+        return raised[0]
+
+    return join
+
+
+class Gate:
+    """A function that waits in the middle."""
+
+    def __init__(self):
+        self.entered, self.open, self.left = (threading.Event() for _ in range(3))
+
+    def __call__(self, sent_d):
+        self.entered.set()
+        assert self.open.wait(WAIT_S)
+        self.left.set()
+        return np.ones(DIM, np.float32)
+
+
+def test_a_session_that_is_closed_does_not_hang(opened):
+    gate = Gate()
+    channel = opened("native", gate)
+    with tf.Graph().as_default():
+        results = channel.exchange([], forms())
+        session = tf.compat.v1.Session()
+        join = run_in_thread(lambda: session.run(results))
+        assert gate.entered.wait(WAIT_S)
+        assert not gate.left.is_set()
+        session.close()
+        assert isinstance(join(), tf.errors.CancelledError)
+        gate.open.set()  # what the function still does concerns nobody
+        with tf.compat.v1.Session() as other:
+            np.testing.assert_array_equal(flat(other.run(results)), np.ones(DIM))
+
+
+def test_an_exchange_that_waits_for_its_turn_is_cancelled(opened):
+    gate = Gate()
+    calls = []
+
+    def function(sent_d):
+        calls.append(sent_d is None)
+        return gate(sent_d)
+
+    channel = opened("native", function)
+    with tf.Graph().as_default():
+        first, second = channel.exchange([], forms()), channel.exchange([tf.ones([DIM])], forms())
+        one, other = tf.compat.v1.Session(), tf.compat.v1.Session()
+        join_one = run_in_thread(lambda: one.run(first))
+        assert gate.entered.wait(WAIT_S)
+        join_other = run_in_thread(lambda: other.run(second))
+        time.sleep(0.1)  # it comes to the channel
+        other.close()
+        assert isinstance(join_other(), tf.errors.CancelledError)
+        gate.open.set()
+        assert join_one() is None
+        one.close()
+    assert calls == [True]
+
+
+def test_an_error_beside_it_ends_it(opened):
+    gate = Gate()
+    channel = opened("native", gate)
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        results = channel.exchange([], forms())
+        wrong = tf.debugging.check_numerics(tf.constant(np.nan) + 0.0, "not a number")
+        join = run_in_thread(lambda: session.run([results, wrong]))
+        assert isinstance(join(), tf.errors.InvalidArgumentError)
+        gate.open.set()
+
+
+def test_closing_ends_what_waits_and_waits_for_what_runs(opened):
+    gate = Gate()
+    channel = opened("native", gate)
+    form = forms()
+    join_running = run_in_thread(tf.function(lambda: channel.exchange([], form)))
+    assert gate.entered.wait(WAIT_S)
+    join_waiting = run_in_thread(tf.function(lambda: channel.exchange([tf.ones([DIM])], form)))
+    time.sleep(0.2)
+    channel.close(0.01)  # does not wait for long
+    assert isinstance(join_waiting(), tf.errors.OpError)
+    gate.open.set()
+    assert join_running() is None
+    channel.close(WAIT_S)
+    assert gate.left.is_set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_channels_at_once(kind, opened):
+    meeting = threading.Barrier(2, timeout=WAIT_S)
+
+    def function_of(number):
+        def function(sent_d):
+            meeting.wait()  # both are in their function, or the barrier breaks
+            return sent_d + np.float32(number)
+
+        return function
+
+    channels = [opened(kind, function_of(number)) for number in (1, 2)]
+    one = [Form((DIM,), tf.float32)]
+
+    if kind == "native":
+        # No thread of TensorFlow's waits, so that one is enough.
+        config = tf.compat.v1.ConfigProto(
+            inter_op_parallelism_threads=1, use_per_session_threads=True
+        )
+        with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
+            x = tf.zeros([DIM])
+            both = [channel.exchange([x], one)[0] for channel in channels]
+            for _ in range(20):
+                first, second = session.run(both)
+                np.testing.assert_array_equal(first, np.ones(DIM))
+                np.testing.assert_array_equal(second, 2 * np.ones(DIM))
+    joins = [
+        run_in_thread(lambda channel=channel: channel.exchange([tf.zeros([DIM])], one))
+        for channel in channels
+    ]
+    assert [join() for join in joins] == [None, None]
+
+
+def test_calls_of_one_channel_take_turns(opened):
+    inside = []
+
+    def function(sent_d):
+        inside.append(1)
+        assert len(inside) == 1
+        time.sleep(0.001)
+        inside.pop()
+        return sent_d
+
+    channel = opened("native", function)
+    form = [Form((DIM,), tf.float32)]
+    joins = [
+        run_in_thread(
+            lambda i=i: [
+                np.testing.assert_array_equal(
+                    channel.exchange([tf.fill([DIM], float(i))], form)[0], np.full(DIM, i)
+                )
+                for _ in range(20)
+            ]
+        )
+        for i in range(4)
+    ]
+    assert [join() for join in joins] == [None] * 4
+
+
+def test_gradients_of_every_form(opened):
+    table, bias, unused = tf.Variable(tf.ones([4, 2])), tf.Variable([1.0]), tf.Variable([2.0, 3.0])
+    layout = FlatLayout([table, bias, unused])
+    sparse = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([1, 1]), tf.constant([4, 2]))
+    sent = []
+    channel = opened("native", lambda sent_d: sent.append(sent_d.copy()), layout.dim)
+    channel.exchange(layout.dense([sparse, tf.constant([5.0]), None]), [])
+    np.testing.assert_array_equal(sent[0], [0, 0, 2, 2, 0, 0, 0, 0, 5, 0, 0])
