@@ -6,13 +6,15 @@ workers. Every optimizer of the script takes part.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, read_text
+from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, Config, read_text
 from aggregathor.errors import UserError, near
 
 USAGE = "python -m aggregathor.run [--gar=NAME] [--f=F] [--transport=mpi|udp] ... SCRIPT [ARGS]"
@@ -43,6 +45,9 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
     """
     told: dict[str, str] = {}
     rest = list(arguments)
+    if rest and rest[0] in ("-h", "--help"):
+        sys.stdout.write(help_text())
+        raise SystemExit(0)
     while rest and rest[0].startswith("--"):
         flag, equals, text = rest.pop(0).partition("=")
         name = flag.removeprefix("--").replace("-", "_")
@@ -77,6 +82,21 @@ def _run(script: str, arguments: Sequence[str]) -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)  # as Python does for a script
     runpy.run_path(script, run_name="__main__")
+
+
+def help_text() -> str:
+    """Returns the flags with their defaults, as the documentation of ``Config`` tells them."""
+    documented = inspect.getdoc(Config) or ""
+    attributes = documented.partition("Attributes:\n")[2]
+    flags = re.sub(
+        r"^ {2}(\w+): ", lambda found: _flag(found[1]), attributes, flags=re.MULTILINE
+    ).replace("``", "")
+    return f"usage: {USAGE}\n\n{(__doc__ or '').partition(chr(10) * 2)[2]}\n{flags}\n"
+
+
+def _flag(name: str) -> str:
+    default = f" (default {FIELDS[name]})" if FIELDS[name] not in ("", {}) else ""
+    return f"  --{name}{default}: "
 
 
 def _flags() -> list[str]:
