@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import textwrap
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -55,14 +56,26 @@ def report(error: BaseException) -> int | None:
         error = _job.failure
     if isinstance(error, TrainingEnded):
         if str(error) and _job is not None:
-            say(f"rank {_job.ranks.rank}: the server ended the training: {error}")
+            reason = textwrap.shorten(str(error), 80, placeholder=" ...")
+            say(f"rank {_job.ranks.rank} ends, as the server has ended the training: {reason}")
             return 1
         return 0
     if isinstance(error, (UserError, LinkError)):
-        say(f"error: {error}")
+        if not _is_the_servers_too(error):
+            say(f"error: {error}")
         _note(error)
         return 2 if isinstance(error, UserError) else 1
     return None
+
+
+def _is_the_servers_too(error: Exception) -> bool:
+    """Whether this worker fails as the server does, which tells it for all."""
+    if _job is None or _job.is_server or not isinstance(error, UserError):
+        return False
+    try:
+        return _job.ranks.ended_soon() and _job.ranks.end_reason == str(error)
+    except LinkError:
+        return False
 
 
 def end(status: int) -> None:
