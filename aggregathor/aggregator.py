@@ -12,6 +12,8 @@ from aggregathor.errors import UserError
 from aggregathor.setting import Setting
 from lossympi import Collected, fill
 
+_ALIGNMENT = 64  # bytes, of TensorFlow's tensors
+
 
 class RuleError(UserError):
     """The gradients of a step are too few for the rule: more than f are lost or not finite."""
@@ -53,7 +55,18 @@ class Aggregator:
         Raises:
           RuleError: more rows than the rule can bear lack values.
         """
+        parameters = {"f": self.setting.f, **self.setting.gar_parameters}
         try:
-            return self._gar.explain(stack_nd, f=self.setting.f, **self.setting.gar_parameters)
+            explained = self._gar.explain(_as_tensor(stack_nd), **parameters)
         except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None
+        if np.may_share_memory(explained.grad_d, stack_nd):  # the link will write there
+            explained = explained._replace(grad_d=tf.constant(explained.grad_d.numpy()))
+        return explained
+
+
+def _as_tensor(stack_nd: np.ndarray) -> tf.Tensor:
+    """Returns a tensor on the same memory, which `tf.convert_to_tensor` would copy."""
+    if stack_nd.ctypes.data % _ALIGNMENT or not stack_nd.flags.carray:
+        return tf.convert_to_tensor(stack_nd)
+    return tf.experimental.dlpack.from_dlpack(stack_nd.__dlpack__())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from aggregathor.gars.base import Explained, gar
@@ -60,4 +61,4 @@ def average_nan(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
 
 
 def _all_rows(stack_nd: tf.Tensor) -> tf.Tensor:
-    return tf.ones([stack_nd.shape[0]], tf.float64)
+    return tf.constant(np.ones(stack_nd.shape[0]))  # eagerly some times faster than `tf.ones`

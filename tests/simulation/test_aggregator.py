@@ -1,0 +1,46 @@
+"""The rule sees the link's own stack, and what it gives is not part of it."""
+
+import numpy as np
+import pytest
+
+from aggregathor.aggregator import Aggregator
+from aggregathor.gars import GARS
+from aggregathor.setting import Setting
+from lossympi.link import aligned_zeros
+
+
+def explained(stack_nd, gar):
+    n, d = stack_nd.shape
+    return Aggregator(Setting(num_workers=n, gar=gar), d).explain(stack_nd)
+
+
+@pytest.mark.parametrize("gar", ["average", "median", "krum"])
+def test_any_memory_gives_the_same(gar, rng):
+    values_nd = rng.standard_normal((7, 33)).astype(np.float32)
+    aligned_nd = aligned_zeros((7, 33))
+    aligned_nd[:] = values_nd
+    read_only_nd = aligned_nd.copy()
+    read_only_nd.setflags(write=False)
+    odd_nd = aligned_zeros((7 * 33 + 1,))[1:].reshape(7, 33)
+    odd_nd[:] = values_nd
+    expected = GARS[gar].explain(values_nd, f=0)
+    for stack_nd in (aligned_nd, read_only_nd, odd_nd, np.asfortranarray(aligned_nd)):
+        got = explained(stack_nd, gar)
+        np.testing.assert_array_equal(got.grad_d, expected.grad_d)
+        np.testing.assert_array_equal(got.share_n, expected.share_n)
+
+
+def test_a_row_that_a_rule_gives_is_copied(monkeypatch):
+    stack_nd = aligned_zeros((3, 64))
+    stack_nd[:] = np.arange(3)[:, None]
+
+    def first_row(stack_nd, **_):
+        return expected._replace(grad_d=stack_nd[1])
+
+    expected = GARS["average"].explain(stack_nd)
+    monkeypatch.setattr(
+        "aggregathor.aggregator.gars.GARS", {"average": type("Rule", (), {"explain": first_row})}
+    )
+    got = explained(stack_nd, "average")
+    stack_nd[:] = 9
+    np.testing.assert_array_equal(got.grad_d, np.ones(64))
