@@ -11,6 +11,7 @@ from numbers import Integral
 from typing import Any, TypeVar
 
 from lossympi import addresses, mpi
+from lossympi.doorbell import Doorbell
 from lossympi.endpoint import Endpoint, Setup
 from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.machine import free_bytes
@@ -98,20 +99,28 @@ def connect(
     _check_same(hellos)
     _check_memory(hellos)
     if hellos[0].transport == "mpi":
-        return _join_mpi(comm, together, hellos[0])
+        return _join_mpi(comm, together, hellos)
     return _join_udp(comm, together, hellos, chosen[0])
 
 
-def _join_mpi(comm: Any, together: _Together, hello: _Hello) -> ServerLink | WorkerLink:
+def _join_mpi(comm: Any, together: _Together, hellos: list[_Hello]) -> ServerLink | WorkerLink:
+    hello = hellos[comm.rank]
     together.each(_check_threads)
     own_comm = comm.Dup()  # the link's messages meet no others
+    bell = Doorbell()
+    names = together.each(lambda: bell.name)
+    near = [
+        name if other.network == hello.network else b""
+        for name, other in zip(names, hellos, strict=True)
+    ]
+    bell.meet(near, waits_for=[0] if comm.rank else range(1, comm.size))
 
     def make() -> ServerLink | WorkerLink:
         from lossympi.lossless import MpiServer, MpiWorker  # which start MPI
 
         if comm.rank == 0:
-            return MpiServer(own_comm, comm.size - 1, hello.dim, hello.options)
-        return MpiWorker(own_comm, comm.rank - 1, hello.dim, hello.options)
+            return MpiServer(own_comm, comm.size - 1, hello.dim, hello.options, bell)
+        return MpiWorker(own_comm, comm.rank - 1, hello.dim, hello.options, bell)
 
     made: list[ServerLink | WorkerLink] = []
     together.each(lambda: made.append(make()))

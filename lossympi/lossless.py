@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from lossympi.doorbell import Doorbell
 from lossympi.link import (
     Collected,
     LinkError,
@@ -40,12 +41,15 @@ _MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can
 class MpiServer:
     """The server's end; ``connect`` makes it."""
 
-    def __init__(self, comm: Any, num_workers: int, dim: int, options: Options) -> None:
-        """Takes over a communicator that nobody else uses, whose rank 0 it is."""
+    def __init__(
+        self, comm: Any, num_workers: int, dim: int, options: Options, bell: Doorbell
+    ) -> None:
+        """Takes over a communicator that nobody else uses, whose rank 0 it is, and a bell."""
         self.num_workers = num_workers
         self.dim = dim
         self._comm = comm
         self._options = options
+        self._bell = bell
         self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
         self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
         self._num_tags = _num_tags(comm)
@@ -150,14 +154,16 @@ class MpiServer:
         byes = [
             _send(self._comm, [None, 0, MPI.BYTE], row + 1, _BYE) for row in range(self.num_workers)
         ]
+        self._bell.ring(range(1, self.num_workers + 1))
         self._wait_for_sends({row for row in self._sending if self._liveness.live[row]})
+        self._bell.close()
         _keep_for_ever(byes, self._sending, self._overtaken, self._dropped)
 
     # Gradients.
 
     def _take_until_closed(self, opened: _Round) -> str:
         """Returns what closed the round."""
-        idle = _Idle()
+        idle = _Idle(self._bell)
         while True:
             heard = self._take_messages(opened)
             heard |= self._end_receives(opened)
@@ -172,7 +178,7 @@ class MpiServer:
             if heard:
                 idle.begin()
             else:
-                idle.pause(left_s, bool(opened.coming or self._sending or self._dropped))
+                idle.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
     def _take_messages(self, opened: _Round) -> bool:
         """Takes what has come; returns whether anything had."""
@@ -195,7 +201,7 @@ class MpiServer:
         """
         row = status.Get_source() - 1
         if not 0 <= row < self.num_workers:
-            self._drop(message)
+            self._drop(message, row)
             return
         age = _age(status.Get_tag(), opened.round, self._num_tags)
         reason = ""
@@ -207,19 +213,29 @@ class MpiServer:
             reason = "duplicate"
         if reason:
             opened.count(row, reason)
-            self._drop(message)
+            self._drop(message, row)
             return
         try:
-            opened.coming[row] = message.Irecv([self._stack_nd[row], 1, self._vector])
+            request = message.Irecv([self._stack_nd[row], 1, self._vector])
         except MPI.Exception:
             opened.count(row, "malformed")
+            return
+        ended = _ended(request)
+        if ended:
+            opened.arrive(row)
+        elif ended is None:
+            opened.count(row, "malformed")
+        else:
+            opened.coming[row] = request
+            self._bell.ring([row + 1])  # whose help it takes
 
-    def _drop(self, message: Any) -> None:
+    def _drop(self, message: Any, row: int) -> None:
         """Receives nothing of a message, which sets its sender free."""
         try:
             self._dropped.append(message.Irecv([None, 0, MPI.BYTE]))
         except MPI.Exception:
             return
+        self._bell.ring([row + 1])
 
     def _end_receives(self, opened: _Round) -> bool:
         """Notes which receives have ended; returns whether any had."""
@@ -253,8 +269,9 @@ class MpiServer:
     def _send_newest(self, to_n: np.ndarray) -> None:
         """Sends the newest parameters to those of these rows that are behind and can take them."""
         parcel = self._newest
-        if parcel is None:
+        if parcel is None or not self._behind:
             return
+        sent = []
         for row in sorted(self._behind - self._sending.keys()):
             if not to_n[row]:
                 continue
@@ -263,6 +280,8 @@ class MpiServer:
             if request is not None:
                 parcel.users += 1
                 self._sending[row] = request, parcel
+                sent.append(row + 1)
+        self._bell.ring(sent)
         self._end_sends()  # a short message has left at once
 
     def _end_sends(self) -> None:
@@ -275,7 +294,7 @@ class MpiServer:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
         begun = time.monotonic()
         limit_s, most_known = self._options.timeout_s, False
-        idle = _Idle()
+        idle = _Idle(self._bell)
         while True:
             self._end_sends()
             left = rows & self._sending.keys()
@@ -285,7 +304,7 @@ class MpiServer:
             if not most_known and 2 * len(left) < len(rows):
                 most_known = True
                 limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
-            idle.pause(limit_s - elapsed_s, True)
+            idle.pause(limit_s - elapsed_s, False, True)
 
     def _free_parcel(self) -> _Parcel:
         """Returns one that nothing is sent from, and gives back the memory of other such."""
@@ -301,12 +320,13 @@ class MpiServer:
 class MpiWorker:
     """A worker's end; ``connect`` makes it."""
 
-    def __init__(self, comm: Any, rank: int, dim: int, options: Options) -> None:
-        """Takes over a communicator that nobody else uses, whose rank 0 is the server."""
+    def __init__(self, comm: Any, rank: int, dim: int, options: Options, bell: Doorbell) -> None:
+        """Takes over a communicator, whose rank 0 is the server, and a bell; nobody else has it."""
         self.rank = rank
         self.dim = dim
         self._comm = comm
         self._options = options
+        self._bell = bell
         self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
         self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
         self._num_tags = _num_tags(comm)
@@ -343,6 +363,7 @@ class MpiWorker:
             check_server(self.rank, awaited, True, 0.0, self._options.give_up_s)
         self._grad_d[:] = grad_d
         self._sending = self._comm.Isend([self._grad_d, 1, self._vector], 0, round % self._num_tags)
+        self._bell.ring([0])
         self._progress()
         return True
 
@@ -385,13 +406,14 @@ class MpiWorker:
             return
         self._closed = True
         begun = time.monotonic()
-        idle = _Idle()
+        idle = _Idle(self._bell)
         while self._sending is not None and not self._left:
             left_s = self._options.timeout_s - (time.monotonic() - begun)
             if left_s <= 0:
                 break
-            idle.pause(left_s, True)
+            idle.pause(left_s, bool(self._receiving), True)
             self._progress()
+        self._bell.close()
         _keep_for_ever(self._sending, self._grad_d, self._receiving, self._next_in)
 
     def _wait(self, is_so: Any, awaited: str, wait_s: float | None) -> bool:
@@ -403,7 +425,7 @@ class MpiWorker:
         begun = time.monotonic()
         give_up_s = self._options.give_up_s
         limit_s = give_up_s if wait_s is None else min(wait_s, give_up_s)
-        idle = _Idle()
+        idle = _Idle(self._bell)
         while True:
             self._progress()
             if is_so():
@@ -412,16 +434,21 @@ class MpiWorker:
             check_server(self.rank, awaited, self._left, elapsed_s, give_up_s)
             if elapsed_s >= limit_s:
                 return False
-            idle.pause(limit_s - elapsed_s, bool(self._sending or self._receiving))
+            idle.pause(limit_s - elapsed_s, bool(self._receiving), bool(self._sending))
 
     def _progress(self) -> None:
         """Takes what has come from the server, of parameters the newest, and sees what has left."""
         try:
             if self._sending is not None and self._sending.Test():
                 self._sending = None
+            starts = False
             while not self._left:
                 if self._receiving is not None:
-                    if not self._receiving.Test():
+                    is_whole = self._receiving.Test()
+                    if is_whole or starts:  # the server waits for the one, and is needed after
+                        self._bell.ring([0])
+                    starts = False
+                    if not is_whole:
                         return
                     self._receiving = None
                     self._next_is_whole = True
@@ -435,6 +462,7 @@ class MpiWorker:
                 else:
                     self._next_is_whole = False
                     self._receiving = message.Irecv([self._next_in.floats, 1, self._parcel])
+                    starts = True
         except MPI.Exception as error:
             raise LinkError(
                 f"worker {self.rank} cannot reach the server any more: {error}. See whether it "
@@ -547,34 +575,54 @@ class _Parcel:
 
 
 class _Idle:
-    """Gives the processor away, for longer the longer nothing has happened: a wait is at most some
-    10% longer than it had to be, or a timer's 0.1 ms, and a long one takes 1% of a core.
+    """Gives the processor away until it is time to look again.
 
-    While something is on its way it stays awake for a second: where MPI cannot read the other's
+    Where the others are on this host they ring: after they have sent something, and where they need
+    help to receive something. Else it looks by itself, ever more rarely: a wait is at most some 10%
+    longer than it had to be, or a timer's 0.1 ms, and a long one takes 1% of a core.
+
+    While a message is under way it stays awake for a second: where MPI cannot read the other's
     memory (CMA), both ends have to call it again and again until a long message is through.
     """
 
     _YIELDS, _SHARE, _SHORTEST_S, _LONGEST_S, _AWAKE_S = 5, 0.1, 20e-6, 2e-3, 1.0
+    _YIELDS_WITH_BELL, _BETWEEN_BELLS_S = 1, 5e-3
 
-    def __init__(self) -> None:
+    def __init__(self, bell: Doorbell) -> None:
+        self._bell = bell
+        self._is_rung = not bell.hears_all  # who cannot ring may need help without saying so
         self.begin()
 
     def begin(self) -> None:
         """Something has happened: more may soon."""
-        self._yields = self._YIELDS
+        self._yields = self._YIELDS_WITH_BELL if self._bell.hears_all else self._YIELDS
         self._begun = time.monotonic()
 
-    def pause(self, at_most_s: float, on_its_way: bool) -> None:
-        """Returns within a moment, at most `at_most_s`."""
+    def pause(self, at_most_s: float, receiving: bool, sending: bool) -> None:
+        """Returns within a moment, at most `at_most_s`.
+
+        Args:
+          at_most_s: how long.
+          receiving: whether a message is being received.
+          sending: whether one is to leave, which it does once the other has begun to receive it.
+        """
         if self._yields:
             self._yields -= 1
             os.sched_yield()
             return
         waited_s = time.monotonic() - self._begun
-        pause_s = max(self._SHORTEST_S, min(waited_s * self._SHARE, self._LONGEST_S))
-        if on_its_way and waited_s < self._AWAKE_S:
-            pause_s = self._SHORTEST_S
-        time.sleep(max(0.0, min(pause_s, at_most_s)))
+        if (receiving or (sending and self._is_rung)) and waited_s < self._AWAKE_S:
+            time.sleep(min(self._SHORTEST_S, at_most_s))
+            return
+        pause_s = self._BETWEEN_BELLS_S
+        if not self._bell.hears_all:
+            pause_s = max(self._SHORTEST_S, min(waited_s * self._SHARE, self._LONGEST_S))
+        pause_s = max(0.0, min(pause_s, at_most_s))
+        if pause_s < 1e-3:  # which the bell's clock does not know
+            time.sleep(pause_s)
+        elif self._bell.wait(pause_s):
+            self._is_rung = True
+            self.begin()
 
 
 def _num_tags(comm: Any) -> int:
