@@ -10,7 +10,7 @@ import tensorflow as tf
 from aggregathor import ops
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
-from aggregathor.ops.channel import Form, NativeChannel
+from aggregathor.ops.channel import Form, NativeChannel, PythonChannel
 
 SHAPES = [(3, 2), (), (0, 4), (5,)]
 DIM = 12
@@ -405,3 +405,12 @@ def test_gradients_of_every_form(opened):
     channel = opened("native", lambda sent_d: sent.append(sent_d.copy()), layout.dim)
     channel.exchange(layout.dense([sparse, tf.constant([5.0]), None]), [])
     np.testing.assert_array_equal(sent[0], [0, 0, 2, 2, 0, 0, 0, 0, 5, 0, 0])
+
+
+def test_a_library_of_before_goes_without_the_op(monkeypatch):
+    with ops.using("native"):
+        monkeypatch.setattr("aggregathor.ops.native._ops", object())
+        channel = ops.kernels().channel(lambda sent_d: sent_d + 1, 2)
+    assert isinstance(channel, PythonChannel)
+    result = channel.exchange([tf.constant([1.0, 2.0])], [Form((2,), tf.float32)])[0]
+    np.testing.assert_array_equal(result, [2.0, 3.0])
