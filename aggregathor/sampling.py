@@ -6,6 +6,7 @@ an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,15 @@ class Batches:
     with_replacement: bool
     seed: int
 
-    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the step's images [n, batch, ...] and labels [n, batch]."""
-        chosen = np.stack([self._indices(worker, step) for worker in range(len(self.parts))])
+    def at(self, step: int, workers: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the step's images [n, batch, ...] and labels [n, batch].
+
+        Args:
+          step: 0, 1, ...
+          workers: whose; all n if not given.
+        """
+        workers = range(len(self.parts)) if workers is None else workers
+        chosen = np.stack([self._indices(worker, step) for worker in workers])
         return self.images[chosen], self.labels[chosen]
 
     def _indices(self, worker: int, step: int) -> np.ndarray:
