@@ -1,4 +1,7 @@
-"""``python -m experiments --experiment=mnist --gar=bulyan --byzantine=2 --attack=little ...``."""
+"""``python -m experiments --experiment=mnist --gar=bulyan --byzantine=2 --attack=little ...``.
+
+Started by mpirun on several ranks, it trains on them; alone, it simulates.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from experiments.command import import_tensorflow, run_command
+from experiments.command import import_tensorflow, run_command, tell
+from experiments.ranks import join, settle, work_until_the_end
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -23,7 +27,7 @@ DEFAULTS = {
     "model": (None, "the network: see experiments/models.py; any of keras.applications"),
     "gar": ("average", "gradient aggregation rule: see `aggregathor gars`"),
     "f": (None, "Byzantine workers that the rule is told to bear; by default --byzantine"),
-    "workers": (11, "n, how many workers there are"),
+    "workers": (11, "n, how many workers there are; under mpirun all ranks but the first"),
     "byzantine": (0, "how many of them attack"),
     "attack": ("", "what the Byzantine workers do: see `aggregathor attacks`"),
     "optimizer": ("sgd", "the server's optimizer: sgd, adam, ..."),
@@ -34,7 +38,11 @@ DEFAULTS = {
     "steps": (500, "steps to make"),
     "l1": (0.0, "penalty on the sum of absolute weights"),
     "l2": (0.0, "penalty on the sum of squared weights"),
-    "loss": (0.0, "share of the datagrams that the network loses"),
+    "transport": ("", "under mpirun: mpi (the default, loses nothing) or udp (LossyMPI)"),
+    "loss": (
+        0.0,
+        "share of the datagrams that the network loses; under mpirun, with --transport=udp only",
+    ),
     "fill": ("nan", "what stands in for them: nan, zero, random or previous"),
     "partition": ("sampling", "how the data are divided: sampling, shards or dirichlet"),
     "alpha": (1.0, "of --partition=dirichlet: the smaller, the more the workers' data differ"),
@@ -70,6 +78,7 @@ def main(_: list[str]) -> int:
     values = flags.FLAGS.flag_values_dict()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    settled = settle(values["workers"], bool(flags.FLAGS["workers"].present), values["transport"])
     import_tensorflow()
     from aggregathor.arguments import parse_arguments
     from experiments.config import Config
@@ -78,9 +87,13 @@ def main(_: list[str]) -> int:
     given = {field.name: values[field.name] for field in dataclasses.fields(Config)}
     for name in PAIRS:
         given[name] = parse_arguments(f"--{name}", values[name])
-    config = Config(**given)
+    config = Config(**given | settled)
+    config.check()
+    job = join(config)
+    if job is not None and not job.is_server:
+        return work_until_the_end(config, job)
     folder = Path(values["output"] or f"results/{default_folder(config)}")
-    result = run(config, folder, overwrite=values["overwrite"])
+    result = run(config, folder, overwrite=values["overwrite"], job=job)
     sys.stdout.write(f"{summary(result)}; results in {folder}\n")
     if result.stopped_by is not None:
         sys.stderr.write(
@@ -129,8 +142,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def fail(error: Exception) -> int:
     """Prints what is wrong and returns the exit status of a user's mistake."""
-    sys.stderr.write(f"experiments: error: {error}\n")
-    return 2
+    return tell(f"experiments: error: {error}", 2)
 
 
 def command() -> int:

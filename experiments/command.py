@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from aggregathor.errors import UserError
 from aggregathor.quiet import quiet_tensorflow
+from lossympi import mpi
 
 
 def run_command(name: str, body: Callable[[], int]) -> int:
@@ -14,11 +16,21 @@ def run_command(name: str, body: Callable[[], int]) -> int:
     try:
         return body()
     except UserError as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        return 2
+        return tell(f"{name}: error: {error}", 2)
     except KeyboardInterrupt:  # while nothing is being trained, or twice
-        sys.stderr.write(f"{name}: stopped\n")
-        return 130
+        return tell(f"{name}: stopped", 130)
+
+
+def tell(line: str, status: int) -> int:
+    """Writes a line and returns the status; under mpirun rank 0 does, for all.
+
+    A status of 0 elsewhere keeps mpirun from ending rank 0 before it has told.
+    """
+    launch = mpi.launch_of(os.environ)
+    if launch is not None and launch.rank > 0:
+        return 0
+    sys.stderr.write(line + "\n")
+    return status
 
 
 def import_tensorflow() -> None:

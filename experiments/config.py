@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
 from aggregathor.sampling import PARTITIONS
 from aggregathor.setting import Setting
@@ -28,6 +29,7 @@ class Config:
     """A run. The flags of ``python -m experiments`` have the same names and tell more.
 
     ``f`` and ``model`` may be None: as many as are Byzantine, and the experiment's own.
+    ``transport`` is how the ranks of an mpirun are linked; "" for a simulation.
     """
 
     experiment: str = "digits"
@@ -47,6 +49,7 @@ class Config:
     steps: int = 500
     l1: float = 0.0
     l2: float = 0.0
+    transport: str = ""
     loss: float = 0.0
     fill: str = "nan"
     partition: str = "sampling"
@@ -57,7 +60,7 @@ class Config:
     data_dir: str = ""
 
     def setting(self) -> Setting:
-        """Returns the part of it that a simulation needs."""
+        """Returns the part of it that a training needs."""
         return Setting(
             num_workers=self.workers,
             num_byzantine=self.byzantine,
@@ -99,6 +102,14 @@ class Config:
             raise UserError(f"--alpha must be positive, got {self.alpha}")
         if self.momentum_at not in ("worker", "server"):
             raise UserError(f"--momentum_at is worker or server, got {self.momentum_at!r}")
+        if self.transport not in ("", *TRANSPORTS):
+            hint = near(self.transport, TRANSPORTS)
+            raise UnknownNameError(f"no transport is called {self.transport!r}: {hint}")
+        if self.transport == "mpi" and self.loss > 0:
+            raise UserError(
+                f"over MPI nothing is lost, and --loss is {self.loss}. Take --transport=udp, or "
+                "leave --loss out."
+            )
         self.setting().check()
         self.make_optimizer()
 
@@ -116,6 +127,10 @@ class Config:
                 )
             settings["momentum"] = self.momentum
         return keras.optimizers.get({"class_name": self.optimizer, "config": settings})
+
+    def saves_at(self, step: int) -> bool:
+        """Returns whether a checkpoint is made when so many steps have been made."""
+        return step % self.checkpoint_every == 0 or step == self.steps
 
     def label(self) -> str:
         """Returns a name for tables and legends, such as "krum, little"."""

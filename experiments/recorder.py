@@ -14,7 +14,7 @@ import tensorflow as tf
 from aggregathor.errors import UserError
 from aggregathor.monitor import Monitor
 from aggregathor.protocols.sync import RoundReport
-from aggregathor.simulation import Simulation
+from aggregathor.training import Training
 
 METRICS = ("step", "wall_time_s", "loss", "accuracy", "top3")
 
@@ -26,20 +26,20 @@ class Recorder:
     recorded after that, which is made again, and records the rest.
     """
 
-    def __init__(self, folder: Path, simulation: Simulation) -> None:
-        """Opens the files of ``folder`` and restores ``simulation`` from the newest checkpoint."""
+    def __init__(self, folder: Path, training: Training) -> None:
+        """Opens the files of ``folder`` and restores ``training`` from the newest checkpoint."""
         self._folder = folder
         with writing(folder):
             self._writer = tf.summary.create_file_writer(str(folder / "events"))
         self._path = folder / "metrics.csv"
-        num_workers = simulation.setting.num_workers
+        num_workers = training.setting.num_workers
         self._monitor = Monitor(folder / "workers.csv", num_workers, self._writer)
         self.record = self._monitor.record
         self.metrics: list[dict[str, float]] = []
         self._begin_s = 0.0
-        self._simulation = simulation
+        self._training = training
         checkpoint = tf.train.Checkpoint(
-            simulation=simulation.checkpoint(), monitor=self._monitor.checkpoint()
+            simulation=training.checkpoint(), monitor=self._monitor.checkpoint()
         )
         restore_newest(checkpoint, folder / "checkpoints")
         with writing(folder):
@@ -48,7 +48,7 @@ class Recorder:
             )
 
     def __enter__(self) -> Recorder:
-        steps = self._simulation.steps
+        steps = self._training.steps
         with writing(self._folder):
             rows = keep_rows(self._path, METRICS, steps)
             keep_rows(self._monitor.path, self._monitor.COLUMNS, steps)

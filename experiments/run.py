@@ -1,4 +1,4 @@
-"""One training run: simulate, evaluate, record, save, resume."""
+"""One training run: train, evaluate, record, save, resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import keras
 import tensorflow as tf
 
 from aggregathor.aggregator import RuleError
+from aggregathor.cluster.job import Job
+from aggregathor.distributed import Server, Worker
 from aggregathor.errors import UserError
-from aggregathor.sampling import batches
+from aggregathor.sampling import Batches, batches
 from aggregathor.simulation import Simulation
+from aggregathor.training import Training
 from experiments import models, tasks
 from experiments.config import Config
 from experiments.dataset import Dataset
@@ -62,59 +65,107 @@ class Result:
 
 
 def run(
-    config: Config, folder: Path, *, dataset: Dataset | None = None, overwrite: bool = False
+    config: Config,
+    folder: Path,
+    *,
+    dataset: Dataset | None = None,
+    overwrite: bool = False,
+    job: Job | None = None,
 ) -> Result:
     """Trains as ``config`` says and leaves the results in ``folder``.
 
     A folder that holds an unfinished run of the same configuration is continued from its last
-    checkpoint that can be read, bit for bit. Ctrl-C (or SIGTERM) ends the run after the step at
-    hand and saves.
+    checkpoint that can be read, bit for bit. Ctrl-C (or SIGTERM) ends a simulation after the step
+    at hand and saves.
 
     Args:
       config: what to do; checked here.
       folder: is made; see ``FILES`` and ``FOLDERS``.
       dataset: the experiment's data, where the caller has loaded it already.
       overwrite: delete what an earlier run left in the folder.
+      job: of this process where it is the server of real workers, see ``worker_of``; a
+        simulation if not given. mpirun ends the processes on Ctrl-C and waits for nothing.
 
     Raises:
       UserError: see ``Config.check``; or the folder cannot be written, or holds another run.
     """
-    with _enough_memory(config):
-        config.check()
-        task = tasks.task(config.experiment)
-        dataset = dataset or task.load(config.data_dir)
-        keras.utils.set_random_seed(config.seed)
-        simulation = Simulation(
-            config.setting(),
-            models.of_task(task, config.model, dataset),
-            cross_entropy,
-            config.make_optimizer(),
-            batches(
-                dataset.train_images,
-                dataset.train_labels,
-                num_workers=config.workers,
-                batch_size=config.batch_size,
-                partition=config.partition,
-                alpha=config.alpha,
-                seed=config.seed,
-            ),
-        )
+    training, dataset = _begin(config, dataset, job)
     _prepare(folder, config, overwrite)  # now that nothing of what the run needs is missing
-    recorder = Recorder(folder, simulation)
-    began_at = simulation.steps
-    with recorder, _stop_on_signal() as stopped_by, _enough_memory(config):
-        steps_per_s, failure = _train(simulation, config, dataset, recorder, stopped_by)
+    recorder = Recorder(folder, training)
+    began_at = training.steps
+    stopping = _stop_on_signal() if job is None else nullcontext(lambda: None)
+    with recorder, stopping as stopped_by, _enough_memory(config):
+        steps_per_s, failure = _train(training, config, dataset, recorder, stopped_by)
     title = f"{config.experiment}, {config.workers} workers, {config.byzantine} Byzantine"
-    result = Result(
-        simulation.steps, recorder.metrics, steps_per_s, stopped_by(), failure, began_at
-    )
+    result = Result(training.steps, recorder.metrics, steps_per_s, stopped_by(), failure, began_at)
     with writing(folder):
         plot_accuracy({config.label(): result.curve}, folder / "accuracy.png", title)
     return result
 
 
+def worker_of(config: Config, job: Job) -> Worker:
+    """Returns this process's part of what ``run`` does on the server: its ``run`` comes next.
+
+    Raises:
+      UserError: as there.
+    """
+
+    def build() -> Worker:
+        with _enough_memory(config):
+            model, drawn, _ = _load(config, None)
+            return Worker(job, config.setting(), model, cross_entropy, drawn, config.saves_at)
+
+    worker = job.ranks.together(build)
+    worker.connect()
+    return worker
+
+
+def _begin(config: Config, dataset: Dataset | None, job: Job | None) -> tuple[Training, Dataset]:
+    """Returns a simulation, or the server of the job, and the data."""
+    if job is None:
+        with _enough_memory(config):
+            model, drawn, data = _load(config, dataset)
+            optimizer = config.make_optimizer()
+            return Simulation(config.setting(), model, cross_entropy, optimizer, drawn), data
+
+    def build() -> tuple[Server, Dataset]:
+        with _enough_memory(config):
+            model, drawn, data = _load(config, dataset)
+            server = Server(
+                job,
+                config.setting(),
+                model,
+                cross_entropy,
+                config.make_optimizer(),
+                drawn,
+                config.saves_at,
+            )
+            return server, data
+
+    server, data = job.ranks.together(build)
+    server.connect()
+    return server, data
+
+
+def _load(config: Config, dataset: Dataset | None) -> tuple[keras.Model, Batches, Dataset]:
+    config.check()
+    task = tasks.task(config.experiment)
+    dataset = dataset or task.load(config.data_dir)
+    keras.utils.set_random_seed(config.seed)
+    drawn = batches(
+        dataset.train_images,
+        dataset.train_labels,
+        num_workers=config.workers,
+        batch_size=config.batch_size,
+        partition=config.partition,
+        alpha=config.alpha,
+        seed=config.seed,
+    )
+    return models.of_task(task, config.model, dataset), drawn, dataset
+
+
 def _train(
-    simulation: Simulation,
+    training: Training,
     config: Config,
     dataset: Dataset,
     recorder: Recorder,
@@ -125,30 +176,31 @@ def _train(
     Returns:
       Steps per second, and why training could not go on ("" if it could).
     """
-    evaluate = evaluator(simulation.model, dataset)
+    evaluate = evaluator(training.model, dataset)
     if not recorder.metrics:
-        recorder.evaluated(simulation.steps, float("nan"), *evaluate())
+        recorder.evaluated(training.steps, float("nan"), *evaluate())
     durations_s = []
     failure = ""
-    with Progress(config.label(), simulation.steps, config.steps) as progress:
-        while simulation.steps < config.steps and stopped_by() is None:
+    with Progress(config.label(), training.steps, config.steps) as progress:
+        while training.steps < config.steps and stopped_by() is None:
             begin_s = time.perf_counter()
             try:
-                report = simulation.step()
+                report = training.step()
             except RuleError as error:
                 failure = str(error)
-                if recorder.metrics[-1]["step"] != simulation.steps:
-                    recorder.evaluated(simulation.steps, float("nan"), *evaluate())
+                if recorder.metrics[-1]["step"] != training.steps:
+                    recorder.evaluated(training.steps, float("nan"), *evaluate())
                 break
             durations_s.append(time.perf_counter() - begin_s)
             recorder.record(report.round)
             if report.step % config.eval_every == 0 or report.step == config.steps:
                 recorder.evaluated(report.step, report.loss, *evaluate())
                 recorder.workers(report.step, report.round)
-            if report.step % config.checkpoint_every == 0:
+            if config.saves_at(report.step):
                 recorder.save(report.step)
             progress.show(report.step, recorder.metrics[-1]["accuracy"])
-    recorder.save(simulation.steps)
+    if training.is_whole:
+        recorder.save(training.steps)
     # The first step of a process traces its functions, which is no part of the rate.
     counted_s = durations_s[1:]
     return (len(counted_s) / sum(counted_s) if counted_s else float("nan")), failure

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.ranks import Ranks
@@ -22,7 +23,11 @@ _TAG = 3
 
 
 class Attacker:
-    """What a worker does to its gradient, and tells the attackers, before it sends it."""
+    """What a worker does to its gradient, and tells the attackers, before it sends it.
+
+    Attributes:
+      state: what a stateful attack remembers; None before its first round, and on honest workers.
+    """
 
     def __init__(self, ranks: Ranks, setting: Setting, dim: int) -> None:
         """Joins the workers; collective over all ranks but the server."""
@@ -32,7 +37,7 @@ class Attacker:
         self._honest = setting.num_workers - setting.num_byzantine
         self._row = ranks.rank - 1
         self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self.attacks else None
-        self._state: np.ndarray | None = None
+        self.state: np.ndarray | None = None
         self._sending: list[Any] = []
 
     @property
@@ -52,11 +57,16 @@ class Attacker:
             f=self._setting.f,
             rng=generator("attack", self._setting.seed, round),
             explain=self._explain(),
-            state=self._state,
+            state=self.state,
         )
-        sent_bd = self._attack(view, **self._setting.attack_parameters)
+        try:
+            sent_bd = self._attack(view, **self._setting.attack_parameters)
+        except tf.errors.InvalidArgumentError:
+            # The rule, which some attacks ask, cannot be applied to what they would make of these
+            # rows. The server, whose rows are no better, tells why.
+            return grad_d
         if self._attack.update is not None:
-            self._state = self._attack.update(view)
+            self.state = self._attack.update(view)
         return sent_bd[self._row - self._honest]
 
     def _tell(self, grad_d: np.ndarray) -> None:

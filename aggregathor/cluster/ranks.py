@@ -1,7 +1,8 @@
 """The ranks of the job and what the server tells the workers beside the models: state, and the end.
 
 Rank 0 is the server, trusted by all; ranks 1..n are workers. Workers tell the server nothing here:
-what a worker sends is a gradient, over its link.
+what a worker sends is a gradient, over its link. Only experiments, whose Byzantine workers are our
+own, let a worker hand over what it keeps from round to round.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from lossympi import LinkError, mpi
 
-_STATE, _END, _GOODBYE, _LAST = 1, 2, 3, 4  # tags
+_STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
 _GOODBYE_S = 5.0  # how long the server waits for workers to end
 SAY_AFTER_S = 10.0  # of waiting
 _PR_SET_PDEATHSIG = 1
+_Made = TypeVar("_Made")
 
 
 class TrainingEnded(RuntimeError):
@@ -71,11 +73,25 @@ class Ranks:
                     f"has {other}. Do all hosts run the same script, version and command line?"
                 )
 
+    def together(self, make: Callable[[], _Made]) -> _Made:
+        """Returns what ``make`` returns on this rank, if it fails on none; collective.
+
+        Raises:
+          UserError: on every rank, with what the first that failed has to say.
+        """
+        made, failure = None, None
+        try:
+            made = make()
+        except UserError as error:
+            failure = str(error)
+        for rank, said in enumerate(self.comm.allgather(failure)):
+            if said is not None:
+                raise UserError(said if rank == 0 else f"rank {rank}: {said}")
+        return cast(_Made, made)
+
     def send_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Server: sends arrays to every worker, without waiting for any."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        self._send_all(buffer.getvalue(), _STATE)
+        self._send_all(_packed(arrays), _STATE)
 
     def receive_state(self) -> dict[str, np.ndarray]:
         """Worker: returns the next arrays that the server sends.
@@ -84,8 +100,29 @@ class Ranks:
           TrainingEnded: it ends instead.
         """
         self.wait(lambda: self.comm.Iprobe(0, _STATE), "the server, to send the parameters")
-        with np.load(io.BytesIO(self._receive(_STATE)), allow_pickle=False) as arrays:
-            return dict(arrays)
+        return _unpacked(self._receive(0, _STATE))
+
+    def send_kept(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Worker: sends arrays to the server, and waits until it has taken them.
+
+        Raises:
+          TrainingEnded: it ends instead.
+        """
+        message = _packed(arrays)
+        request = self.comm.Isend(message, dest=0, tag=_KEPT)
+        self.wait(lambda: self._has_come(request), "the server, to take what it keeps")
+
+    def receive_kept(self, rank: int, wait_s: float) -> dict[str, np.ndarray] | None:
+        """Server: returns the next arrays of a worker; None if none come within the time."""
+        until = time.monotonic() + wait_s
+        try:
+            while not self.comm.Iprobe(rank, _KEPT):
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(_POLL_S)
+            return _unpacked(self._receive(rank, _KEPT))
+        except _mpi().Exception:  # it has died
+            return None
 
     def state_is_there(self) -> bool:
         """Worker: whether the server has sent arrays that have not been received yet."""
@@ -202,11 +239,11 @@ class Ranks:
             except _mpi().Exception:  # it has died
                 continue
 
-    def _receive(self, tag: int) -> bytes:
+    def _receive(self, rank: int, tag: int) -> bytes:
         status = _mpi().Status()
-        self.comm.Probe(0, tag, status)
+        self.comm.Probe(rank, tag, status)
         message = bytearray(status.Get_count(_mpi().BYTE))
-        self.comm.Recv(message, source=0, tag=tag)
+        self.comm.Recv(message, source=rank, tag=tag)
         return bytes(message)
 
     def _flush(self) -> None:
@@ -261,6 +298,17 @@ def start_ranks() -> Ranks | None:
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
     return Ranks(module.COMM_WORLD)
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _unpacked(message: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(message), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _is_done(request: Any) -> bool:

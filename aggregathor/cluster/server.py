@@ -36,6 +36,7 @@ class ServerChannel:
     Attributes:
       round: of the link, the next one to collect.
       params_d: what was published last, float32 [d].
+      aggregator: fills and applies the rule.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ServerChannel:
         self._setting = setting
         self._observer = observer or ChannelObserver(setting.num_workers)
         with context.eager_mode():
-            self._aggregator = Aggregator(setting, link.dim)
+            self.aggregator = Aggregator(setting, link.dim)
         self._gar = GARS[setting.gar]
         self._attack = ATTACKS[setting.attack] if setting.attack else None
         self._stop_after_s = config.start_s  # in the first round
@@ -72,9 +73,7 @@ class ServerChannel:
         with self._watched, context.eager_mode():
             while True:
                 try:
-                    report = server_aggregates(
-                        self.round, self._link, fill=self._fill, explain=self._explain
-                    )
+                    report = self._aggregate_once()
                     break
                 except RuleError as error:
                     self._observer.refuse()
@@ -83,6 +82,15 @@ class ServerChannel:
                 self.publish(self.params_d)
         self._stop_after_s = self._later_stop_after_s
         return self._observer.see(report)
+
+    def aggregate_once(self) -> RoundReport:
+        """Collects one round.
+
+        Raises:
+          RuleError: the rule cannot be applied to it.
+        """
+        with self._watched, context.eager_mode():
+            return self._aggregate_once()
 
     def publish(self, params_d: np.ndarray) -> None:
         """Broadcasts the model of the round, and ends the round.
@@ -102,6 +110,9 @@ class ServerChannel:
         self._watched.close()
         self._link.close()
 
+    def _aggregate_once(self) -> RoundReport:
+        return server_aggregates(self.round, self._link, fill=self._fill, explain=self._explain)
+
     def _fill(self, collected: Collected) -> None:
         if self._attack is not None and self._attack.form == "coordinates":
             # It hits the rows of any worker, as a faulty network or memory does.
@@ -114,16 +125,16 @@ class ServerChannel:
             )
             collected.stack_nd[:] = self._attack(view, **self._setting.attack_parameters)
         self._missing = np.flatnonzero(collected.delivered_n == 0)
-        self._aggregator.fill(collected)
+        self.aggregator.fill(collected)
 
     def _explain(self, stack_nd: np.ndarray):
         missing = self._missing
         if len(missing) <= self._setting.f:
-            return self._aggregator.explain(stack_nd)
+            return self.aggregator.explain(stack_nd)
         present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
             self._gar.check(n=len(present), f=self._setting.f, **self._setting.gar_parameters)
-            explained = self._aggregator.explain(stack_nd[present])
+            explained = self.aggregator.explain(stack_nd[present])
         except UserError as error:
             raise RuleError(f"nothing came from {workers(missing)}, and {error}") from None
         share_n = np.zeros(len(stack_nd))

@@ -21,6 +21,7 @@ class WorkerChannel:
     Attributes:
       round: of the link, the next one that it sends a gradient for. A worker that was left behind
         goes on with the round after the model that it receives.
+      attacker: what it does to its gradient, if any worker attacks so.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class WorkerChannel:
         self._link = link
         self._ranks = ranks
         self._give_up_s = float(config.link_args["give_up_s"])
-        self._attacker = attacker
+        self.attacker = attacker
         self._leaving = False
 
     def exchange(self, grad_d: np.ndarray) -> np.ndarray:
@@ -43,8 +44,8 @@ class WorkerChannel:
           TrainingEnded: the server goes no further.
           LinkError: nothing was heard of the server for too long.
         """
-        if self._attacker is not None:
-            grad_d = self._attacker.make(self.round, grad_d)
+        if self.attacker is not None:
+            grad_d = self.attacker.make(self.round, grad_d)
         grad_d = np.ascontiguousarray(grad_d)
         round = self.round
         self._until(lambda: self._link.send(round, grad_d, wait_s=_SLICE_S), "to take a gradient")

@@ -52,6 +52,8 @@ ATTACKED = {"byzantine": 2, "attack": "little", "gar": "median"}
         ({"alpha": 0.0}, "--alpha must be positive"),
         ({"alpha": float("inf")}, "--alpha must be positive, got inf"),
         ({"loss": 1.5}, "in 0..1, got 1.5"),
+        ({"transport": "upd"}, "no transport is called 'upd': did you mean 'udp'"),
+        ({"transport": "mpi", "loss": 0.1}, "nothing is lost, and --loss is 0.1.*--transport=udp"),
         ({"momentum": 1.0}, r"--momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": float("nan")}, "--momentum must be in"),
         ({"momentum": 2.0, "momentum_at": "worker"}, "--momentum must be in"),
@@ -74,6 +76,7 @@ def test_what_cannot_work_is_an_error(changes, message):
         {"gar": "krum", "f": 0, **ATTACKED},  # more Byzantine workers than the rule was told
         {"steps": 0, "seed": 2**32 - 1},
         {"loss": 1.0, "gar": "median"},
+        {"transport": "udp", "loss": 0.1},
         {"momentum": 0.9, "momentum_at": "worker", "optimizer": "adam"},
         {"gar": "krum", "f": 8, "gar_args": {"unsafe": True}},
     ],

@@ -112,3 +112,9 @@ def test_a_small_alpha_leaves_workers_few_classes_and_a_large_one_all():
 def test_what_cannot_be_divided_is_an_error(changes, message):
     with pytest.raises(UserError, match=message):
         divided(**changes)
+
+
+def test_a_workers_batch_is_drawn_alone_as_among_all():
+    data = divided("shards")
+    for whole, part in zip(data.at(3), data.at(3, range(2, 3)), strict=True):
+        np.testing.assert_array_equal(whole[2:3], part)
