@@ -16,14 +16,15 @@ import tensorflow as tf
 from aggregathor.aggregator import RuleError
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
-from aggregathor.cluster.terminal import say
 from aggregathor.cluster.server import ServerChannel
+from aggregathor.cluster.terminal import say
 from aggregathor.cluster.worker import WorkerChannel
 from aggregathor.sampling import Batches
 from aggregathor.setting import Setting
 from aggregathor.training import Loss, Parameters, State, StepReport, Workers, momenta
 
 _KEPT_WAIT_S = 60.0  # for what a worker keeps
+_MOST_REFUSED = 20  # rounds, one after the other, of which too little may arrive
 
 Saves = Callable[[int], bool]
 
@@ -72,6 +73,7 @@ class Server:
         rows = (setting.num_workers, self.dim)
         self._momentum_nd = momenta(rows if setting.worker_momentum else (0, 0))
         self._state = State()
+        self._refused = 0  # rounds, up to now, that the rule could not be applied to
         self._heard_at: int | None = None  # the step of what is known of the workers
 
     @property
@@ -107,18 +109,23 @@ class Server:
     def step(self) -> StepReport:
         """Makes one round: collect, fill, rule, optimizer, broadcast.
 
+        One of which too little arrived for the rule counts, and changes nothing.
+
         Raises:
-          RuleError: the rule cannot be applied to what has come.
+          RuleError: the rule cannot be applied though all has come, or not for many rounds.
         """
         step = self.steps
         if self._heard_at is None:
             self._begin(step)
         loss = self._loss_of_first_worker(step)  # while the workers compute
-        try:
-            report = self._channel.aggregate_once()
-        except RuleError as error:
-            raise RuleError(f"step {step + 1}: {error}") from None
-        self._parameters.apply(tf.convert_to_tensor(report.grad_d))
+        report, refusal = self._channel.aggregate_once()
+        if refusal is None:
+            self._refused = 0
+            self._parameters.apply(tf.convert_to_tensor(report.grad_d))
+        else:
+            self._refused += 1
+            if self._refused > _MOST_REFUSED or np.all(report.delivered_n == 1):
+                raise RuleError(f"step {step + 1}: {refusal}")
         self._channel.publish(self._parameters.read())
         self._state.round.assign_add(1)
         if self._saves(step + 1) and _keep(self.setting):

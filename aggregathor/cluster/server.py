@@ -83,14 +83,23 @@ class ServerChannel:
         self._stop_after_s = self._later_stop_after_s
         return self._observer.see(report)
 
-    def aggregate_once(self) -> RoundReport:
+    def aggregate_once(self) -> tuple[RoundReport, RuleError | None]:
         """Collects one round.
 
-        Raises:
-          RuleError: the rule cannot be applied to it.
+        Returns:
+          Where the rule cannot be applied, the reason, beside a report with an aggregate of zeros
+          that was made of no row.
         """
         with self._watched, context.eager_mode():
-            return self._aggregate_once()
+            try:
+                return self._observer.see(self._aggregate_once()), None
+            except RuleError as error:
+                self._observer.refuse()
+                got = self._collected
+                nothing_d = np.zeros(self._link.dim, np.float32)
+                none_n = np.zeros(len(got.stack_nd))
+                report = RoundReport(got.stack_nd, nothing_d, none_n, got.delivered_n, got.stats)
+                return report, error
 
     def publish(self, params_d: np.ndarray) -> None:
         """Broadcasts the model of the round, and ends the round.
@@ -114,6 +123,7 @@ class ServerChannel:
         return server_aggregates(self.round, self._link, fill=self._fill, explain=self._explain)
 
     def _fill(self, collected: Collected) -> None:
+        self._collected = collected
         if self._attack is not None and self._attack.form == "coordinates":
             # It hits the rows of any worker, as a faulty network or memory does.
             honest = self._setting.num_workers - self._setting.num_byzantine
