@@ -16,7 +16,7 @@ QUIETLY := @scripts/quietly
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kernels lint format bench bench-lossympi bench-throughput sanitize fuzz package clean
+.PHONY: help install demo test test-long test-kernels lint format bench bench-lossympi bench-throughput sanitize fuzz package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 18
@@ -30,6 +30,9 @@ test: lint install ## check style and contracts, then run the whole test suite
 	@# Two at a time, but for what measures time.
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(TIMED) $(PYTEST_ARGS)
+
+test-long: install ## run the tests that `make test` leaves out: every example alone and in both forms
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(PYTEST_ARGS)
 
 test-kernels: install ## run the tests of the rules once per instruction set; 8 minutes
 	scripts/test-kernels $(BIN)/python $(PYTEST_ARGS)

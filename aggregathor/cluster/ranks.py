@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -26,7 +27,8 @@ from lossympi import LinkError, mpi
 _STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
-_GOODBYE_S = 5.0  # how long the server waits for workers to end
+# How long the server waits for workers to end: they may still evaluate, or have been stopped.
+_GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
 _PR_SET_PDEATHSIG = 1
 _Made = TypeVar("_Made")
@@ -153,9 +155,9 @@ class Ranks:
     def part(self, reason: str) -> bool:
         """Parts from the other ranks; returns whether all of them are still there to end MPI with.
 
-        The server tells the workers that the training is over and gives them some seconds to end;
-        those of its own host that do not, such as stopped ones, are killed: mpirun would wait for
-        them for ever. A worker waits until the server ends too.
+        The server tells the workers that the training is over and gives them time to end; those of
+        its own host that do not, or were stopped, are killed: mpirun would wait for them for ever.
+        A worker waits until the server ends too.
 
         Args:
           reason: the server's, for ending early; "" if all is well.
@@ -167,9 +169,16 @@ class Ranks:
         waiting = set(range(1, self.num_workers + 1))
         goodbyes: dict[int, Any] = {}
         whole = True
-        until = time.monotonic() + _GOODBYE_S
-        while waiting and time.monotonic() < until:
+        begun = time.monotonic()
+        patience = Patience(0, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end")
+        while waiting and time.monotonic() < begun + _GOODBYE_S:
+            patience.look()
             for rank in list(waiting):
+                if time.monotonic() > begun + _STOPPED_S and self._is_stopped(rank):
+                    whole = False
+                    waiting.remove(rank)
+                    self._kill(rank)
+                    continue
                 try:
                     if rank not in goodbyes:
                         goodbyes[rank] = self.comm.Irecv(bytearray(1), rank, _GOODBYE)
@@ -199,9 +208,19 @@ class Ranks:
             return False
         return last == b"\1"
 
+    def _is_stopped(self, rank: int) -> bool:
+        """Whether a process of this host was stopped, as by SIGSTOP, and will not end by itself."""
+        host, process = self._processes[rank]
+        if host != socket.gethostname():
+            return False
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return False
+
     def _kill(self, rank: int) -> None:
         host, process = self._processes[rank]
-        say(f"rank {rank} does not end within {_GOODBYE_S:g} s")
+        say(f"rank {rank} does not end, so it is killed")
         if host == socket.gethostname():
             try:
                 os.kill(process, signal.SIGKILL)

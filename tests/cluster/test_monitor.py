@@ -41,9 +41,9 @@ def scalars_of(folder):
 class Server:
     """A job's server over links in memory; a channel for each optimizer."""
 
-    def __init__(self, setting, folder=None, every=10, channels=1, timeout_s=0.0):
+    def __init__(self, setting, folder=None, every=10, channels=1, stop_after_s=1e-9):
         self.observer = Observer(setting, folder, every)
-        self.config = Config(link_args={"timeout_s": timeout_s}, start_s=0.1)
+        self.config = Config(stop_after_s=stop_after_s, start_s=0.1)
         self.channels = [self._connect(setting) for _ in range(channels)]
 
     def _connect(self, setting):

@@ -36,36 +36,42 @@ LEAST_ACCURACY = {"keras_options": 0.6, "mirrored": 0.6, "shard": 0.6, "tape_loo
 LEAST_ACCURACY |= {"keras_fit": 0.4, "keras_text": 0.3, "v1_monitored": 0.8, "v1_session": 0.8}
 
 
-@pytest.fixture(scope="module", params=["one_line", "zero_line"])
-def mode(request):
-    return request.param
+# The others are with the long tests: by their own lines they do what they do with none.
+ONE_LINE = ("mirrored", "keras_fit", "keras_gan", "tape_loop", "v1_session")
+CASES = [
+    pytest.param(mode, job, command, marks=[pytest.mark.long] if is_long else [])
+    for mode in ("zero_line", "one_line", "one_line_all")
+    for job, commands in JOBS.items()
+    for is_long in [mode == "one_line_all"]
+    for command in commands
+    if mode != "one_line" or command.split()[0] in ONE_LINE
+]
 
 
 @pytest.fixture(scope="module")
-def jobs(mode, tmp_path_factory):
+def jobs(tmp_path_factory):
     """Runs a job when its first test asks for it; returns its results and its folder."""
     done = {}
 
-    def results(name):
-        if name not in done:
-            folder = tmp_path_factory.mktemp(f"{mode}_{name}")
-            commands = [command.format(folder=folder) for command in JOBS[name]]
+    def results(mode, job):
+        if (mode, job) not in done:
+            folder = tmp_path_factory.mktemp(f"{mode}_{job}")
+            chosen = [case.values[2] for case in CASES if case.values[:2] == (mode, job)]
+            commands = {command: command.format(folder=folder) for command in chosen}
             file = folder / "results.json"
-            words = ("-m", "tests.dropin.ranks", mode, folder, file, *commands)
+            form = mode.removesuffix("_all")
+            words = ("-m", "tests.dropin.ranks", form, folder, file, *commands.values())
             check(run_on_one_host(4, *words, timeout_s=400, warnings=()))
-            done[name] = list(json.loads(file.read_text()).values()), folder
-        return done[name]
+            found = json.loads(file.read_text())
+            done[mode, job] = {each: found[commands[each]] for each in chosen}, folder
+        return done[mode, job]
 
     return results
 
 
-@pytest.mark.parametrize(
-    ("job", "number"),
-    [(job, number) for job, commands in JOBS.items() for number in range(len(commands))],
-    ids=lambda value: str(value),
-)
-def test_all_ranks_end_with_the_servers_parameters(jobs, job, number):
-    result = jobs(job)[0][number]
+@pytest.mark.parametrize(("mode", "job", "command"), CASES)
+def test_all_ranks_end_with_the_servers_parameters(jobs, mode, job, command):
+    result = jobs(mode, job)[0][command]
     assert len(result["digests"]) == 4
     assert len(set(result["digests"])) == 1
     name, figure = re.fullmatch(r"(\w+): (?:accuracy|loss) (\S+)", result["last_line"]).groups()
@@ -74,6 +80,6 @@ def test_all_ranks_end_with_the_servers_parameters(jobs, job, number):
 
 @pytest.mark.parametrize("job", JOBS)
 def test_only_the_server_writes(jobs, job):
-    folder = jobs(job)[1]
+    folder = jobs("zero_line", job)[1]
     found = {path.name for path in folder.iterdir() if path.suffix not in (".json", ".py")}
     assert found == LEFT[job]

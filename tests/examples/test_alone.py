@@ -61,6 +61,7 @@ def running(request, tmp_path_factory):
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_example_runs_alone_and_tells_its_result(running, command):
     future, folder = running[command]
