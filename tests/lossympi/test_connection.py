@@ -136,7 +136,10 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
         ({"max_loss": 2}, "max_loss is a share in 0..1"),
         ({"dim": True}, "dim is 1..2^31 floats, got True"),
-        ({"nonesuch": 1}, "no option is called nonesuch. There are timeout_s, max_loss, quorum, "),
+        (
+            {"nonesuch": 1},
+            "no option is called nonesuch. There are timeout_s, floor_s, max_loss, quorum, ",
+        ),
         ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
         ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),
         ({"transport": "tcp"}, "a transport is udp or mpi; got 'tcp'"),
