@@ -65,7 +65,7 @@ def join(config: Config) -> Job | None:
     try:
         job = job_of(config, ranks)
     except UserError:
-        atexit.register(_part, ranks)  # when rank 0 has told
+        atexit.register(ranks.part, "")  # when rank 0 has told
         raise
     ending.watch(job)
     return job
@@ -122,10 +122,3 @@ def work_until_the_end(config: Config, job: Job) -> int:
         say(f"rank {job.ranks.rank}: {error}")
         job.ranks.comm.Abort(2)
     return 0
-
-
-def _part(ranks: Ranks) -> None:
-    from aggregathor.cluster import ending
-
-    if ranks.part(""):
-        ending.finalize()

@@ -230,6 +230,24 @@ def check_round(round: int) -> None:
     raise ValueError(f"rounds are whole numbers from 0 on, got {round!r}. Count them in the loop.")
 
 
+def check_collects(round: int, before: int, caller: str = "got") -> None:
+    """Raises ValueError unless `round` is later than `before`, the one collected last."""
+    if round <= before:
+        raise ValueError(
+            f"collected rounds must increase; round {before} has been collected, {caller} round "
+            f"{round}. Name a later one."
+        )
+
+
+def check_broadcasts(round: int, before: int) -> None:
+    """Raises ValueError unless `round` is later than `before`, the one broadcast last."""
+    if round <= before:
+        raise ValueError(
+            f"broadcast rounds must increase; round {before} has been broadcast, got round "
+            f"{round}. Broadcast once a round, with a later number."
+        )
+
+
 def check_wait(wait_s: float | None) -> None:
     """Raises ValueError unless `wait_s` is None or a time of 0 s or more."""
     if wait_s is not None and not (isinstance(wait_s, Real) and wait_s >= 0):

@@ -16,6 +16,8 @@ from lossympi.link import (
     WorkerLink,
     WorkerStats,
     check_array,
+    check_broadcasts,
+    check_collects,
     check_round,
     check_wait,
     delivered_share,
@@ -175,11 +177,7 @@ class _Server:
         """
         self._check_not_closed()
         check_array("params_d", params_d, np.float32, (self.dim,))
-        if round <= self._params_round:
-            raise ValueError(
-                f"broadcast rounds must increase; round {self._params_round} has been broadcast, "
-                f"got round {round}. Broadcast once a round, with a later number."
-            )
+        check_broadcasts(round, self._params_round)
         # A new copy each round: what a worker received must not change while it still reads it.
         self._params_d = params_d.copy()
         self._params_d.setflags(write=False)
@@ -324,11 +322,7 @@ class _Server:
                 f"one round is collected at a time; round {self._open_round} is being collected, "
                 f"{caller} named round {round}. Finish round {self._open_round} first."
             )
-        if round <= self._collected_round:
-            raise ValueError(
-                f"collected rounds must increase; round {self._collected_round} has been "
-                f"collected, {caller} named round {round}. Name a later one."
-            )
+        check_collects(round, self._collected_round, f"{caller} named")
 
     def _check_not_closed(self) -> None:
         if self._closed:

@@ -14,6 +14,8 @@ from lossympi.link import (
     WorkerStats,
     aligned_zeros,
     check_array,
+    check_broadcasts,
+    check_collects,
     check_round,
     check_server,
     check_wait,
@@ -59,11 +61,7 @@ class UdpServer:
         """
         self._check_not_closed()
         check_round(round)
-        if round <= self._collected_round:
-            raise ValueError(
-                f"collected rounds must increase; round {self._collected_round} has been "
-                f"collected, got round {round}. Name a later one."
-            )
+        check_collects(round, self._collected_round)
         live_n = self._liveness.live
         num_live = max(1, sum(live_n))
         policy = ClosePolicy(
@@ -105,11 +103,7 @@ class UdpServer:
         self._check_not_closed()
         check_round(round)
         check_array("params_d", params_d, np.float32, (self.dim,))
-        if round <= self._broadcast_round:
-            raise ValueError(
-                f"broadcast rounds must increase; round {self._broadcast_round} has been "
-                f"broadcast, got round {round}. Broadcast once a round, with a later number."
-            )
+        check_broadcasts(round, self._broadcast_round)
         self._broadcast_round = round
         to_n = self._served()
         done_n = self._endpoint.broadcast(

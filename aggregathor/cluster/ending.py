@@ -9,7 +9,8 @@ import textwrap
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from aggregathor.cluster.ranks import TrainingEnded, say
+from aggregathor.cluster.ranks import TrainingEnded
+from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from lossympi import LinkError
 
@@ -86,13 +87,6 @@ def end(status: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
-
-
-def finalize() -> None:
-    """Ends MPI, which all ranks do together."""
-    from mpi4py import MPI
-
-    MPI.Finalize()
 
 
 def _note(error: BaseException) -> None:

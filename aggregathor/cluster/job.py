@@ -13,8 +13,9 @@ from aggregathor.cluster import ending
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.observer import observe
-from aggregathor.cluster.ranks import Ranks, say, start_ranks
+from aggregathor.cluster.ranks import Ranks, start_ranks
 from aggregathor.cluster.server import ServerChannel
+from aggregathor.cluster.terminal import say
 from aggregathor.cluster.worker import WorkerChannel
 from aggregathor.errors import UserError
 from aggregathor.protocols.sync import RoundReport
@@ -151,8 +152,7 @@ class Job:
             close(_CLOSE_S)
         for channel in self._channels:
             channel.close()
-        if self.ranks.part(str(self.failure or "") if self.is_server else ""):
-            ending.finalize()
+        self.ranks.part(str(self.failure or "") if self.is_server else "")
 
 
 _job: Job | None = None

@@ -152,8 +152,8 @@ class Ranks:
         """Worker: why; "" if all is well."""
         return self._reason or ""
 
-    def part(self, reason: str) -> bool:
-        """Parts from the other ranks; returns whether all of them are still there to end MPI with.
+    def part(self, reason: str) -> None:
+        """Parts from the other ranks, and ends MPI where all of them are still there to do so.
 
         The server tells the workers that the training is over and gives them time to end; those of
         its own host that do not, or were stopped, are killed: mpirun would wait for them for ever.
@@ -162,8 +162,12 @@ class Ranks:
         Args:
           reason: the server's, for ending early; "" if all is well.
         """
-        if not self.is_server:
-            return self._part_from_server()
+        whole = self._part_from_workers(reason) if self.is_server else self._part_from_server()
+        if whole:
+            _mpi().Finalize()
+
+    def _part_from_workers(self, reason: str) -> bool:
+        """Returns whether all of them have said goodbye."""
         message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
         self._send_all(message, _END)
         waiting = set(range(1, self.num_workers + 1))
@@ -196,6 +200,7 @@ class Ranks:
         return whole
 
     def _part_from_server(self) -> bool:
+        """Returns whether it has said that all are there."""
         last = bytearray(1)
         try:
             answer = self.comm.Irecv(last, 0, _LAST)

@@ -18,8 +18,9 @@ import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aggregathor.cluster.job import Job
-from aggregathor.cluster.ranks import TrainingEnded, say
+from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.server import TrainingStopped
+from aggregathor.cluster.terminal import say
 from aggregathor.dropin import xla
 from aggregathor.dropin.optimizers import Optimizers, synchronise, variable_of
 from aggregathor.dropin.resume import Checkpoints

@@ -9,7 +9,7 @@ the server has published: the worker's own slots are never used.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -21,8 +21,10 @@ from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.exchange import Exchange
+from aggregathor.dropin.patches import as_method
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
+from aggregathor.flat import FlatLayout
 
 
 class Optimizers:
@@ -43,12 +45,8 @@ class Optimizers:
         self._marked: list[Any] = []  # kept alive, as an id is no name once it is free
         self._apply = BaseOptimizer.apply
         self._scaled_apply = LossScaleOptimizer.apply
-        BaseOptimizer.apply = lambda optimizer, grads, trainable_variables=None: self._take_part(
-            optimizer, grads, trainable_variables
-        )
-        LossScaleOptimizer.apply = lambda optimizer, grads, trainable_variables=None: (
-            self._take_part_scaled(optimizer, grads, trainable_variables)
-        )
+        BaseOptimizer.apply = as_method(self._take_part)
+        LossScaleOptimizer.apply = as_method(self._take_part_scaled)
 
     def mark(self, optimizer: Any) -> None:
         """Lets an optimizer take part."""
@@ -88,7 +86,7 @@ class Optimizers:
         values = synchronise(self._job, [*variables, optimizer.iterations])[:-1]
         return np.concatenate([value.ravel().astype(np.float32) for value in values])
 
-    def _take_part(self, optimizer: Any, grads: Any, trainable_variables: Any) -> None:
+    def _take_part(self, optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
         grads = list(grads)
         if not grads or getattr(self._inside, "apply", False) or not self.takes_part(optimizer):
             self._apply(optimizer, grads, trainable_variables)
@@ -160,15 +158,13 @@ class Optimizers:
                     variable_of(variable), lambda v, new: v.assign(new), args=(value,)
                 )
 
-        layout = [
-            tf.zeros_like(variable_of(v)) if g is None else tf.convert_to_tensor(g)
-            for g, v in zip(grads, variables, strict=True)
-        ]
-        flat_d = tf.concat([tf.reshape(tf.cast(g, tf.float32), [-1]) for g in layout], axis=0)
-        replicas.merge_call(replace, args=(flat_d,))
+        grad_d = FlatLayout(variables).flatten(grads)
+        replicas.merge_call(replace, args=(grad_d,))
         optimizer.iterations.assign_add(1)
 
-    def _take_part_scaled(self, optimizer: Any, grads: Any, trainable_variables: Any) -> None:
+    def _take_part_scaled(
+        self, optimizer: Any, grads: Any, trainable_variables: Any = None
+    ) -> None:
         """As ``LossScaleOptimizer.apply``, but a round takes place whatever is not finite.
 
         The original applies within a branch that is taken if all local gradients are finite: a
@@ -202,16 +198,6 @@ class Optimizers:
         keras.ops.cond(
             finite, lambda: _grow(optimizer), optimizer._stateful_handle_non_finite_grads
         )
-
-
-def _method(function: Callable[[Any, Any, Any], None]) -> Callable[..., None]:
-    """Makes a method of what takes the optimizer as its first argument; AutoGraph leaves it be."""
-
-    @tf.autograph.experimental.do_not_convert
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
-        function(self, grads, trainable_variables)
-
-    return apply
 
 
 def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aggregathor.cluster.job import Job
-from aggregathor.cluster.ranks import say
+from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 
 _POSITION = "position"

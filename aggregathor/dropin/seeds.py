@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.cluster.ranks import say
+from aggregathor.cluster.terminal import say
 
 APART = 7919  # a prime: scripts that use seeds 0, 1, 2, ... do not meet those of other ranks
 

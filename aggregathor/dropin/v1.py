@@ -7,7 +7,7 @@ session only, so all ranks take over the server's in front of the first run of a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptim
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.exchange import Exchange
+from aggregathor.dropin.patches import as_method
+from aggregathor.flat import FlatLayout
 
 v1 = tf.compat.v1
 
@@ -39,11 +41,11 @@ class V1:
         self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
         self._apply = Optimizer.apply_gradients
         self._run = BaseSession.run
-        Optimizer.apply_gradients = _method(self._take_part)
-        SyncReplicasOptimizer.apply_gradients = _method(self._take_part)
+        Optimizer.apply_gradients = as_method(self._take_part)
+        SyncReplicasOptimizer.apply_gradients = as_method(self._take_part)
         # Rounds are synchronous without its queues and tokens.
         SyncReplicasOptimizer.make_session_run_hook = lambda *_, **__: v1.train.SessionRunHook()
-        BaseSession.run = _method(self._run_synchronised)
+        BaseSession.run = as_method(self._run_synchronised)
         if not job.is_server:
             _write_nothing()
 
@@ -60,8 +62,8 @@ class V1:
         if self._inside or not takes_part:
             return self._apply(inner, pairs, global_step=global_step, name=name)
         variables = [variable for _, variable in pairs]
-        size = sum(int(np.prod(v.shape)) for v in variables)
-        exchange = Exchange(self._job, variables, np.zeros(size, np.float32))
+        unknown_d = np.zeros(FlatLayout(variables).dim, np.float32)  # until a session runs
+        exchange = Exchange(self._job, variables, unknown_d)
         if self._job.is_server:
             op = self._apply_aggregate(inner, exchange, pairs, global_step, name)
         else:
@@ -106,15 +108,6 @@ class V1:
             for name, value in values.items():
                 start = variables[name].initializer
                 self._run(session, start, {start.inputs[1]: value})
-
-
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a method of what takes the object as its first argument."""
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self, *args, **kwargs)
-
-    return method
 
 
 def _needs(graph: tf.Graph, fetches: Any, wanted: set[tf.Operation]) -> bool:
