@@ -10,6 +10,7 @@ CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 # Tests in which threads, processes and hosts meet deadlines: they have the machine to themselves.
 TIMED := tests/lossympi tests/mpi tests/native
+SANITIZED := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 # Runs a command and shows what it says only if it fails.
 QUIETLY := @scripts/quietly
 # TensorFlow's start-up chatter; errors are still shown.
@@ -31,7 +32,7 @@ test: lint install ## check style and contracts, then run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(TIMED) $(PYTEST_ARGS)
 
-test-long: install ## run the tests that `make test` leaves out: every example alone and in both forms
+test-long: install ## run the tests that `make test` leaves out: examples in every form, and the largest stacks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(PYTEST_ARGS)
 
 test-kernels: install ## run the tests of the rules once per instruction set; 8 minutes
@@ -60,8 +61,8 @@ bench-throughput: install ## time synchronous SGD against TensorFlow's own ways;
 
 sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; over 10 minutes
 	scripts/sanitize-lossympi
-	scripts/native-test kernels_test "$(ISAS)" -O1 -g -fsanitize=address,undefined \
-	  -fno-sanitize-recover=all
+	scripts/native-test kernels_test "$(ISAS)" $(SANITIZED)
+	scripts/check-cuda-on-cpu $(SANITIZED)
 
 fuzz: ## feed LossyMPI's protocol with ten million hostile inputs; 5 to 15 minutes
 	scripts/fuzz-lossympi 10000000

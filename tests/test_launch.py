@@ -286,7 +286,9 @@ def start(folder, *words):
 def test_the_others_go_on_when_a_worker_is_killed(told, status, tmp_path):
     started = start(tmp_path, told)
     out, err = started.communicate(timeout=60)
-    assert (started.returncode, err) == (status, "")
+    # mpirun's libevent may warn of the pipe to the process that was killed.
+    own = [line for line in err.splitlines() if not line.startswith("[warn] Epoll")]
+    assert (started.returncode, own) == (status, [])
     first, second = out.splitlines()
     assert first.startswith("5;train.py;a b;6;")
     assert "MPI_ERR_PROC_FAILED" in second

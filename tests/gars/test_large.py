@@ -16,6 +16,7 @@ from tests.gars.kernel_sets import instruction_sets
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not instruction_sets(), reason="no kernels were built")
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_every_kernel_beyond_2_to_31_values():
