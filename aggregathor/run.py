@@ -17,7 +17,7 @@ from pathlib import Path
 from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, Config, read_text
 from aggregathor.errors import UserError, near
 
-USAGE = "python -m aggregathor.run [--gar=NAME] [--f=F] [--transport=mpi|udp] ... SCRIPT [ARGS]"
+USAGE = "python -m aggregathor.run [--gar=NAME] [--f=F] [--transport=udp] ... SCRIPT [ARGS]"
 
 
 def main(arguments: Sequence[str]) -> None:

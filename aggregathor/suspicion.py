@@ -72,6 +72,6 @@ def left_out(share_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
     came_n = delivered_n > 0
     if not came_n.any():
         return came_n
-    share_n = np.nan_to_num(share_n)
+    share_n = np.where(np.isfinite(share_n), share_n, 0)
     # Of a row of which half has come, a rule that judges each coordinate can use half.
     return came_n & (share_n < delivered_n * share_n[came_n].mean() / 2)

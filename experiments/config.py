@@ -105,10 +105,10 @@ class Config:
         if self.transport not in ("", *TRANSPORTS):
             hint = near(self.transport, TRANSPORTS)
             raise UnknownNameError(f"no transport is called {self.transport!r}: {hint}")
-        if self.transport == "mpi" and self.loss > 0:
+        if self.transport not in ("", "udp") and self.loss > 0:
             raise UserError(
-                f"over MPI nothing is lost, and --loss is {self.loss}. Take --transport=udp, or "
-                "leave --loss out."
+                f"with --transport={self.transport} nothing is lost, and --loss is {self.loss}. "
+                "Take --transport=udp, or leave --loss out."
             )
         self.setting().check()
         self.make_optimizer()

@@ -44,7 +44,7 @@ def settle(workers: int, is_given: bool, transport: str) -> dict[str, Any]:
             f"--workers={workers} and {launch.size} ranks, of which one is the server: leave "
             f"--workers out, or start {workers + 1} ranks"
         )
-    return {"workers": launch.size - 1, "transport": transport or "mpi"}
+    return {"workers": launch.size - 1, "transport": transport or "auto"}
 
 
 def join(config: Config) -> Job | None:

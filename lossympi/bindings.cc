@@ -6,13 +6,17 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
+#include <cstring>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "lossympi/core/assembler.h"
 #include "lossympi/core/close_rule.h"
@@ -22,6 +26,8 @@
 #include "lossympi/core/packet.h"
 #include "lossympi/io/cipher.h"
 #include "lossympi/io/endpoint.h"
+#include "lossympi/io/shared.h"
+#include "lossympi/io/worker_rounds.h"
 
 namespace py = pybind11;
 
@@ -281,6 +287,158 @@ class PyEndpoint {
   Endpoint endpoint_;
 };
 
+class PySharedServer {
+ public:
+  PySharedServer(const std::vector<int>& mailboxes, int board, int bell, int64_t dim)
+      : num_rows_(static_cast<int>(mailboxes.size())),
+        dim_(dim),
+        server_(mailboxes, board, bell, dim) {}
+
+  // Writes `arrived_n` and `settled_n` while it runs, for others to see.
+  py::tuple Collect(const py::object& round, const py::array& stack, const std::vector<bool>& live,
+                    int quorum, double timeout, Bools arrived_n, py::array_t<double> settled_n) {
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(num_rows_, dim_));
+    if (live.size() != static_cast<size_t>(num_rows_) || arrived_n.size() != num_rows_ ||
+        settled_n.size() != num_rows_) {
+      throw std::invalid_argument("live, arrived_n and settled_n must have a value for each row");
+    }
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    std::vector<SharedServer::Row> rows(num_rows_);
+    auto* arrived = reinterpret_cast<uint8_t*>(arrived_n.mutable_data());
+    double* settled = settled_n.mutable_data();
+    const SharedServer::Reason reason = WithoutGil([&] {
+      return server_.Collect(r, data, live, quorum, timeout, arrived, settled, &rows, CheckSignals);
+    });
+    constexpr const char* kNames[] = {"complete", "early", "deadline"};
+    py::list counts;
+    for (const auto& row : rows) counts.append(py::make_tuple(row.late, row.early, row.duplicate));
+    return py::make_tuple(kNames[static_cast<int>(reason)], counts);
+  }
+
+  void Publish(const py::object& round, const py::array& params) {
+    const float* data = DataOf("params_d", params, py::make_tuple(dim_));
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    WithoutGil([&] {
+      server_.Publish(r, data);
+      return true;
+    });
+  }
+
+  void Leave() { server_.Leave(); }
+
+  // For C: where the next parameters may be written.
+  static float* NextParams(void* self) {
+    return static_cast<PySharedServer*>(self)->server_.next_params();
+  }
+
+ private:
+  const int num_rows_;
+  const int64_t dim_;
+  SharedServer server_;
+};
+
+class PySharedWorker {
+ public:
+  PySharedWorker(int mailbox, int board, int bell, int64_t dim)
+      : dim_(dim), worker_(mailbox, board, bell, dim) {}
+
+  SharedWorker& get() { return worker_; }
+
+  void Put(const py::object& round, const py::array& grad) {
+    const float* data = DataOf("grad_d", grad, py::make_tuple(dim_));
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    WithoutGil([&] {
+      worker_.Put(r, data);
+      return true;
+    });
+  }
+
+  // Copies the parameters; their round, or None.
+  py::object Receive(const py::object& round, const py::array& params, double timeout) {
+    float* to = WriteableDataOf("params_d", params, py::make_tuple(dim_));
+    CheckSeconds("timeout_s", timeout);
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    const SharedWorker::Model model = WithoutGil([&] {
+      for (;;) {
+        const SharedWorker::Model found = worker_.Receive(r, timeout, CheckSignals);
+        if (found.params == nullptr) return found;
+        std::copy(found.params, found.params + dim_, to);
+        if (worker_.IsIntact(found)) return found;
+      }
+    });
+    return model.params == nullptr ? py::none() : py::object(py::int_(model.round));
+  }
+
+ private:
+  const int64_t dim_;
+  SharedWorker worker_;
+};
+
+class PyWorkerRounds {
+ public:
+  // The end of the link is kept alive. What `idle` raises ends the round.
+  PyWorkerRounds(py::object end, double max_loss, py::object idle)
+      : kept_(std::move(end)), idle_(std::move(idle)) {
+    if (py::isinstance<PySharedWorker>(kept_)) {
+      end_ = std::make_unique<SharedEnd>(&kept_.cast<PySharedWorker&>().get());
+    } else {
+      end_ = std::make_unique<UdpEnd>(&kept_.cast<PyEndpoint&>().get(), max_loss);
+    }
+    rounds_ = std::make_unique<WorkerRounds>(end_.get(), [this](auto... of) { return Ask(of...); });
+  }
+  WorkerRounds& get() { return *rounds_; }
+
+ private:
+  int Ask(bool is_sending, bool has_left, double waited, char* message) {
+    int code = 0;
+    TakingGil([&] {
+      const PyGILState_STATE state = PyGILState_Ensure();
+      PyObject* const result = PyObject_CallFunction(
+          idle_.ptr(), "NNd", PyBool_FromLong(is_sending), PyBool_FromLong(has_left), waited);
+      if (result == nullptr) {
+        code = kUnknown;
+        Tell(message);
+      }
+      Py_XDECREF(result);
+      PyGILState_Release(state);
+    });
+    return code;
+  }
+
+  // Writes the exception at hand, and clears it.
+  static void Tell(char* message) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject* const text = value ? PyUnicode_FromFormat("%s: %S", Py_TYPE(value)->tp_name, value)
+                                 : PyUnicode_FromString("it was ended");
+    const char* words = text ? PyUnicode_AsUTF8(text) : nullptr;
+    if (words == nullptr) words = "it was ended";
+    size_t bytes = std::min(std::strlen(words), size_t{kMessageBytes - 1});
+    if (words[bytes] != 0) {
+      while (bytes > 0 && (words[bytes] & 0xC0) == 0x80) --bytes;  // no half of a character
+    }
+    std::memcpy(message, words, bytes);
+    message[bytes] = 0;
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    PyErr_Clear();
+  }
+
+  static constexpr int kUnknown = 2;  // absl::StatusCode
+
+  py::object kept_, idle_;
+  std::unique_ptr<WorkerEnd> end_;
+  std::unique_ptr<WorkerRounds> rounds_;
+};
+
+template <typename T>
+uintptr_t AddressOf(T thing) {
+  return reinterpret_cast<uintptr_t>(thing);
+}
+
 // The assembler with the arrays that it writes to kept alive.
 class PyAssembler {
  public:
@@ -475,6 +633,37 @@ PYBIND11_MODULE(_core, m) {
       .def("counters", &PyEndpoint::Counters)
       .def("server_left", &PyEndpoint::ServerLeft)
       .def("close", &PyEndpoint::Close);
+
+  m.def("mailbox_bytes", &MailboxBytes, "dim"_a);
+  m.def("board_bytes", &BoardBytes, "dim"_a);
+  m.attr("BELL_BYTES") = kBellBytes;
+  py::class_<PySharedServer>(m, "SharedServer")
+      .def(py::init<const std::vector<int>&, int, int, int64_t>(), "mailboxes"_a, "board"_a,
+           "bell"_a, "dim"_a)
+      .def("collect", &PySharedServer::Collect, "round"_a, "stack_nd"_a, "live_n"_a, "quorum"_a,
+           "timeout_s"_a, "arrived_n"_a, "settled_s_n"_a)
+      .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
+      .def("leave", &PySharedServer::Leave)
+      .def_property_readonly("exchange", [](PySharedServer&) { return 0; })
+      .def_property_readonly("outgoing",
+                             [](PySharedServer&) { return AddressOf(&PySharedServer::NextParams); })
+      .def_property_readonly("is_intact", [](PySharedServer&) { return 0; })
+      .def_property_readonly("context", [](PySharedServer& server) { return AddressOf(&server); });
+  py::class_<PySharedWorker>(m, "SharedWorker")
+      .def(py::init<int, int, int, int64_t>(), "mailbox"_a, "board"_a, "bell"_a, "dim"_a)
+      .def("put", &PySharedWorker::Put, "round"_a, "grad_d"_a)
+      .def("receive", &PySharedWorker::Receive, "round"_a, "params_d"_a, "timeout_s"_a)
+      .def("server_left", [](PySharedWorker& worker) { return worker.get().server_left(); });
+  py::class_<PyWorkerRounds>(m, "WorkerRounds")
+      .def(py::init<py::object, double, py::object>(), "end"_a, "max_loss"_a, "idle"_a)
+      .def_property(
+          "round", [](PyWorkerRounds& rounds) { return rounds.get().round.load(); },
+          [](PyWorkerRounds& rounds, uint64_t round) { rounds.get().round = round; })
+      .def_property_readonly("exchange", [](PyWorkerRounds&) { return AddressOf(&ExchangeRound); })
+      .def_property_readonly("outgoing", [](PyWorkerRounds&) { return AddressOf(&NextGrad); })
+      .def_property_readonly("is_intact", [](PyWorkerRounds&) { return AddressOf(&IsIntact); })
+      .def_property_readonly("context",
+                             [](PyWorkerRounds& rounds) { return AddressOf(&rounds.get()); });
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lossympi import addresses, mpi
 from lossympi.doorbell import Doorbell
@@ -16,9 +16,13 @@ from lossympi.endpoint import Endpoint, Setup
 from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.machine import free_bytes
 from lossympi.options import Options
-from lossympi.planes import Plane, choose_plane
+from lossympi.planes import Plane, choose_plane, why_not_native
 from lossympi.udp import UdpServer, UdpWorker
 
+if TYPE_CHECKING:
+    from lossympi.shared import Files
+
+TRANSPORTS = ("udp", "mpi", "shm", "auto")
 PROBE_S = 2.0
 _UNKNOWN_SPEED_MBPS = 10_000
 _T = TypeVar("_T")
@@ -39,6 +43,7 @@ class _Hello:
     options: Options
     has_aes: bool
     free_bytes: int | None  # of this host's memory
+    has_core: bool
 
 
 @dataclass(frozen=True)
@@ -57,15 +62,16 @@ def connect(
 
     Collective: every rank calls it, with the same arguments. With transport="udp" MPI is used in
     here only, from the calling thread; gradients and parameters then travel over UDP, and gradients
-    may lose datagrams. With transport="mpi" they travel over a duplicate of `comm`, whole.
+    may lose datagrams. With transport="mpi" they travel over a duplicate of `comm`, whole. So they
+    do with transport="shm", through memory that the ranks of one host share.
 
     Args:
       comm: an mpi4py communicator, of at least 2 ranks.
       dim: d, floats in a gradient and in the parameters, 1..2^31.
-      transport: "udp" or "mpi".
+      transport: "udp", "mpi", "shm", or "auto": "shm" where that works, else "mpi".
       plane: of UDP: "native" (C++), "python", or "auto": native where it was built. May differ by
         rank.
-      options: see ``Options``; "mpi" has timeout_s, quorum, patience and give_up_s only. The
+      options: see ``Options``; without UDP timeout_s, quorum, patience and give_up_s only. The
         environment may set LOSSYMPI_ADDRESS (this host's address, or a network like 10.0.0.0/8 in
         which it has one) on the server, and, for tests, LOSSYMPI_DROP (share of the datagrams to
         lose on arrival) and LOSSYMPI_DROP_SEED.
@@ -75,7 +81,7 @@ def connect(
       ConnectError: arguments are wrong or differ between ranks, a rank has no socket or route, or
         datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
     Cost: four MPI allgathers and a broadcast; over UDP 4 n d bytes on the server, 8 d on a worker,
-      over MPI 4 (n + 1) d, and 12 d.
+      over MPI 4 (n + 1) d, and 12 d; with shared memory 8 (n + 1) d on the host for all.
     """
     if not hasattr(comm, "allgather"):
         raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
@@ -83,24 +89,72 @@ def connect(
     chosen: list[Plane] = []
 
     def greet() -> _Hello:
-        if transport not in ("udp", "mpi"):
-            raise ValueError(f"a transport is udp or mpi; got {transport!r}.")
+        if transport not in TRANSPORTS:
+            known = ", ".join(TRANSPORTS)
+            raise ValueError(f"a transport is one of {known}; got {transport!r}.")
         has_aes = False
         if transport == "udp":
             chosen.append(choose_plane(plane))
             has_aes = chosen[0].has_aes256gcm()
         elif plane != "auto":
             raise ValueError(
-                f"a plane is of UDP, transport='mpi' has none; got {plane!r}. Leave it out."
+                f"a plane is of UDP, transport={transport!r} has none; got {plane!r}. Leave it out."
             )
         return _hello(comm.size, _dim(dim), transport, options, has_aes)
 
     hellos = together.each(greet)
     _check_same(hellos)
     _check_memory(hellos)
-    if hellos[0].transport == "mpi":
-        return _join_mpi(comm, together, hellos)
-    return _join_udp(comm, together, hellos, chosen[0])
+    if transport == "udp":
+        return _join_udp(comm, together, hellos, chosen[0])
+    if transport == "shm":
+        return _join_shared(comm, together, hellos)
+    if transport == "auto" and not _why_not_shared(hellos):
+        try:
+            return _join_shared(comm, together, hellos)
+        except ConnectError:  # on every rank
+            pass
+    return _join_mpi(comm, together, hellos)
+
+
+def _join_shared(comm: Any, together: _Together, hellos: list[_Hello]) -> ServerLink | WorkerLink:
+    dim, options = hellos[comm.rank].dim, hellos[comm.rank].options
+    reason = _why_not_shared(hellos)
+    if reason:
+        raise ConnectError(f"transport='shm' is for ranks that share memory, and {reason}.")
+    from lossympi.shared import SharedServer, SharedWorker  # of Linux
+
+    server: list[SharedServer] = []
+
+    def make() -> Files | None:
+        if comm.rank > 0:
+            return None
+        server.append(SharedServer(comm.size - 1, dim, options))
+        return server[0].files
+
+    files = together.each(make)[0]
+    workers: list[SharedWorker] = []
+
+    def join() -> None:
+        if comm.rank > 0:
+            assert files is not None
+            workers.append(SharedWorker(files, comm.rank - 1, dim, options))
+
+    try:
+        together.each(join)
+    finally:
+        if server:
+            server[0].hide()
+    return server[0] if server else workers[0]
+
+
+def _why_not_shared(hellos: list[_Hello]) -> str:
+    """Returns why ranks cannot share memory, "" where nothing is known against it."""
+    if not all(hello.has_core for hello in hellos):
+        return f"the native code is missing on a rank: {why_not_native() or 'see its installation'}"
+    if len({(hello.host, hello.network) for hello in hellos}) > 1:
+        return f"there are several hosts: {', '.join(sorted({hello.host for hello in hellos}))}"
+    return ""
 
 
 def _join_mpi(comm: Any, together: _Together, hellos: list[_Hello]) -> ServerLink | WorkerLink:
@@ -242,11 +296,13 @@ def _dim(dim: Any) -> int:
 def _hello(size: int, dim: int, transport: str, options: dict[str, Any], has_aes: bool) -> _Hello:
     if size < 2:
         raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
-    checked = Options.of(options) if transport == "udp" else Options.of_mpi(options)
+    checked = Options.of(options) if transport == "udp" else Options.of_lossless(options)
     if checked.quorum is not None and checked.quorum > size - 1:
         raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
     network = addresses.network_of_this_process()
-    return _Hello(socket.gethostname(), network, transport, dim, checked, has_aes, free_bytes())
+    host = socket.gethostname()
+    has_core = not why_not_native()
+    return _Hello(host, network, transport, dim, checked, has_aes, free_bytes(), has_core)
 
 
 def _check_same(hellos: list[_Hello]) -> None:
@@ -266,10 +322,14 @@ def _check_same(hellos: list[_Hello]) -> None:
 
 def _check_memory(hellos: list[_Hello]) -> None:
     """Raises if the ranks of a host would allocate more than it has: one would be killed for it."""
-    own_vectors = 1 if hellos[0].transport == "mpi" else 0  # from which MPI sends
     wanted: dict[str, int] = {}
     for rank, hello in enumerate(hellos):
-        floats = hello.dim * ((len(hellos) - 1 if rank == 0 else 2) + own_vectors)
+        n = len(hellos) - 1
+        on_server, on_worker = {
+            "udp": (n, 2),
+            "mpi": (n + 1, 3),
+        }.get(hello.transport, (2 * (n + 1), 2))
+        floats = hello.dim * (on_server if rank == 0 else on_worker)
         wanted[hello.host] = wanted.get(hello.host, 0) + 4 * floats
     for host, wanted_bytes in wanted.items():
         free = [h.free_bytes for h in hellos if h.host == host and h.free_bytes is not None]

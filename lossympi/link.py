@@ -3,7 +3,9 @@
 Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from typing import NamedTuple, Protocol
 
@@ -121,7 +123,7 @@ class Collected:
     floats_per_datagram: int = FLOATS_PER_DATAGRAM
     stats: RoundStats | None = None
 
-    @property
+    @cached_property
     def delivered_n(self) -> np.ndarray:
         """Share of each worker's floats that arrived, float64 [n] in 0..1.
 
@@ -146,6 +148,41 @@ class LinkError(RuntimeError):
     """The other side cannot be reached, or has left."""
 
 
+class CFunctions(Protocol):
+    """Addresses of C functions, 0 for none, which are there as long as this object is.
+
+    Attributes:
+      exchange: ``int (void* context, const float* sent, const float** received, char* message)``:
+        makes a round, between [d] floats; 0, or an ``absl::StatusCode`` and why, in 1024 bytes.
+      outgoing: ``float* (void* context)``: where the [d] floats that leave next may be written at
+        once, and are not copied then; NULL for nowhere.
+      is_intact: ``int (void* context)``: whether what was received is still what it was; where it
+        is not, ``exchange`` without ``sent`` receives it anew.
+      context: their first argument.
+    """
+
+    exchange: int
+    outgoing: int
+    is_intact: int
+    context: int
+
+
+class Rounds(CFunctions, Protocol):
+    """A worker's rounds, in which no Python takes part unless they wait for long.
+
+    Attributes:
+      round: of the next gradient.
+    """
+
+    round: int
+
+
+# Is called every 0.2 s of a wait in ``Rounds``, with whether a gradient is to leave, or else a
+# model is to come; whether the server has left; and how many seconds it has been. What it raises
+# ends the round.
+Idle = Callable[[bool, bool, float], None]
+
+
 class ServerLink(Protocol):
     """The server's end of a link.
 
@@ -168,6 +205,9 @@ class ServerLink(Protocol):
 
         Empty if no round is open.
         """
+
+    def native(self) -> CFunctions | None:
+        """Returns where C may write what is broadcast; None for nowhere."""
 
     def close(self) -> None:
         """Ends the link; closing twice is allowed, any other call after it is an error."""
@@ -197,6 +237,9 @@ class WorkerLink(Protocol):
 
         None, only if `wait_s` is given, if there are none within that: call again.
         """
+
+    def native(self, idle: Idle) -> Rounds | None:
+        """Returns what C may call in place of `send` and `receive`; None where there is nothing."""
 
     def close(self) -> None:
         """Ends this worker's end; closing twice is allowed, any other call after it is an error."""

@@ -19,6 +19,7 @@ from mpi4py import MPI
 from lossympi.doorbell import Doorbell
 from lossympi.link import (
     Collected,
+    Idle,
     LinkError,
     Model,
     RoundStats,
@@ -136,6 +137,9 @@ class MpiServer:
         """
         opened = self._open
         return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
+
+    def native(self) -> None:
+        """C has nothing to write to."""
 
     def close(self) -> None:
         """Tells the workers that it leaves, and ends the link.
@@ -393,6 +397,9 @@ class MpiWorker:
             return None
         self._turn()
         return self._held
+
+    def native(self, idle: Idle) -> None:
+        """C has nothing to call."""
 
     def close(self) -> None:
         """Ends this worker's end only; the server has `timeout_s` to take the last gradient."""

@@ -9,6 +9,7 @@ import numpy as np
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
     Collected,
+    Idle,
     LinkError,
     Model,
     RoundStats,
@@ -186,6 +187,9 @@ class _Server:
     def waiting_for(self) -> list[int]:
         """Returns []: `collect` never waits."""
         return []
+
+    def native(self) -> None:
+        """C has nothing to write to."""
 
     def close(self) -> None:
         """Ends the link for every end."""
@@ -366,6 +370,9 @@ class _Worker:
         if wait_s is not None and not self._server.has_model(round):
             return None
         return self._server.model(self.rank, round)
+
+    def native(self, idle: Idle) -> None:
+        """C has nothing to call."""
 
     def close(self) -> None:
         """Ends this worker's end only."""

@@ -10,8 +10,8 @@ from typing import Any
 
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TIMES = ("timeout_s", "quiet_s", "silence_s", "give_up_s")
-# What the MPI transport heeds: it neither cuts vectors up nor loses, hides or paces anything.
-_OF_MPI = ("timeout_s", "quorum", "patience", "give_up_s")
+# What the other transports heed: they neither cut vectors up nor lose, hide or pace anything.
+_OF_LOSSLESS = ("timeout_s", "quorum", "patience", "give_up_s")
 _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 
 
@@ -19,7 +19,7 @@ _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 class Options:
     """How a link behaves; every rank passes the same.
 
-    Over MPI there are timeout_s, quorum, patience and give_up_s only, and t_B is timeout_s.
+    Without UDP there are timeout_s, quorum, patience and give_up_s only, and t_B is timeout_s.
 
     Attributes:
       timeout_s: t_B is never longer than this, nor a broadcast.
@@ -107,19 +107,19 @@ class Options:
         return cls(**values)
 
     @classmethod
-    def of_mpi(cls, values: Mapping[str, Any]) -> Options:
-        """Returns the options of the MPI transport with these values, by name.
+    def of_lossless(cls, values: Mapping[str, Any]) -> Options:
+        """Returns the options of the transports that lose nothing with these values, by name.
 
         Raises:
-          ValueError: it has no such option, or a value is out of range.
+          ValueError: they have no such option, or a value is out of range.
         """
         options = cls.of(values)
-        strange = [name for name in values if name not in _OF_MPI]
+        strange = [name for name in values if name not in _OF_LOSSLESS]
         if strange:
             raise ValueError(
-                f"over MPI nothing is lost, and there is no {' nor '.join(strange)}: the options "
-                f"of transport='mpi' are {', '.join(_OF_MPI)}. Leave it out, or pass "
-                "transport='udp'."
+                f"without UDP nothing is lost, and there is no {' nor '.join(strange)}: the "
+                f"options of transport='mpi' and 'shm' are {', '.join(_OF_LOSSLESS)}. Leave it "
+                "out, or pass transport='udp'."
             )
         return options
 

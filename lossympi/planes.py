@@ -42,6 +42,11 @@ def why_not_native() -> str:
     return f"it was not built ({_WHY_NOT}). {_HOW_TO_BUILD}" if _WHY_NOT else ""
 
 
+def core() -> Any:
+    """Returns the native module, which ``why_not_native`` has nothing against."""
+    return _core
+
+
 def choose_plane(name: str) -> Plane:
     """Returns the "native" plane, the "python" one, or, for "auto", the native one if there is one.
 

@@ -9,7 +9,9 @@ import numpy as np
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
 from lossympi.link import (
     Collected,
+    Idle,
     Model,
+    Rounds,
     RoundStats,
     WorkerStats,
     aligned_zeros,
@@ -22,6 +24,7 @@ from lossympi.link import (
     delivered_share,
 )
 from lossympi.options import Options
+from lossympi.planes import core
 from lossympi.rate import Rate
 from lossympi.timeout import Deadline, Grace, Liveness
 
@@ -136,6 +139,9 @@ class UdpServer:
         It may be called from another thread.
         """
         return self._waiting_for
+
+    def native(self) -> None:
+        """C has nothing to write to."""
 
     def close(self) -> None:
         """Tells the workers that it leaves, and ends the link."""
@@ -252,6 +258,12 @@ class UdpWorker:
         if held is None:
             self._check_server(f"send the parameters of round {round}", begun)
         return held
+
+    def native(self, idle: Idle) -> Rounds | None:
+        """Returns what C may call in place of `send` and `receive`; None with the Python plane."""
+        if core() is None or not isinstance(self._endpoint, core().Endpoint):
+            return None
+        return core().WorkerRounds(self._endpoint, self._options.max_loss, idle)
 
     def close(self) -> None:
         """Ends this worker's end only."""

@@ -12,7 +12,7 @@ from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
 
 PREFIX = "AGGREGATHOR_"
-TRANSPORTS = ("mpi", "udp")
+TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS"})
@@ -29,7 +29,8 @@ class Config:
       gar: the rule, a name of ``gars.GARS``.
       gar_args: its parameters beside f.
       f: how many Byzantine workers it shall bear.
-      transport: "mpi" loses nothing; "udp" is LossyMPI.
+      transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
+        host share, "mpi" is MPI, and "auto" is "shm" where all are on one host, else "mpi".
       link_args: options of the link, those of ``lossympi.Options``.
       fill: what stands in for lost coordinates, one of ``lossympi.FILLS``.
       byzantine: how many workers, the last ones, attack: for experiments.
@@ -53,7 +54,7 @@ class Config:
     gar: str = "average"
     gar_args: Mapping[str, Any] = field(default_factory=dict)
     f: int = 0
-    transport: str = "mpi"
+    transport: str = "auto"
     link_args: Mapping[str, Any] = field(default_factory=dict)
     fill: str = "nan"
     byzantine: int = 0

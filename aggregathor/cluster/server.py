@@ -19,6 +19,7 @@ from aggregathor.gars import GARS
 from aggregathor.protocols.sync import RoundReport, server_aggregates
 from aggregathor.setting import Setting
 from lossympi import Collected, ServerLink
+from lossympi.link import CFunctions
 from lossympi.rng import generator
 
 
@@ -109,6 +110,10 @@ class ServerChannel:
         self._link.broadcast(self.round, params_d)
         self.params_d = params_d
         self.round += 1
+
+    def native(self, fail: Callable[[Exception], None]) -> CFunctions | None:
+        """Returns where the next model may be written for ``publish``, if the link has it."""
+        return self._link.native()
 
     def leave(self) -> None:
         """Lets a round that another thread is in end soon."""

@@ -34,7 +34,8 @@ class Exchange:
             for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
         ]
         self._channel = job.connect(params_d)
-        self._way = ops.kernels().channel(self._round, self._layout.dim)
+        native = self._channel.native(self._fail)
+        self._way = ops.kernels().channel(self._round, self._layout.dim, native)
         job.at_close(self._way.close)
 
     def aggregate(self) -> list[tf.Tensor]:
@@ -82,6 +83,9 @@ class Exchange:
             channel.publish(sent_d)
             return None
         except Exception as error:
-            # Within a graph TensorFlow raises one of its own errors instead.
-            self._job.failure = error
+            self._fail(error)
             raise
+
+    def _fail(self, error: Exception) -> None:
+        """Keeps an error: within a graph TensorFlow raises one of its own instead."""
+        self._job.failure = error

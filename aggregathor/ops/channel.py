@@ -29,6 +29,15 @@ class Form(NamedTuple):
     dtype: tf.DType
 
 
+class Native(Protocol):
+    """What stands behind a channel in C: addresses of functions, see `exchange.h`; 0 for none."""
+
+    exchange: int
+    outgoing: int
+    is_intact: int
+    context: int
+
+
 class Channel(Protocol):
     """What both kinds have."""
 
@@ -42,7 +51,14 @@ class Channel(Protocol):
 class NativeChannel:
     """A channel by way of the op ``AggregathorExchange``: no thread of TensorFlow's waits in it."""
 
-    def __init__(self, ops: Any, library: ctypes.CDLL, function: Function, dim: int) -> None:
+    def __init__(
+        self,
+        ops: Any,
+        library: ctypes.CDLL,
+        function: Function,
+        dim: int,
+        native: Native | None = None,
+    ) -> None:
         """Starts the thread that calls the function.
 
         Args:
@@ -50,6 +66,7 @@ class NativeChannel:
           library: the same library.
           function: what is called.
           dim: d.
+          native: C functions; where ``exchange`` is among them, the function is not called.
         """
         self._ops = ops
         self._library = library
@@ -57,8 +74,14 @@ class NativeChannel:
         self._dim = dim
         self._views: dict[int, np.ndarray] = {}
         self._result_d: np.ndarray | None = None  # the op reads it after the call
+        self._native = native  # it lives as long as its functions may be called
         self._callback = _EXCHANGE(self._call)
-        transport = _Transport(self._callback, None, dim)
+        transport = _Transport(ctypes.cast(self._callback, ctypes.c_void_p), None, dim)
+        if native is not None:
+            transport.exchange = native.exchange or transport.exchange
+            transport.context = native.context
+            transport.outgoing = native.outgoing
+            transport.is_intact = native.is_intact
         library.aggregathor_channel_open.restype = ctypes.c_int64
         self._handle = library.aggregathor_channel_open(ctypes.byref(transport))
         _open.append(self)
@@ -84,7 +107,9 @@ class NativeChannel:
         if close(self._handle, wait_s) and self in _open:
             _open.remove(self)
 
-    def _call(self, context: None, sent: int | None, received: int | None, message: int) -> int:
+    def _call(
+        self, context: int | None, sent: int | None, received: int | None, message: int
+    ) -> int:
         """Is called by the channel's thread."""
         try:
             result = self._function(None if sent is None else self._view(sent))
@@ -153,7 +178,13 @@ _EXCHANGE = ctypes.CFUNCTYPE(
 class _Transport(ctypes.Structure):
     """As in `exchange.h`."""
 
-    _fields_ = (("exchange", _EXCHANGE), ("context", ctypes.c_void_p), ("d", ctypes.c_int64))
+    _fields_ = (
+        ("exchange", ctypes.c_void_p),
+        ("context", ctypes.c_void_p),
+        ("d", ctypes.c_int64),
+        ("outgoing", ctypes.c_void_p),
+        ("is_intact", ctypes.c_void_p),
+    )
 
 
 def _checked(result: Any, dim: int) -> np.ndarray:

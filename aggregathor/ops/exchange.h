@@ -10,16 +10,23 @@ extern "C" {
 
 enum { AGGREGATHOR_MESSAGE_BYTES = 1024 };
 
-// Takes [d] floats, gives [d] floats, or both.
+// Takes [d] floats, gives [d] floats, or both. All are called by the channel's own thread, one call
+// at a time, with `context`.
 typedef struct AggregathorTransport {
-  // Called by the channel's own thread, one call at a time. `sent` is NULL where an op has no
-  // inputs, and else stays as it is until the next call with one. `received` is NULL where it has
-  // no outputs; else what is stored there must point at [d] floats that stay as they are until the
-  // next call. Returns 0, or an absl::StatusCode and writes the reason, which ends with a 0.
+  // `sent` is NULL where an op has no inputs, and else stays as it is until the next call with one.
+  // `received` is NULL where it has no outputs; else what is stored there must point at [d] floats
+  // that stay as they are until the next call. Returns 0, or an absl::StatusCode and writes the
+  // reason, which ends with a 0.
   int (*exchange)(void* context, const float* sent, const float** received,
                   char message[AGGREGATHOR_MESSAGE_BYTES]);
   void* context;
   int64_t d;
+  // Where the [d] floats of the next call are written, which `sent` is then; NULL, or the function
+  // is, for anywhere.
+  float* (*outgoing)(void* context);
+  // Whether what was received last is still as it was: 0 if not, and then `exchange` is called
+  // without `sent`, to give it anew. NULL: it always is.
+  int (*is_intact)(void* context);
 } AggregathorTransport;
 
 #define AGGREGATHOR_EXPORT __attribute__((visibility("default")))

@@ -111,7 +111,7 @@ class Call {
     if (manager == nullptr) return true;
     call->token_ = manager->get_cancellation_token();
     return manager->RegisterCallback(call->token_, [call] {
-      call->End(absl::CancelledError("the exchange was cancelled"), nullptr, true);
+      call->End(absl::CancelledError("the exchange was cancelled"), true);
     });
   }
 
@@ -126,19 +126,23 @@ class Call {
     return true;
   }
 
-  // Copies the outputs where all went well, and tells TensorFlow.
-  void End(const absl::Status& status, const float* received_d, bool is_cancellation = false) {
+  // Copies the outputs; false if it has ended.
+  bool GiveOutputs(const float* received_d) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (has_ended_) return false;
+    for (tf::Tensor* output : outputs) {
+      FromFloats(received_d, output);
+      received_d += output->NumElements();
+    }
+    return true;
+  }
+
+  // Tells TensorFlow, to which its tensors belong again.
+  void End(const absl::Status& status, bool is_cancellation = false) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (has_ended_) return;
       has_ended_ = true;
-    }
-    // Nobody else touches the tensors from here on, and they are there until done.
-    if (status.ok()) {
-      for (tf::Tensor* output : outputs) {
-        FromFloats(received_d, output);
-        received_d += output->NumElements();
-      }
     }
     ctx_->SetStatus(status);
     tf::CancellationManager* manager = ctx_->cancellation_manager();
@@ -179,7 +183,7 @@ class Channel {
         return;
       }
     }
-    call->End(Closed(), nullptr);
+    call->End(Closed());
   }
 
   bool Close(double wait_s) {
@@ -190,7 +194,7 @@ class Channel {
       waiting.swap(waiting_);
       changed_.notify_all();
     }
-    for (const std::shared_ptr<Call>& call : waiting) call->End(Closed(), nullptr);
+    for (const std::shared_ptr<Call>& call : waiting) call->End(Closed());
     std::unique_lock<std::mutex> lock(mutex_);
     return changed_.wait_for(lock, std::chrono::duration<double>(wait_s),
                              [this] { return has_stopped_; });
@@ -218,23 +222,39 @@ class Channel {
   }
 
   void Serve(Call* call) {
-    if (sent_d_ == nullptr && call->has_inputs()) {
-      sent_d_.reset(new (std::align_val_t{64}) float[d()]);
-    }
-    if (!call->TakeInputs(sent_d_.get())) return;
+    float* const sent_d = call->has_inputs() ? Outgoing() : nullptr;
+    if (!call->TakeInputs(sent_d)) return;
     const float* received_d = nullptr;
-    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
-    const int code =
-        transport_.exchange(transport_.context, call->has_inputs() ? sent_d_.get() : nullptr,
-                            call->has_outputs() ? &received_d : nullptr, message);
-    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
-    absl::Status status;
-    if (code != 0) {
-      status = absl::Status(static_cast<absl::StatusCode>(code), message);
-    } else if (call->has_outputs() && received_d == nullptr) {
-      status = absl::InternalError("the transport of this exchange returned nothing");
+    absl::Status status = Exchange(sent_d, call->has_outputs() ? &received_d : nullptr);
+    if (call->has_outputs()) {
+      while (status.ok() && call->GiveOutputs(received_d) && !IsIntact()) {
+        status = Exchange(nullptr, &received_d);
+      }
     }
-    call->End(status, received_d);
+    call->End(status);
+  }
+
+  // Where what leaves next is written.
+  float* Outgoing() {
+    float* theirs = transport_.outgoing ? transport_.outgoing(transport_.context) : nullptr;
+    if (theirs != nullptr) return theirs;
+    if (sent_d_ == nullptr) sent_d_.reset(new (std::align_val_t{64}) float[d()]);
+    return sent_d_.get();
+  }
+
+  absl::Status Exchange(const float* sent_d, const float** received_d) {
+    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
+    const int code = transport_.exchange(transport_.context, sent_d, received_d, message);
+    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
+    if (code != 0) return absl::Status(static_cast<absl::StatusCode>(code), message);
+    if (received_d != nullptr && *received_d == nullptr) {
+      return absl::InternalError("the transport of this exchange returned nothing");
+    }
+    return absl::OkStatus();
+  }
+
+  bool IsIntact() const {
+    return transport_.is_intact == nullptr || transport_.is_intact(transport_.context) != 0;
   }
 
   struct Free {
@@ -321,11 +341,11 @@ class ExchangeOp : public tf::AsyncOpKernel {
     for (int i = 0; i < ctx->num_outputs(); ++i) {
       tf::Tensor* output = nullptr;
       const absl::Status status = ctx->allocate_output(i, shapes_[i], &output);
-      if (!status.ok()) return call->End(status, nullptr);
+      if (!status.ok()) return call->End(status);
       call->outputs.push_back(output);
     }
     if (!Call::Register(call)) {
-      return call->End(absl::CancelledError("the exchange was cancelled"), nullptr, true);
+      return call->End(absl::CancelledError("the exchange was cancelled"), true);
     }
     channel->Post(std::move(call));
   }

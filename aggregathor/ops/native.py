@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aggregathor.ops.channel import Channel, Function, NativeChannel, PythonChannel
+from aggregathor.ops.channel import Channel, Function, Native, NativeChannel, PythonChannel
 
 _ops: Any = None
 _library: Any = None
@@ -21,11 +21,11 @@ def load(library: Path) -> None:
     _library = ctypes.CDLL(str(library))
 
 
-def channel(function: Function, dim: int) -> Channel:
-    """A way from a graph to a function of Python."""
+def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
+    """A way from a graph to a function of Python, or to what does the same in C."""
     if not hasattr(_ops, "aggregathor_exchange"):  # a library of before
         return PythonChannel(function, dim)
-    return NativeChannel(_ops, _library, function, dim)
+    return NativeChannel(_ops, _library, function, dim, native)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.ops.channel import Channel, Function, PythonChannel
+from aggregathor.ops.channel import Channel, Function, Native, PythonChannel
 
 
-def channel(function: Function, dim: int) -> Channel:
+def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
     """A way from a graph to a function of Python."""
     return PythonChannel(function, dim)
 

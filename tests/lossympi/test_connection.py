@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lossympi import ConnectError, addresses, connect, connection, mpi
+from lossympi import ConnectError, addresses, connect, connection, mpi, planes
 from lossympi.plane import cipher as python_cipher
 from lossympi.plane.endpoint import Endpoint as PythonEndpoint
 
@@ -142,7 +143,7 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ),
         ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
         ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),
-        ({"transport": "tcp"}, "a transport is udp or mpi; got 'tcp'"),
+        ({"transport": "tcp"}, "a transport is one of udp, mpi, shm, auto; got 'tcp'"),
         ({"mtu": 1500.5}, "mtu is a whole number, got 1500.5"),
         ({"quorum": 1.5}, "quorum is a whole number, got 1.5"),
     ],
@@ -481,3 +482,57 @@ def test_alone_under_another_mpi_it_names_both(variables, library, words, monkey
     said = words_of(on_ranks(1, lambda comm: connect(comm, DIM)))
     for part in words:
         assert part in said
+
+
+def play_once(comm, **arguments):
+    link = connect(comm, DIM, **arguments)
+    with contextlib.closing(link):
+        if comm.rank == 0:
+            got = link.collect(0)
+            link.broadcast(0, got.stack_nd.sum(axis=0))
+            return type(link).__name__, got.stack_nd[:, 0].tolist()
+        link.send(0, np.full(DIM, link.rank + 1, np.float32))
+        return type(link).__name__, link.receive(0).params_d[0]
+
+
+def of_another_container(*_):
+    raise ValueError("it runs in another container")
+
+
+needs_core = pytest.mark.skipif(bool(planes.why_not_native()), reason=planes.why_not_native())
+
+
+@needs_core
+@pytest.mark.parametrize("transport", ["shm", "auto"])
+def test_ranks_of_one_host_share_memory(transport):
+    assert on_ranks(3, lambda comm: play_once(comm, transport=transport)) == [
+        ("SharedServer", [1.0, 2.0]),
+        ("SharedWorker", 3.0),
+        ("SharedWorker", 3.0),
+    ]
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("host", "there are several hosts: "),
+        ("core", "the native code is missing on a rank"),
+        ("file", "rank 1, 2 cannot connect: it runs in another container"),
+    ],
+)
+def test_where_memory_cannot_be_shared_auto_takes_mpi(missing, words, monkeypatch):
+    if missing == "host":
+        names = itertools.count()
+        monkeypatch.setattr(socket, "gethostname", lambda: f"host-{next(names)}")
+    elif missing == "core":
+        monkeypatch.setattr(connection, "why_not_native", lambda: "it was not built")
+    else:
+        monkeypatch.setattr("lossympi.shared._open_file", of_another_container)
+    monkeypatch.setattr(connection, "_join_mpi", lambda comm, *_: "MPI")
+
+    def play(transport):
+        return lambda comm: connect(comm, DIM, transport=transport)
+
+    assert words in words_of(on_ranks(3, play("shm")))
+    assert on_ranks(3, play("auto")) == ["MPI"] * 3

@@ -1,4 +1,4 @@
-"""The link over MPI, under a real mpirun; ``lossless_ranks.py`` is what each rank does."""
+"""The links that lose nothing, under a real mpirun: ``lossless_ranks.py``."""
 
 import pytest
 
@@ -8,10 +8,15 @@ RANKS = "tests.mpi.lossless_ranks"
 
 
 @pytest.mark.parametrize("job", ["exact", "sleeper", "hostile", "waits", "differ"])
-def test_jobs(job):
-    check(run_on_one_host(5, "-m", RANKS, job))
+def test_jobs_over_mpi(job):
+    check(run_on_one_host(5, "-m", RANKS, job, "mpi"))
+
+
+@pytest.mark.parametrize("job", ["exact", "sleeper", "waits", "differ"])
+def test_jobs_with_shared_memory(job):
+    check(run_on_one_host(5, "-m", RANKS, job, "shm"))
 
 
 def test_what_a_close_overtakes_is_kept_off_the_stack():
     """Without CMA, with which the server would not need the worker to go on."""
-    check(run_on_one_host(5, "-m", RANKS, "overtaken", OMPI_MCA_smsc="^cma"))
+    check(run_on_one_host(5, "-m", RANKS, "overtaken", "mpi", OMPI_MCA_smsc="^cma"))

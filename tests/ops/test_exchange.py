@@ -1,5 +1,6 @@
 """The exchange op with a function instead of a transport, and its stand-in: the same bits."""
 
+import ctypes
 import threading
 import time
 
@@ -23,9 +24,9 @@ def opened():
     """Returns a function that opens a channel of a kind; closes them in the end."""
     channels = []
 
-    def open_channel(kind, function, dim=DIM):
+    def open_channel(kind, function, dim=DIM, native=None):
         with ops.using(kind):
-            channels.append(ops.kernels().channel(function, dim))
+            channels.append(ops.kernels().channel(function, dim, native))
         assert isinstance(channels[-1], NativeChannel) == (kind == "native")
         return channels[-1]
 
@@ -414,3 +415,68 @@ def test_a_library_of_before_goes_without_the_op(monkeypatch):
     assert isinstance(channel, PythonChannel)
     result = channel.exchange([tf.constant([1.0, 2.0])], [Form((2,), tf.float32)])[0]
     np.testing.assert_array_equal(result, [2.0, 3.0])
+
+
+class FunctionsOfC:
+    """A transport that the op calls by address, with memory of its own; the first n are torn."""
+
+    def __init__(self, torn=0, code=0):
+        self.out_d, self.in_d = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
+        self.context = 1234
+        self.calls = []
+        of = ctypes.c_void_p
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, of, of, of, of)
+        def exchange(context, sent, received, message):
+            self.calls.append((context, sent == self.out_d.ctypes.data, sent is None))
+            self.in_d += self.out_d
+            ctypes.c_void_p.from_address(received).value = self.in_d.ctypes.data
+            ctypes.memmove(message, b"no more", 7)
+            return code
+
+        @ctypes.CFUNCTYPE(of, of)
+        def outgoing(context):
+            assert context == 1234
+            return self.out_d.ctypes.data
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, of)
+        def is_intact(context):
+            assert context == 1234
+            return len(self.calls) > torn
+
+        self._kept = exchange, outgoing, is_intact
+        self.exchange, self.outgoing, self.is_intact = (
+            ctypes.cast(each, ctypes.c_void_p).value for each in self._kept
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_functions_of_c_are_called_until_what_is_received_is_intact(mode, opened):
+    native = FunctionsOfC(torn=2)
+    channel = opened("native", None, native=native)
+    sent = values(np.random.default_rng(3))
+    received = MODES[mode](lambda given: channel.exchange(given, forms()))(sent)
+    np.testing.assert_array_equal(native.out_d, flat(sent))
+    np.testing.assert_array_equal(flat(received), native.in_d)
+    assert native.calls == [(1234, True, False)] + 2 * [(1234, False, True)]
+
+
+def test_what_a_function_of_c_says_is_raised(opened):
+    channel = opened("native", None, native=FunctionsOfC(code=9))
+    with pytest.raises(tf.errors.FailedPreconditionError, match="no more"):
+        channel.exchange(values(np.random.default_rng(3)), forms())
+
+
+def test_only_where_to_write_may_be_of_c(opened):
+    native = FunctionsOfC()
+    native.exchange = native.is_intact = 0
+    taken = []
+
+    def function(sent_d):
+        taken.append(sent_d.ctypes.data)
+        return sent_d + 1
+
+    channel = opened("native", function, native=native)
+    sent = values(np.random.default_rng(3))
+    np.testing.assert_array_equal(flat(channel.exchange(sent, forms())), flat(sent) + 1)
+    assert taken == [native.out_d.ctypes.data]
