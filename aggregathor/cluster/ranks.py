@@ -101,7 +101,7 @@ class Ranks:
         Raises:
           TrainingEnded: it ends instead.
         """
-        self.wait(lambda: self.comm.Iprobe(0, _STATE), "the server, to send the parameters")
+        self.wait(self.state_is_there, "the server, to send the parameters")
         return _unpacked(self._receive(0, _STATE))
 
     def send_kept(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -127,8 +127,15 @@ class Ranks:
             return None
 
     def state_is_there(self) -> bool:
-        """Worker: whether the server has sent arrays that have not been received yet."""
-        return self.comm.Iprobe(0, _STATE)
+        """Worker: whether the server has sent arrays that have not been received yet.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        try:
+            return self.comm.Iprobe(0, _STATE)
+        except _mpi().Exception:
+            raise self._lost() from None
 
     def ended(self) -> bool:
         """Worker: whether the server has said that the training is over.
@@ -236,10 +243,13 @@ class Ranks:
         try:
             return request.Test()
         except _mpi().Exception:
-            raise LinkError(
-                f"rank {self.rank} has lost the server (rank 0), whose process has ended. Its own "
-                "output tells why; where there is a checkpoint, the same command goes on from it."
-            ) from None
+            raise self._lost() from None
+
+    def _lost(self) -> LinkError:
+        return LinkError(
+            f"rank {self.rank} has lost the server (rank 0), whose process has ended. Its own "
+            "output tells why; where there is a checkpoint, the same command goes on from it."
+        )
 
     def wait(self, until: Callable[[], bool], whom: str) -> None:
         """Waits, and says for whom if it takes long.

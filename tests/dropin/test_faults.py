@@ -27,7 +27,7 @@ def ends(done):
     return {int(rank): (float(accuracy), digest) for rank, accuracy, digest in lines}
 
 
-@pytest.mark.parametrize("transport", ["mpi", "udp"])
+@pytest.mark.parametrize("transport", ["shm", "udp", pytest.param("mpi", marks=pytest.mark.long)])
 def test_training_goes_on_while_no_more_than_f_are_faulty(transport):
     """NaN, killed, and stopped for 4 s; beside them one that sends garbage to MPI."""
     faults = "5:1:nan 6:8:kill 7:8:stop" + (" 4:5:garbage" if transport == "mpi" else "")

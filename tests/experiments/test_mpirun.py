@@ -115,7 +115,7 @@ def ranks_of(monkeypatch, size):
     [
         (0, (11, False, ""), {}),
         (1, (7, True, ""), {}),
-        (12, (11, False, ""), {"workers": 11, "transport": "mpi"}),
+        (12, (11, False, ""), {"workers": 11, "transport": "auto"}),
         (5, (11, False, "udp"), {"workers": 4, "transport": "udp"}),
         (8, (7, True, "mpi"), {"workers": 7, "transport": "mpi"}),
     ],
