@@ -36,6 +36,7 @@ BASELINES = {
     "SyncReplicasOptimizer": ("sync_replicas",),
     "MultiWorkerMirroredStrategy": ("mwms",),
 }
+COMPARED = ("small", "big")
 RULES_N, RULES_F = 7, 1  # the fewest that Bulyan bears: n >= 4f + 3
 MPIRUN = (
     *("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"),
@@ -77,20 +78,24 @@ def _on_this_host(n: int, ours: tuple[str, ...]) -> tuple[str, ...]:
 def cases(n: int, with_hosts: bool) -> dict[str, Case]:
     """Returns the contenders, side by side what is compared."""
     found: dict[str, Case] = {}
-    for size in workload.HIDDEN:
+    for size in COMPARED:
         for name, (module, *form) in BASELINES.items():
             words = ("python", "-m", f"experiments.baselines.{module}", *form)
             found[f"{size}: {name}"] = Case((*words, f"--size={size}", f"--workers={n}"))
-        ours = _ours(size, "--gar=average", "--transport=mpi")
+        ours = _ours(size, "--gar=average")
         found[f"{size}: ours"] = Case(_on_this_host(n, ours))
     for gar in ("average", "multi-krum", "bulyan"):
         f = () if gar == "average" else (f"--f={RULES_F}",)
-        ours = _ours("big", f"--gar={gar}", *f, "--transport=mpi")
+        ours = _ours("big", f"--gar={gar}", *f)
         found[f"rules: {gar}"] = Case(_on_this_host(RULES_N, ours))
     lossy = _ours("big", "--gar=average-nan", "--transport=udp")
     for percent in (0, 10):
         drop = {"LOSSYMPI_DROP": f"{percent / 100:g}"}
         found[f"udp: {percent}% loss"] = Case(_on_this_host(n, lossy), drop)
+    script = _ours("large")[-2:]
+    found["memory: the script alone"] = Case(("python", *script), steps=_PROBE_STEPS)
+    ours = _on_this_host(n, _ours("large", "--gar=average"))
+    found["memory: ours"] = Case(ours, steps=_PROBE_STEPS)
     if with_hosts:
         found["hosts: ours"] = Case((HOSTS, f"--hosts={1 + n}", "--drop=100", *lossy))
         for congestion, steps, limit_s in (("bbr", None, _START_S), ("cubic", 2, 400)):
@@ -293,11 +298,23 @@ def goals(runs: Runs) -> list[Goal]:
     ):
         beyond = [100 * (ratio - 1) for ratio in ratios(runs, base, slower)]
         found.append(Goal(name, must, stretch, _median(beyond), "%"))
+    found.append(
+        Goal("memory added on the server, in stacks of n d floats", 3, 1.2, _memory(runs), "n d")
+    )
     for congestion in ("cubic", "bbr"):
         got = _median(ratios(runs, "hosts: ours", f"hosts: in-graph, {congestion}"))
         name = f"gradients/s between hosts at 10% loss over in-graph, {congestion}, big"
         found.append(Goal(name, 6, 6, got, "x", more_is_better=True))
     return found
+
+
+def _memory(runs: Runs) -> float | None:
+    """Returns by how many stacks the server's most is more than that of the script alone."""
+    of = [runs.get(name) for name in ("memory: the script alone", "memory: ours")]
+    alone, ours = (each[0] if each else None for each in of)
+    if alone is None or ours is None:
+        return None
+    return (ours["peak_bytes"] - alone["peak_bytes"]) / (4 * ours["n"] * ours["d"])
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -360,7 +377,7 @@ def plot(runs: Runs, title: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained", sharey=True)
-    for panel, size in zip(panels, workload.HIDDEN, strict=True):
+    for panel, size in zip(panels, COMPARED, strict=True):
         labels = [*BASELINES, "ours"]
         for y, label in enumerate(labels):
             per_s = rates(runs, f"{size}: {label}")

@@ -180,7 +180,7 @@ def is_server() -> bool:
 
 
 def last_round() -> RoundReport | None:
-    """Returns what the server saw in the latest round; None on workers, and before the first.
+    """Returns what the server saw in the latest round; None on workers, and while one is open.
 
     For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``share_n``,
     how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.

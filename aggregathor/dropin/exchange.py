@@ -78,6 +78,7 @@ class Exchange:
                 assert sent_d is not None
                 return channel.exchange(sent_d)
             if sent_d is None:
+                self._job.last_round = None  # its aggregate is as long as the model
                 self._job.last_round = channel.aggregate()
                 return self._job.last_round.grad_d
             channel.publish(sent_d)

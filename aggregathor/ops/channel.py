@@ -111,6 +111,7 @@ class NativeChannel:
         self, context: int | None, sent: int | None, received: int | None, message: int
     ) -> int:
         """Is called by the channel's thread."""
+        self._result_d = None
         try:
             result = self._function(None if sent is None else self._view(sent))
             if received is not None:
