@@ -7,23 +7,19 @@ neither end at a deadline nor hear of Ctrl-C.
 from __future__ import annotations
 
 import ctypes
-import os
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from lossympi.doorbell import Doorbell
+from lossympi.idling import Idling
 from lossympi.link import (
     Collected,
     Idle,
     LinkError,
     Model,
-    RoundStats,
-    WorkerStats,
     aligned_zeros,
     check_array,
     check_broadcasts,
@@ -32,6 +28,7 @@ from lossympi.link import (
     check_server,
     check_wait,
 )
+from lossympi.open_round import OpenRound
 from lossympi.options import Options
 from lossympi.timeout import Liveness
 
@@ -58,7 +55,7 @@ class MpiServer:
         self._num_tags = _num_tags(comm)
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._liveness = Liveness(num_workers, patience=options.patience)
-        self._open: _Round | None = None
+        self._open: OpenRound | None = None
         self._dropped: list[Any] = []  # receives of what is not wanted; they write nothing
         # Receives that a close has overtaken, with the stack that they still write into.
         self._overtaken: dict[int, tuple[Any, np.ndarray]] = {}
@@ -88,7 +85,7 @@ class MpiServer:
         check_round(round)
         check_collects(round, self._collected_round)
         self._collected_round = round
-        opened = _Round(round, np.array(self._liveness.live))
+        opened = OpenRound(round, np.array(self._liveness.live))
         self._open = opened
         try:
             closed_by = self._take_until_closed(opened)
@@ -159,9 +156,9 @@ class MpiServer:
 
     # Gradients.
 
-    def _take_until_closed(self, opened: _Round) -> str:
+    def _take_until_closed(self, opened: OpenRound) -> str:
         """Returns what closed the round."""
-        idle = _Idle(self._bell)
+        idle = Idling(self._bell)
         while True:
             heard = self._take_messages(opened)
             heard |= self._end_receives(opened)
@@ -178,7 +175,7 @@ class MpiServer:
             else:
                 idle.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
-    def _take_messages(self, opened: _Round) -> bool:
+    def _take_messages(self, opened: OpenRound) -> bool:
         """Takes what has come; returns whether anything had."""
         status = MPI.Status()
         for taken in range(_MOST_AT_ONCE * self.num_workers):
@@ -191,7 +188,7 @@ class MpiServer:
             self._take(message, status, opened)
         return True
 
-    def _take(self, message: Any, status: Any, opened: _Round) -> None:
+    def _take(self, message: Any, status: Any, opened: OpenRound) -> None:
         """Starts to receive a message, into its worker's row if it belongs there.
 
         A Byzantine worker chooses length, tag and time, so all is checked before anything is
@@ -235,7 +232,7 @@ class MpiServer:
             return
         self._bell.ring([row + 1])
 
-    def _end_receives(self, opened: _Round) -> bool:
+    def _end_receives(self, opened: OpenRound) -> bool:
         """Notes which receives have ended; returns whether any had."""
         before = len(opened.coming), len(self._overtaken)
         for row, request in list(opened.coming.items()):
@@ -253,7 +250,7 @@ class MpiServer:
         self._dropped = [request for request in self._dropped if _ended(request) is False]
         return before != (len(opened.coming), len(self._overtaken))
 
-    def _leave_overtaken(self, opened: _Round) -> None:
+    def _leave_overtaken(self, opened: OpenRound) -> None:
         """Leaves the stack to the receives that have not ended, and goes on with a new one."""
         if not opened.coming:
             return
@@ -292,7 +289,7 @@ class MpiServer:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
         begun = time.monotonic()
         limit_s, most_known = self._options.timeout_s, False
-        idle = _Idle(self._bell)
+        idle = Idling(self._bell)
         while True:
             self._end_sends()
             left = rows & self._sending.keys()
@@ -407,7 +404,7 @@ class MpiWorker:
             return
         self._closed = True
         begun = time.monotonic()
-        idle = _Idle(self._bell)
+        idle = Idling(self._bell)
         while self._sending is not None and not self._left:
             left_s = self._options.timeout_s - (time.monotonic() - begun)
             if left_s <= 0:
@@ -426,7 +423,7 @@ class MpiWorker:
         begun = time.monotonic()
         give_up_s = self._options.give_up_s
         limit_s = give_up_s if wait_s is None else min(wait_s, give_up_s)
-        idle = _Idle(self._bell)
+        idle = Idling(self._bell)
         while True:
             self._progress()
             if is_so():
@@ -483,81 +480,6 @@ class MpiWorker:
             raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
 
 
-@dataclass(eq=False)
-class _Round:
-    """A round that is being collected.
-
-    Attributes:
-      round: its number.
-      live_n: bool [n], whom it waits for.
-      opened_s: when it began, on the monotonic clock.
-      arrived_n: bool [n], whose gradient is in the stack.
-      heard_n: bool [n], of whom a gradient came, be it late.
-      settled_s_n: float64 [n], when it had arrived, from the opening; NaN where it has not.
-      coming: rows whose gradient MPI is writing, and the requests.
-      counts: for each worker, of the messages that were dropped, how many for which reason.
-    """
-
-    round: int
-    live_n: np.ndarray
-    opened_s: float = field(default_factory=time.monotonic)
-    arrived_n: np.ndarray = field(init=False)
-    heard_n: np.ndarray = field(init=False)
-    settled_s_n: np.ndarray = field(init=False)
-    coming: dict[int, Any] = field(default_factory=dict)
-    counts: list[Counter[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        n = len(self.live_n)
-        self.arrived_n = np.zeros(n, bool)
-        self.heard_n = np.zeros(n, bool)
-        self.settled_s_n = np.full(n, np.nan)
-        self.counts = [Counter() for _ in range(n)]
-
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.opened_s
-
-    def arrive(self, row: int) -> None:
-        self.arrived_n[row] = True
-        self.heard_n[row] = True
-        self.settled_s_n[row] = self.elapsed_s()
-
-    def count(self, row: int, reason: str) -> None:
-        self.counts[row][reason] += 1
-        # Who comes late lives. What is wrong, or comes early, does not count as a sign of life.
-        self.heard_n[row] |= reason == "late"
-
-    def missing_n(self) -> np.ndarray:
-        return self.live_n & ~self.arrived_n
-
-    def closed_by(self, quorum: int | None) -> str:
-        """Returns what closes the round now, "" if nothing does."""
-        num_live, num_missing = np.count_nonzero(self.live_n), np.count_nonzero(self.missing_n())
-        if num_live and not num_missing:
-            return "complete"
-        if num_live and num_live - num_missing >= min(quorum or num_live, num_live):
-            return "early"
-        return ""
-
-    def stats(self, closed_by: str, elapsed_s: float, deadline_s: float) -> RoundStats:
-        workers = []
-        for row, counts in enumerate(self.counts):
-            late, duplicate = counts.pop("late", 0), counts.pop("duplicate", 0)
-            workers.append(
-                WorkerStats(
-                    delivered=float(self.arrived_n[row]),
-                    heard=bool(self.heard_n[row]),
-                    live=bool(self.live_n[row]),
-                    settled_s=float(self.settled_s_n[row]),
-                    accepted=int(self.arrived_n[row]),
-                    late=late,
-                    duplicate=duplicate,
-                    rejected=dict(counts),
-                )
-            )
-        return RoundStats(self.round, closed_by, elapsed_s, deadline_s, tuple(workers))
-
-
 class _Parcel:
     """Memory of parameters and their round, as they travel.
 
@@ -573,57 +495,6 @@ class _Parcel:
         self.round = self.floats[:2].view(np.int64)
         self.params_d = self.floats[_HEADER:]
         self.users = 0
-
-
-class _Idle:
-    """Gives the processor away until it is time to look again.
-
-    Where the others are on this host they ring: after they have sent something, and where they need
-    help to receive something. Else it looks by itself, ever more rarely: a wait is at most some 10%
-    longer than it had to be, or a timer's 0.1 ms, and a long one takes 1% of a core.
-
-    While a message is under way it stays awake for a second: where MPI cannot read the other's
-    memory (CMA), both ends have to call it again and again until a long message is through.
-    """
-
-    _YIELDS, _SHARE, _SHORTEST_S, _LONGEST_S, _AWAKE_S = 5, 0.1, 20e-6, 2e-3, 1.0
-    _YIELDS_WITH_BELL, _BETWEEN_BELLS_S = 1, 5e-3
-
-    def __init__(self, bell: Doorbell) -> None:
-        self._bell = bell
-        self._is_rung = not bell.hears_all  # who cannot ring may need help without saying so
-        self.begin()
-
-    def begin(self) -> None:
-        """Something has happened: more may soon."""
-        self._yields = self._YIELDS_WITH_BELL if self._bell.hears_all else self._YIELDS
-        self._begun = time.monotonic()
-
-    def pause(self, at_most_s: float, receiving: bool, sending: bool) -> None:
-        """Returns within a moment, at most `at_most_s`.
-
-        Args:
-          at_most_s: how long.
-          receiving: whether a message is being received.
-          sending: whether one is to leave, which it does once the other has begun to receive it.
-        """
-        if self._yields:
-            self._yields -= 1
-            os.sched_yield()
-            return
-        waited_s = time.monotonic() - self._begun
-        if (receiving or (sending and self._is_rung)) and waited_s < self._AWAKE_S:
-            time.sleep(min(self._SHORTEST_S, at_most_s))
-            return
-        pause_s = self._BETWEEN_BELLS_S
-        if not self._bell.hears_all:
-            pause_s = max(self._SHORTEST_S, min(waited_s * self._SHARE, self._LONGEST_S))
-        pause_s = max(0.0, min(pause_s, at_most_s))
-        if pause_s < 1e-3:  # which the bell's clock does not know
-            time.sleep(pause_s)
-        elif self._bell.wait(pause_s):
-            self._is_rung = True
-            self.begin()
 
 
 def _num_tags(comm: Any) -> int:
