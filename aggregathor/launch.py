@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from aggregathor import flags
+from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
 from lossympi import machine, mpi
 
@@ -58,6 +60,7 @@ def main(words: Sequence[str]) -> int:
         )
     extra = _extra(args.mpirun_args)
     _check_alone()
+    _check_flags([*passed, *script_words])
 
     mpirun, version = _find_mpirun()
     options = _options(version, ranks, args.host, args.hostfile)
@@ -91,8 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Start a script on a server and N - 1 workers, by the mpirun beside this "
         "Python or on PATH that belongs to the MPI that mpi4py loads. Of Open MPI 5, training goes "
         "on when a worker dies.",
-        epilog="Options that are not listed, in the form --name=value, go to `python -m "
-        f"{MODULE}`. Where N exceeds the cores of this machine, TensorFlow is given few threads: "
+        epilog="Options that are not listed, such as --gar=multi-krum --f=2 --transport=udp "
+        f"--monitor=DIR --checkpoint=DIR, are the job's: `python -m {MODULE} --help` tells them "
+        "all. Here they take the form --name=value. Where N exceeds the cores of this machine, "
+        "TensorFlow is given few threads: "
         f"{', '.join(f'{name}={value}' for name, value in FEW_THREADS.items())}, but for those "
         "that are set. Processes on other hosts see these, AGGREGATHOR_* and LOSSYMPI_* of this "
         "environment; the rest with --mpirun-args='-x NAME'.",
@@ -108,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mpirun-args",
         metavar="WORDS",
         default="",
-        help="more options for mpirun, in place of those that would be chosen",
+        help="more options for mpirun; one that is about the same as a chosen one replaces it",
     )
     parser.add_argument("--dry-run", action="store_true", help="only write the command line")
     return parser
@@ -197,6 +202,12 @@ def _check_alone() -> None:
             f"`aggregathor run` starts the processes itself, and {launch.by} has started it "
             f"{launch.size} times. Leave that out, or let it start `python -m {MODULE} ...`."
         )
+
+
+def _check_flags(words: Sequence[str]) -> None:
+    """Refuses at once, and once, what every process would refuse after TensorFlow's start."""
+    told, _, _ = flags.parse(words)
+    Config.of({}, {**os.environ, **told})
 
 
 def _find_mpirun() -> tuple[str, str]:

@@ -294,16 +294,17 @@ class PySharedServer {
         dim_(dim),
         server_(mailboxes, board, bell, dim) {}
 
-  // Writes `arrived_n` and `settled_n` while it runs, for others to see.
-  py::tuple Collect(const py::object& round, const py::array& stack, const std::vector<bool>& live,
+  // Reads `live_n` and writes `arrived_n` and `settled_n` while it runs.
+  py::tuple Collect(const py::object& round, const py::array& stack, const Bools& live_n,
                     int quorum, double timeout, Bools arrived_n, py::array_t<double> settled_n) {
     float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(num_rows_, dim_));
-    if (live.size() != static_cast<size_t>(num_rows_) || arrived_n.size() != num_rows_ ||
+    if (live_n.size() != num_rows_ || arrived_n.size() != num_rows_ ||
         settled_n.size() != num_rows_) {
-      throw std::invalid_argument("live, arrived_n and settled_n must have a value for each row");
+      throw std::invalid_argument("live_n, arrived_n and settled_n must have a value for each row");
     }
     const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
     std::vector<SharedServer::Row> rows(num_rows_);
+    const auto* live = reinterpret_cast<const uint8_t*>(live_n.data());
     auto* arrived = reinterpret_cast<uint8_t*>(arrived_n.mutable_data());
     double* settled = settled_n.mutable_data();
     const SharedServer::Reason reason = WithoutGil([&] {

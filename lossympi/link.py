@@ -206,6 +206,12 @@ class ServerLink(Protocol):
         Empty if no round is open.
         """
 
+    def forget(self, row: int) -> None:
+        """Waits for a worker no more, until it is heard again; from any thread.
+
+        For who knows that its process has ended: no round shall wait for its silence to tell.
+        """
+
     def native(self) -> CFunctions | None:
         """Returns where C may write what is broadcast; None for nowhere."""
 

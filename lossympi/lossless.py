@@ -135,6 +135,13 @@ class MpiServer:
         opened = self._open
         return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
 
+    def forget(self, row: int) -> None:
+        """Waits for a worker no more, be it in the open round, until it is heard again."""
+        self._liveness.forget(row)
+        opened = self._open
+        if opened is not None:
+            opened.live_n[row] = False
+
     def native(self) -> None:
         """C has nothing to write to."""
 

@@ -188,6 +188,10 @@ class _Server:
         """Returns []: `collect` never waits."""
         return []
 
+    def forget(self, row: int) -> None:
+        """Waits for a worker no more, from the next round on, until it is heard again."""
+        self._liveness.forget(row)
+
     def native(self) -> None:
         """C has nothing to write to."""
 

@@ -111,16 +111,16 @@ class SharedServer:
         check_round(round)
         check_collects(round, self._collected_round)
         self._collected_round = round
-        live = self._liveness.live
+        live_n = np.array(self._liveness.live)
         arrived_n = np.zeros(self.num_workers, bool)
         settled_s_n = np.full(self.num_workers, np.nan)
-        self._open = np.array(live), arrived_n
+        self._open = live_n, arrived_n
         begun = time.monotonic()
         try:
             closed_by, counts = self._server.collect(
                 round,
                 self._stack_nd,
-                live,
+                live_n,
                 self._options.quorum or self.num_workers,
                 self._options.timeout_s,
                 arrived_n,
@@ -128,10 +128,8 @@ class SharedServer:
             )
         finally:
             self._open = None
-        workers = tuple(
-            _worker_stats(*of)
-            for of in zip(arrived_n.tolist(), live, settled_s_n.tolist(), counts, strict=True)
-        )
+        rows = zip(arrived_n.tolist(), live_n.tolist(), settled_s_n.tolist(), counts, strict=True)
+        workers = tuple(_worker_stats(*row) for row in rows)
         self._liveness.observe(np.array([worker.heard for worker in workers]))
         stats = RoundStats(
             round, closed_by, time.monotonic() - begun, self._options.timeout_s, workers
@@ -164,6 +162,13 @@ class SharedServer:
         """
         opened = self._open
         return [] if opened is None else np.flatnonzero(opened[0] & ~opened[1]).tolist()
+
+    def forget(self, row: int) -> None:
+        """Waits for a worker no more, be it in the open round, until it is heard again."""
+        self._liveness.forget(row)
+        opened = self._open
+        if opened is not None:
+            opened[0][row] = False
 
     def close(self) -> None:
         """Tells the workers that it leaves, and ends the link."""

@@ -114,6 +114,11 @@ class Liveness:
         self._patience = patience
         self._silent_rounds_n = np.zeros(num_workers, np.int64)
 
+    def forget(self, row: int) -> None:
+        """Learns that a worker is gone, before its silence tells."""
+        self._silent_rounds_n[row] = self._patience
+        self.live = tuple((self._silent_rounds_n < self._patience).tolist())
+
     def observe(self, heard_n: np.ndarray) -> None:
         """Learns who was heard in a round, bool [n]."""
         self._silent_rounds_n = np.where(heard_n, 0, self._silent_rounds_n + 1)

@@ -140,6 +140,10 @@ class UdpServer:
         """
         return self._waiting_for
 
+    def forget(self, row: int) -> None:
+        """Waits for a worker no more, from the next round on, until it is heard again."""
+        self._liveness.forget(row)
+
     def native(self) -> None:
         """C has nothing to write to."""
 

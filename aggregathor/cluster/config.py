@@ -27,15 +27,15 @@ class Config:
 
     Attributes:
       gar: the rule, a name of ``gars.GARS``.
-      gar_args: its parameters beside f.
+      gar_args: its parameters beside f, as name=value: --gar_args="m=3" for multi-krum.
       f: how many Byzantine workers it shall bear.
       transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
         host share, "mpi" is MPI, and "auto" is "shm" where all are on one host, else "mpi".
-      link_args: options of the link, those of ``lossympi.Options``.
+      link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5".
       fill: what stands in for lost coordinates, one of ``lossympi.FILLS``.
       byzantine: how many workers, the last ones, attack: for experiments.
       attack: what they do, a name of ``attacks.ATTACKS``.
-      attack_args: its parameters.
+      attack_args: its parameters: --attack_args="z=1.5" for little.
       seed: of attacks and fills.
       monitor: folder for what is seen of each worker, as CSV and for TensorBoard, in run-1, run-2,
         ... for every start, which counts its rounds from 1; then the server also says how it goes,

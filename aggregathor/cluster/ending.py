@@ -6,6 +6,8 @@ import atexit
 import os
 import sys
 import textwrap
+from pathlib import Path
+from traceback import format_exception
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,7 @@ def install_hook() -> None:
         ) -> None:
             status = report(error)
             if status is None:
-                before(kind, error, traceback)
+                (tell if before is sys.__excepthook__ else before)(kind, error, traceback)
                 _note(error)
                 return
             end(status)
@@ -67,6 +69,22 @@ def report(error: BaseException) -> int | None:
         _note(error)
         return 2 if isinstance(error, UserError) else 1
     return None
+
+
+def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Writes a traceback of the script's, without what has started it, in one piece.
+
+    All ranks share a terminal, and may fail at once.
+    """
+    package = str(Path(__file__).parents[1])
+    while traceback is not None and traceback.tb_next is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith((package, "<frozen runpy>")):
+            break
+        traceback = traceback.tb_next
+    lines = "".join(format_exception(kind, error, traceback))
+    rank = "" if _job is None else f"aggregathor: the script has failed on rank {_job.ranks.rank}\n"
+    sys.stderr.write(rank + lines)
+    sys.stderr.flush()
 
 
 def _is_the_servers_too(error: Exception) -> bool:

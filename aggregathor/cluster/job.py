@@ -12,6 +12,7 @@ import lossympi
 from aggregathor.cluster import ending
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
+from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.observer import observe
 from aggregathor.cluster.ranks import Ranks, start_ranks
 from aggregathor.cluster.server import ServerChannel
@@ -65,10 +66,13 @@ class Job:
             seed=config.seed,
         )
         self.setting.check()
+        if ranks.is_server and config.byzantine > config.f:
+            say(f"{config.byzantine} workers attack, and {config.gar} is told of f={config.f}")
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
         self._observer = observe(ranks, self.config, self.setting)
         self._channels: list[ServerChannel | WorkerChannel] = []
+        self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
 
@@ -85,9 +89,10 @@ class Job:
         Raises:
           UserError: on every rank, with the same words.
         """
+        self.begin()
         try:
             link = lossympi.connect(
-                self.ranks.comm,
+                Meeting(self.ranks, self.config.start_s),
                 len(params_d),
                 transport=self.config.transport,
                 **self.config.link_args,
@@ -102,6 +107,7 @@ class Job:
                 self.config,
                 params_d,
                 self._observer.channel(),
+                self.ranks.gone,
             )
         else:
             attacker = attacker_of(self.ranks, self.setting, len(params_d))
@@ -135,6 +141,16 @@ class Job:
                     "same model."
                 )
         return {name: theirs[name] for name in arrays}
+
+    def at_begin(self, begin: Callable[[], None]) -> None:
+        """Has something called once, before the first round."""
+        self._at_begin.append(begin)
+
+    def begin(self) -> None:
+        """Is called where the training begins; more than once does no harm."""
+        calls, self._at_begin = self._at_begin, []
+        for call in calls:
+            call()
 
     def at_close(self, close: Callable[[float], None]) -> None:
         """Has something called before the channels are closed: it may take so many seconds."""
@@ -191,6 +207,7 @@ def last_round() -> RoundReport | None:
 def check_initialised(caller: str) -> None:
     """Raises ``UserError`` unless ``init`` was called, with or without an mpirun."""
     if not _initialised:
+        ending.install_hook()  # it is told in a line
         raise UserError(f"{caller} comes after agt.init(...): call that first.")
 
 

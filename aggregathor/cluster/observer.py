@@ -80,7 +80,8 @@ class Observer:
         """Writes the last rows, and says who was suspected."""
         for channel in self._channels:
             channel.close()
-        if self._folder is not None:
+        anybody_missing = any(channel.suspicion.missing_n.any() for channel in self._channels)
+        if self._folder is not None or anybody_missing:
             say(summary(self._setting, self._channels))
 
 
@@ -208,7 +209,7 @@ class Status:
         # What matters most comes first: a narrow terminal cuts the end.
         for word, rows in (("suspected", report.suspected), ("missing", missing)):
             if rows:
-                text += f"; {word}: {_listed(rows)}"
+                text += f"; {word} worker{'s' if len(rows) > 1 else ''} {_listed(rows)}"
         return f"{text}; {self._delivered / self._recent_rounds:.0%} delivered"
 
 
@@ -250,6 +251,10 @@ def summary(setting: Setting, channels: Sequence[ChannelObserver]) -> str:
         parts.append(f"suspected: {_counted(suspected_n)}")
     else:
         parts.append("nobody was suspected" if rule.robust else f"{rule.name} suspects nobody")
+    if setting.attack:
+        first = setting.num_workers - setting.num_byzantine
+        attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
+        parts.append(f"{setting.attack} came from worker {attackers}")
     if missing_n.any():
         parts.append(f"nothing came from {_counted(missing_n)}")
     if refused:

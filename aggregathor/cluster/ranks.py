@@ -7,10 +7,12 @@ own, let a worker hand over what it keeps from round to round.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import time
@@ -91,6 +93,53 @@ class Ranks:
                 raise UserError(said if rank == 0 else f"rank {rank}: {said}")
         return cast(_Made, made)
 
+    def patience(self, whom: Callable[[], str]) -> Patience:
+        """Returns what tells, once a wait is long, whom this rank waits for."""
+        return Patience(self.rank, whom)
+
+    def send_object(self, value: Any, rank: int, tag: int) -> None:
+        """Sends a picklable value, without waiting; who has died gets nothing."""
+        message = pickle.dumps(value)
+        with contextlib.suppress(_mpi().Exception):
+            self._sending.append((self.comm.Isend(message, dest=rank, tag=tag), message))
+
+    def is_there(self, rank: int, tag: int) -> bool:
+        """Whether a message has come from the server.
+
+        Raises:
+          LinkError: it has died.
+        """
+        try:
+            return self.comm.Iprobe(rank, tag)
+        except _mpi().Exception:
+            raise self._lost() from None
+
+    def says_goodbye(self, rank: int) -> bool:
+        """Server: whether a worker has ended its script.
+
+        Raises:
+          MPI.Exception: it has died.
+        """
+        return self.comm.Iprobe(rank, _GOODBYE)
+
+    def gone(self) -> list[int]:
+        """Server: returns the rows of workers that have ended; from any thread.
+
+        Of those on other hosts MPI knows, if it may be asked by several threads.
+        """
+        may_ask = _mpi().Query_thread() == _mpi().THREAD_MULTIPLE
+        return [
+            rank - 1
+            for rank in range(1, self.num_workers + 1)
+            if self._process_state(rank) in ("Z", "X", "") or (may_ask and self._has_left(rank))
+        ]
+
+    def _has_left(self, rank: int) -> bool:
+        try:
+            return self.says_goodbye(rank)
+        except _mpi().Exception:  # it has died
+            return True
+
     def send_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Server: sends arrays to every worker, without waiting for any."""
         self._send_all(_packed(arrays), _STATE)
@@ -132,10 +181,7 @@ class Ranks:
         Raises:
           LinkError: the server has died.
         """
-        try:
-            return self.comm.Iprobe(0, _STATE)
-        except _mpi().Exception:
-            raise self._lost() from None
+        return self.is_there(0, _STATE)
 
     def ended(self) -> bool:
         """Worker: whether the server has said that the training is over.
@@ -185,7 +231,7 @@ class Ranks:
         while waiting and time.monotonic() < begun + _GOODBYE_S:
             patience.look()
             for rank in list(waiting):
-                if time.monotonic() > begun + _STOPPED_S and self._is_stopped(rank):
+                if time.monotonic() > begun + _STOPPED_S and self._process_state(rank) == "T":
                     whole = False
                     waiting.remove(rank)
                     self._kill(rank)
@@ -220,15 +266,15 @@ class Ranks:
             return False
         return last == b"\1"
 
-    def _is_stopped(self, rank: int) -> bool:
-        """Whether a process of this host was stopped, as by SIGSTOP, and will not end by itself."""
+    def _process_state(self, rank: int) -> str:
+        """Returns a letter of ``proc(5)``, "" for a process that is not there, "?" elsewhere."""
         host, process = self._processes[rank]
         if host != socket.gethostname():
-            return False
+            return "?"
         try:
-            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            return False
+            return ""
 
     def _kill(self, rank: int) -> None:
         host, process = self._processes[rank]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from tensorflow.python.eager import context
@@ -14,13 +14,16 @@ from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.observer import ChannelObserver
 from aggregathor.cluster.ranks import Patience
+from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS
 from aggregathor.protocols.sync import RoundReport, server_aggregates
 from aggregathor.setting import Setting
 from lossympi import Collected, ServerLink
-from lossympi.link import CFunctions
+from lossympi.link import CFunctions, RoundStats
 from lossympi.rng import generator
+
+_LONG_S = 1.0  # for a round to wait
 
 
 class TrainingStopped(UserError):
@@ -47,8 +50,18 @@ class ServerChannel:
         config: Config,
         params_d: np.ndarray,
         observer: ChannelObserver | None = None,
+        gone: Callable[[], Iterable[int]] = tuple,
     ) -> None:
-        """Takes over a link; ``params_d`` is what all workers begin with."""
+        """Takes over a link.
+
+        Args:
+          link: the server's end.
+          setting: the rule and what belongs to it.
+          config: of the job.
+          params_d: what all workers begin with, float32 [d].
+          observer: is told of every round.
+          gone: is asked every second of a wait for the rows of workers that have ended.
+        """
         self.round = 0
         self.params_d = params_d
         self._link = link
@@ -60,7 +73,10 @@ class ServerChannel:
         self._attack = ATTACKS[setting.attack] if setting.attack else None
         self._stop_after_s = config.start_s  # in the first round
         self._later_stop_after_s = config.stop_after_s
-        self._watched = _Watched(self._whom)
+        self._watched = _Watched(self._whom, self._look_for_gone)
+        self._gone = gone
+        self._forgotten: set[int] = set()
+        self._away: set[int] = set()  # rows that are not waited for, as has been said
         self._leaving = False
 
     def aggregate(self) -> RoundReport:
@@ -129,6 +145,8 @@ class ServerChannel:
 
     def _fill(self, collected: Collected) -> None:
         self._collected = collected
+        if collected.stats is not None:
+            self._tell(collected.stats)
         if self._attack is not None and self._attack.form == "coordinates":
             # It hits the rows of any worker, as a faulty network or memory does.
             honest = self._setting.num_workers - self._setting.num_byzantine
@@ -156,6 +174,28 @@ class ServerChannel:
         share_n[present] = explained.share_n
         return explained._replace(share_n=share_n)
 
+    def _tell(self, stats: RoundStats) -> None:
+        """Says who kept a round waiting, who is not waited for any more, and who is again."""
+        absent = [row for row, w in enumerate(stats.workers) if w.live and w.delivered == 0]
+        if absent and stats.closed_by == "deadline" and stats.elapsed_s >= _LONG_S:
+            say(f"round {stats.round} has waited {stats.elapsed_s:.0f} s for {workers(absent)}")
+        away = {row for row, worker in enumerate(stats.workers) if not worker.live}
+        for rows, what in (
+            (away - self._away, "silent, and waited for no longer"),
+            (self._away - away, "back"),
+        ):
+            if rows:
+                be = "is" if len(rows) == 1 else "are"
+                say(f"{workers(sorted(rows))} {be} {what} in round {stats.round}")
+        self._away = away
+
+    def _look_for_gone(self) -> None:
+        """Is called by the watching thread."""
+        for row in set(self._gone()) - self._forgotten:
+            self._forgotten.add(row)
+            say(f"{workers([row])} has ended")
+            self._link.forget(row)
+
     def _whom(self) -> str:
         return f"{workers(self._link.waiting_for())} in round {self.round}"
 
@@ -173,8 +213,9 @@ def workers(rows: object) -> str:
 class _Watched:
     """A context whose thread says for whom the server waits if it does so for long."""
 
-    def __init__(self, whom: Callable[[], str]) -> None:
+    def __init__(self, whom: Callable[[], str], look: Callable[[], None]) -> None:
         self._whom = whom
+        self._look = look
         self._patience: Patience | None = None
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="aggregathor-watch", daemon=True).start()
@@ -192,4 +233,5 @@ class _Watched:
         while not self._closed.wait(timeout=1.0):
             patience = self._patience
             if patience is not None:
+                self._look()
                 patience.look()

@@ -8,10 +8,12 @@ import keras
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job, check_initialised
-from aggregathor.dropin import seeds, strategies
+from aggregathor.dropin import strategies
+from aggregathor.dropin.files import PrivateFiles
 from aggregathor.dropin.fit import Fit
 from aggregathor.dropin.optimizers import Optimizers
 from aggregathor.dropin.resume import Checkpoints
+from aggregathor.dropin.seeds import Seeds
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
 
@@ -28,7 +30,9 @@ def install(job: Job) -> None:
     checkpoints = Checkpoints(job)
     optimizers = Optimizers(job, checkpoints)
     Fit(job, optimizers, checkpoints)
-    seeds.spread(job.ranks.rank)
+    job.at_begin(Seeds(job.ranks.rank).begin)
+    if not job.is_server:
+        job.at_close(PrivateFiles(job.ranks.rank).remove)
     strategies.refuse()
     _installed.extend([optimizers, V1(job)])
 

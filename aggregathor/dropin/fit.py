@@ -20,7 +20,6 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.server import TrainingStopped
-from aggregathor.cluster.terminal import say
 from aggregathor.dropin import xla
 from aggregathor.dropin.optimizers import Optimizers, synchronise, variable_of
 from aggregathor.dropin.resume import Checkpoints
@@ -66,9 +65,6 @@ class Fit:
         fit.__signature__ = inspect.signature(self._fit)  # type: ignore[attr-defined]
         TensorFlowTrainer.fit = fit
         TensorFlowTrainer.make_train_function = make_train_function
-        if not job.is_server:
-            for name in ("save", "save_weights", "export"):
-                setattr(keras.Model, name, _nothing_written)
 
     def _takes_part(self, model: Any) -> bool:
         optimizer = getattr(model, "optimizer", None)
@@ -79,6 +75,7 @@ class Fit:
     def _run_fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._takes_part(model):
             return self._fit(model, *args, **kwargs)
+        self._job.begin()
         self._checkpoints.begin_fit()
         self._synchronise(model)
         given = inspect.signature(self._fit).bind(model, *args, **kwargs).arguments
@@ -120,7 +117,11 @@ class Fit:
 
     def _stopped(self, model: Any, failure: TrainingStopped) -> TrainingStopped:
         path = self._checkpoints.save(self._groups(model))
-        where = f"Saved in {path}." if path else "No --checkpoint is named, so nothing was saved."
+        where = (
+            f"Saved in {path}: the same command goes on from there."
+            if path
+            else "No --checkpoint is named, so nothing was saved."
+        )
         stopped = TrainingStopped(f"{failure} {where}")
         self._job.failure = stopped
         return stopped
@@ -263,11 +264,6 @@ def _listed(callbacks: Any) -> list[Any]:
 def _is_servers(callback: Any) -> bool:
     classes = tuple(getattr(keras.callbacks, name, ()) for name in SERVERS_CALLBACKS)
     return isinstance(callback, tuple(c for c in classes if c))
-
-
-def _nothing_written(model: Any, *args: Any, **kwargs: Any) -> None:
-    """What stands for ``save`` on a worker: the server writes the same variables."""
-    say(f"{model.name} is written by rank 0 only")
 
 
 __all__ = ["SERVERS_CALLBACKS", "Fit"]

@@ -10,7 +10,7 @@ These functions know no transport and no model: links and actions are passed in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
@@ -36,8 +36,8 @@ class RoundReport:
         is no chance: see ``aggregathor.suspicion``.
     """
 
-    stack_nd: np.ndarray
-    grad_d: np.ndarray
+    stack_nd: np.ndarray = field(repr=False)
+    grad_d: np.ndarray = field(repr=False)
     share_n: np.ndarray
     delivered_n: np.ndarray
     stats: RoundStats | None = None

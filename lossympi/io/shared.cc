@@ -96,22 +96,23 @@ SharedServer::SharedServer(const std::vector<int>& mailboxes, int board, int bel
   board_.as<Board>()->newest = kNone;
 }
 
-SharedServer::Reason SharedServer::Collect(uint64_t round, float* stack,
-                                           const std::vector<bool>& live, int quorum,
-                                           double timeout, uint8_t* arrived, double* settled,
-                                           std::vector<Row>* rows, const Interrupted& interrupt) {
-  const auto num_live = static_cast<int>(std::count(live.begin(), live.end(), true));
+SharedServer::Reason SharedServer::Collect(uint64_t round, float* stack, const uint8_t* live,
+                                           int quorum, double timeout, uint8_t* arrived,
+                                           double* settled, std::vector<Row>* rows,
+                                           const Interrupted& interrupt) {
   Clock clock(timeout, interrupt);
   for (;;) {
     const uint32_t rings = bell_.as<Bell>()->rings.load();
     Look(round, stack, rows);
-    int num_arrived = 0;
+    int num_live = 0, num_arrived = 0;
     for (size_t row = 0; row < rows->size(); ++row) {
       if ((*rows)[row].arrived && !arrived[row]) {
         arrived[row] = 1;
         settled[row] = clock.elapsed();
       }
-      num_arrived += live[row] && arrived[row];
+      const bool lives = static_cast<const volatile uint8_t*>(live)[row] != 0;
+      num_live += lives;
+      num_arrived += lives && arrived[row];
     }
     if (num_live > 0 && num_arrived == num_live) return Reason::kComplete;
     if (num_live > 0 && num_arrived >= std::min(quorum, num_live)) return Reason::kEarly;

@@ -74,9 +74,10 @@ class SharedServer {
 
   // Copies into `stack`, [n, d], what workers put into their mailboxes for `round`, until `quorum`
   // of those that live have, or `timeout` s have passed. Tells of each row at once: has it arrived
-  // (1 or 0), and how many seconds after the call (else left as it is).
-  Reason Collect(uint64_t round, float* stack, const std::vector<bool>& live, int quorum,
-                 double timeout, uint8_t* arrived, double* settled, std::vector<Row>* rows,
+  // (1 or 0), and how many seconds after the call (else left as it is). Who lives (1 or 0) may
+  // change meanwhile.
+  Reason Collect(uint64_t round, float* stack, const uint8_t* live, int quorum, double timeout,
+                 uint8_t* arrived, double* settled, std::vector<Row>* rows,
                  const Interrupted& interrupt);
 
   // Where the next parameters may be written before `Publish`, which then need not copy them.

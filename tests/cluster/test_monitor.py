@@ -110,7 +110,7 @@ def test_files_status_and_summary_name_who_attacks(poison, honest, tmp_path, cap
 
     said = capfd.readouterr().err.splitlines()
     assert said[-2].startswith("aggregathor: round 25, ")
-    assert said[-2].endswith("/s; suspected: 6; missing: 3; 86% delivered")
+    assert said[-2].endswith("/s; suspected worker 6; missing worker 3; 86% delivered")
     assert said[-1] == (
         "aggregathor: 25 rounds, multi-krum f=1; suspected: worker 6 in 25 rounds; nothing came "
         "from worker 3 in 5 rounds"
@@ -168,6 +168,7 @@ def test_each_optimizer_has_files_and_all_have_one_summary(honest, tmp_path, cap
     assert [r["delivered"] for r in rows_of(run / "optimizer-2")] == ["0", *["1"] * (N - 1)]
     assert scalars_of(run / "optimizer-2" / "events")["worker_00/delivered", 5] == 0
     assert capfd.readouterr().err == (
+        "aggregathor: worker 0 (rank 1) is silent, and waited for no longer in round 3\n"
         "aggregathor: 25 rounds, multi-krum f=1; suspected: worker 6 in 20 rounds; nothing came "
         "from worker 0 in 5 rounds\n"
     )
@@ -289,7 +290,7 @@ def test_a_status_that_is_too_long_is_cut(sixty_columns, clock):
     clock.s += 1
     status.see(report_of([0] * 9, suspected=(6, 7)))
     (line,) = sixty_columns.lines()
-    assert line == "aggregathor: round 2, 2/s; suspected: 6, 7; missing: 0, ..."
+    assert line == "aggregathor: round 2, 2/s; suspected workers 6, 7; missi..."
     assert len(line) == 59
     clock.s += 1
     status.see(report_of([1] * 9))
@@ -303,7 +304,7 @@ def test_into_a_pipe_a_status_is_a_line_every_half_minute(clock, capfd):
         clock.s += 0.1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "; suspected: 0; missing: 1, 2, 3, 4 +2; 14% delivered" in lines[0]
+    assert "; suspected worker 0; missing workers 1, 2, 3, 4 +2; 14% delivered" in lines[0]
 
 
 def test_the_type_of_a_last_round_can_be_imported():

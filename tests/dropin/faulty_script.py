@@ -1,7 +1,7 @@
-"""A Keras script in which ranks do what FAULTS says: "rank:step:fault ...".
+"""A Keras script in which ranks do what FAULTS says: "rank:step:fault ...", step 0 before all.
 
-kill, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage (raw MPI
-messages to the server). The script knows nothing of AggregaThor; it prints its final parameters. In
+kill, raise, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage
+(raw MPI messages to the server). The script knows nothing of AggregaThor; it prints its final parameters. In
 the third step it leaves a file named like its process in the folder STARTED, if there is one.
 """
 
@@ -68,6 +68,10 @@ def garbage():
 
 
 def main():
+    if FAULTS.get(0) == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if FAULTS.get(0) == "raise":
+        raise OSError("no data on this host")
     keras.utils.set_random_seed(1)
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype("float32")

@@ -41,6 +41,22 @@ def test_training_goes_on_while_no_more_than_f_are_faulty(transport):
     assert {digest for _, digest in found.values()} == {found[0][1]}
 
 
+@pytest.mark.parametrize(
+    ("fault", "how"), [("raise", "has ended its script"), ("kill", "has died")]
+)
+def test_a_worker_that_never_begins_is_named_and_ends_all(fault, how):
+    done = start(3, "--gar=average", FAULTS=f"2:0:{fault}", STEPS="10")
+    assert done.returncode != 0
+    assert done.stderr.count(f"error: rank 2 {how}, and the training begins with all ranks") == 1
+    assert not ends(done)
+    if fault == "raise":
+        assert "the script has failed on rank 2\nTraceback" in done.stderr
+        assert done.stderr.count("Traceback") == 1
+        assert "runpy" not in done.stderr
+    else:
+        assert "Traceback" not in done.stderr
+
+
 def test_training_stops_where_the_rule_cannot_be_kept(tmp_path):
     done = start(
         *(5, "--gar=median", "--f=1", "--link_args=timeout_s=1.0", "--stop_after_s=3"),

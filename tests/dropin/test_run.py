@@ -8,7 +8,7 @@ import pytest
 
 from aggregathor.cluster.config import FIELDS, Config
 from aggregathor.errors import UserError
-from aggregathor.run import help_text, parse
+from aggregathor.flags import help_text, parse
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def test_flags_become_variables_and_the_rest_is_the_scripts(script):
         (["--f"], "--f takes a value"),
         (["--gar_args=m"], "--gar_args takes name=value, got 'm'"),
         ([], "no script is named"),
+        (["--checkpoint", "a.py"], "no script is named; if 'a.py' is it, --checkpoint lacks its"),
         (["nothere.py"], "there is no script nothere.py"),
     ],
 )

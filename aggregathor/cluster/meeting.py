@@ -1,0 +1,103 @@
+"""Collectives of the ranks that end where one of them cannot come: what MPI's own never do."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from aggregathor.errors import UserError
+from lossympi import mpi
+
+if TYPE_CHECKING:
+    from aggregathor.cluster.ranks import Ranks
+
+_COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
+_POLL_S = 1e-3
+
+
+class Meeting:
+    """What ``lossympi.connect`` needs of an mpi4py communicator.
+
+    A script may fail on one rank, or be another script there: the others would wait for it in a
+    collective for ever. Here the server hears of ranks that have died, or left with an error of
+    their own, and tells all that have come.
+
+    Attributes:
+      rank: of this process; 0 is the server.
+      size: how many there are.
+    """
+
+    def __init__(self, ranks: Ranks, limit_s: float) -> None:
+        """Takes over two tags of the ranks' communicator, and how long one may be late."""
+        self.rank, self.size = ranks.rank, ranks.num_workers + 1
+        self._ranks = ranks
+        self._comm = ranks.comm
+        self._limit_s = limit_s
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Returns every rank's value; collective.
+
+        Raises:
+          UserError: on every rank that is there, if one cannot come.
+          TrainingEnded: on a worker, if the server has ended.
+        """
+        if self.rank == 0:
+            values, failure = self._collect(value)
+            for rank in range(1, self.size):
+                self._ranks.send_object((values, failure), rank, _ANSWER)
+        else:
+            self._ranks.send_object(value, 0, _COME)
+            self._ranks.wait(self._has_answer, "the server and the other ranks, to connect")
+            values, failure = self._comm.recv(source=0, tag=_ANSWER)
+        if failure:
+            raise UserError(failure)
+        return values
+
+    def bcast(self, value: Any) -> Any:
+        """Returns the server's value; collective."""
+        return self.allgather(value if self.rank == 0 else None)[0]
+
+    def Dup(self) -> Any:
+        """Returns a duplicate of the communicator; collective."""
+        self.allgather(None)
+        return self._comm.Dup()
+
+    def _has_answer(self) -> bool:
+        return self._ranks.is_there(0, _ANSWER)
+
+    def _collect(self, own: Any) -> tuple[list[Any], str]:
+        """Returns every rank's value, and why there are none."""
+        values: dict[int, Any] = {0: own}
+        until = time.monotonic() + self._limit_s
+        missing: list[int] = []
+        patience = self._ranks.patience(lambda: f"rank {_listed(missing)} to connect")
+        while True:
+            missing[:] = [rank for rank in range(1, self.size) if rank not in values]
+            if not missing:
+                return [values[rank] for rank in range(self.size)], ""
+            for rank in missing:
+                try:
+                    if self._comm.iprobe(source=rank, tag=_COME):
+                        values[rank] = self._comm.recv(source=rank, tag=_COME)
+                    elif self._ranks.says_goodbye(rank):
+                        return [], _gone(rank, "has ended its script")
+                except mpi.import_mpi().Exception:
+                    return [], _gone(rank, "has died")
+            if time.monotonic() > until:
+                return [], (
+                    f"rank {_listed(missing)} has not come as far as the others within "
+                    f"{self._limit_s:g} s: if its script does the same, raise start_s"
+                )
+            patience.look()
+            time.sleep(_POLL_S)
+
+
+def _gone(rank: int, how: str) -> str:
+    return (
+        f"rank {rank} {how}, and the training begins with all ranks. Its own output tells why; "
+        "start again with one worker fewer if it cannot be mended."
+    )
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))

@@ -1,0 +1,60 @@
+"""What each rank of a job does that not all come to: mpirun -n 4 python -m ... NAME."""
+
+import os
+import signal
+import sys
+import time
+
+from aggregathor.cluster.meeting import Meeting
+from aggregathor.cluster.ranks import start_ranks
+from aggregathor.errors import UserError
+from lossympi import mpi
+
+RANKS = start_ranks()
+
+
+def all_come():
+    meeting = Meeting(RANKS, 20.0)
+    for round in range(3):
+        assert meeting.allgather((round, RANKS.rank)) == [(round, rank) for rank in range(4)]
+    assert meeting.bcast("x" * 10**6 if RANKS.rank == 0 else None) == "x" * 10**6
+    assert meeting.Dup().size == meeting.size == 4
+
+
+def one_leaves():
+    meet_without_2("rank 2 has ended its script, and the training begins with all ranks")
+
+
+def one_dies():
+    if RANKS.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    meet_without_2("rank 2 has died, and the training begins with all ranks")
+
+
+def one_is_late():
+    if RANKS.rank == 2:
+        time.sleep(1.5)
+    meet_without_2("rank 2 has not come as far as the others within 0.5 s")
+
+
+def meet_without_2(words):
+    if RANKS.rank == 2:
+        return
+    begun = time.monotonic()
+    try:
+        Meeting(RANKS, 0.5 if "late" in sys.argv[1] else 20.0).allgather(None)
+    except UserError as error:
+        assert str(error).startswith(words), error
+        assert time.monotonic() - begun < 5
+    else:
+        raise AssertionError("nobody was missed")
+
+
+if __name__ == "__main__":
+    {job.__name__: job for job in (all_come, one_leaves, one_dies, one_is_late)}[sys.argv[1]]()
+    RANKS.part("")
+    sys.stdout.write(f"rank {RANKS.rank} is through\n")
+    sys.stdout.flush()
+    if mpi.import_mpi().Is_finalized():
+        sys.exit(0)
+    os._exit(0)  # without MPI's end, which would wait for the dead
