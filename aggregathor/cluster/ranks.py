@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from lossympi import LinkError, mpi
 _STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
+_FLUSH_S = 5.0
 # How long the server waits for workers to end: they may still evaluate, or have been stopped.
 _GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
@@ -55,7 +56,7 @@ class Ranks:
         self.rank: int = comm.rank
         self.num_workers: int = comm.size - 1
         self._processes: list[tuple[str, int]] = comm.allgather((socket.gethostname(), os.getpid()))
-        self._sending: list[tuple[Any, bytes]] = []
+        self._sending: list[_Sent] = []
         self._reason: str | None = None
         self._reason_bytes = bytearray(_REASON_BYTES)
         # Beside what it is for, it fails at once when the server dies.
@@ -101,7 +102,8 @@ class Ranks:
         """Sends a picklable value, without waiting; who has died gets nothing."""
         message = pickle.dumps(value)
         with contextlib.suppress(_mpi().Exception):
-            self._sending.append((self.comm.Isend(message, dest=rank, tag=tag), message))
+            self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
+        self._flush()
 
     def is_there(self, rank: int, tag: int) -> bool:
         """Whether a message has come from the server.
@@ -141,8 +143,9 @@ class Ranks:
             return True
 
     def send_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Server: sends arrays to every worker, without waiting for any."""
+        """Server: sends arrays to every worker, and waits until they have them, but not long."""
         self._send_all(_packed(arrays), _STATE)
+        self._flush()
 
     def receive_state(self) -> dict[str, np.ndarray]:
         """Worker: returns the next arrays that the server sends.
@@ -312,12 +315,9 @@ class Ranks:
             time.sleep(_POLL_S)
 
     def _send_all(self, message: bytes, tag: int) -> None:
-        self._sending = [(request, m) for request, m in self._sending if not _is_done(request)]
         for rank in range(1, self.num_workers + 1):
-            try:
-                self._sending.append((self.comm.Isend(message, dest=rank, tag=tag), message))
-            except _mpi().Exception:  # it has died
-                continue
+            with contextlib.suppress(_mpi().Exception):  # it has died
+                self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
 
     def _receive(self, rank: int, tag: int) -> bytes:
         status = _mpi().Status()
@@ -327,11 +327,25 @@ class Ranks:
         return bytes(message)
 
     def _flush(self) -> None:
-        """Waits until what was sent has left, but not for ever."""
-        until = time.monotonic() + 1.0
-        while self._sending and time.monotonic() < until:
-            self._sending = [(request, m) for request, m in self._sending if not _is_done(request)]
-            time.sleep(_POLL_S)
+        """Waits until what was sent has left, but not for ever, nor for who was stopped.
+
+        MPI sends while it is called, which the links of UDP and shared memory never do.
+        """
+        until = time.monotonic() + _FLUSH_S
+        while True:
+            self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+            awaited = [s for s in self._sending if self._process_state(s.rank) not in "TZX"]
+            if not awaited or time.monotonic() > until:
+                return
+            time.sleep(_POLL_S / 10)
+
+
+class _Sent(NamedTuple):
+    """A message that may not have left, whose memory must stay."""
+
+    request: Any
+    message: bytes
+    rank: int
 
 
 class Patience:

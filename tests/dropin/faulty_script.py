@@ -1,8 +1,9 @@
 """A Keras script in which ranks do what FAULTS says: "rank:step:fault ...", step 0 before all.
 
 kill, raise, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage
-(raw MPI messages to the server). The script knows nothing of AggregaThor; it prints its final parameters. In
-the third step it leaves a file named like its process in the folder STARTED, if there is one.
+(raw MPI messages to the server). The script knows nothing of AggregaThor; it prints its final
+parameters. In the third step it leaves a file named like its process in the folder STARTED, if
+there is one.
 """
 
 import hashlib
