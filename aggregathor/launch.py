@@ -34,6 +34,7 @@ FEW_THREADS = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "1",
 }
+SERVER_THREADS = "AGGREGATHOR_SERVER_THREADS"  # of one operation on rank 0
 OUR_VARIABLES = ("AGGREGATHOR_", "LOSSYMPI_")
 NAMES_HOSTS = ("--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile")
 
@@ -98,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         f"--monitor=DIR --checkpoint=DIR, are the job's: `python -m {MODULE} --help` tells them "
         "all. Here they take the form --name=value. Where N exceeds the cores of this machine, "
         "TensorFlow is given few threads: "
-        f"{', '.join(f'{name}={value}' for name, value in FEW_THREADS.items())}, but for those "
+        f"{', '.join(f'{name}={value}' for name, value in FEW_THREADS.items())}, and the server "
+        f"all cores for an operation, {SERVER_THREADS}; but for those "
         "that are set. Processes on other hosts see these, AGGREGATHOR_* and LOSSYMPI_* of this "
         "environment; the rest with --mpirun-args='-x NAME'.",
         allow_abbrev=False,
@@ -303,7 +305,10 @@ def _threads(ranks: int) -> dict[str, str]:
     """Returns the variables to set for as many processes on this host."""
     if ranks <= _cpus():
         return {}
-    return {name: value for name, value in FEW_THREADS.items() if name not in os.environ}
+    threads = {name: value for name, value in FEW_THREADS.items() if name not in os.environ}
+    if "TF_NUM_INTRAOP_THREADS" in threads and SERVER_THREADS not in os.environ:
+        threads[SERVER_THREADS] = str(_cpus())  # as the workers wait while it applies the rule
+    return threads
 
 
 def _cpus() -> int:

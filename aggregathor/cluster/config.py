@@ -15,7 +15,7 @@ PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
 # Variables with the prefix that mean something to others.
-_NOT_OURS = frozenset({"AGGREGATHOR_KERNELS"})
+_NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ class Gar:
       needs: the condition under which the rule keeps its promise.
       computable: what its formula needs to be computed at all, promise or not (``unsafe=True``).
       robust: whether f Byzantine rows leave the result near the honest ones.
+      coordinate_wise: whether a coordinate of the result depends on that of the rows alone, so that
+        a row's share is a mean over coordinates.
       cost: in n, d and f.
       source: who proposed it.
       function: the checked function, the one that ``aggregathor.gars`` exports.
@@ -91,6 +93,7 @@ class Gar:
     needs: Needs
     computable: Needs
     robust: bool
+    coordinate_wise: bool
     cost: str
     source: str
     function: Callable[..., tf.Tensor]
@@ -148,6 +151,7 @@ def gar(
     needs: str,
     computable: str | None = None,
     robust: bool = True,
+    coordinate_wise: bool = False,
     cost: str,
     source: str,
 ) -> Callable[[Callable[..., Explained]], Callable[..., tf.Tensor]]:
@@ -162,6 +166,7 @@ def gar(
       needs: the condition, as ``"n >= 2f + 3"``.
       computable: the condition of ``unsafe=True``; by default ``n >= 1``.
       robust: False for a rule that promises nothing under attack.
+      coordinate_wise: see ``Gar``.
       cost: such as ``"O(n^2 d)"``.
       source: the paper.
     """
@@ -203,6 +208,7 @@ def gar(
             needs=Needs.parse(needs),
             computable=Needs.parse(computable or "n >= 1"),
             robust=robust,
+            coordinate_wise=coordinate_wise,
             cost=cost,
             source=source,
             function=checked,

@@ -16,7 +16,13 @@ from aggregathor.ops import kernels
 MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower"}
 
 
-@gar("median", needs="n >= 2f + 1", cost="O(nd log^2 n)", source="Yin et al. 2018")
+@gar(
+    "median",
+    needs="n >= 2f + 1",
+    coordinate_wise=True,
+    cost="O(nd log^2 n)",
+    source="Yin et al. 2018",
+)
 def median(
     stack_nd: tf.Tensor, *, f: int, with_share: bool, compat: str | None = None
 ) -> Explained:
@@ -47,7 +53,13 @@ def median(
     return _window_mean(stack_nd, MEDIANS[compat], f, with_share)
 
 
-@gar("trimmed-mean", needs="n >= 2f + 1", cost="O(nd log^2 n)", source="Yin et al. 2018")
+@gar(
+    "trimmed-mean",
+    needs="n >= 2f + 1",
+    coordinate_wise=True,
+    cost="O(nd log^2 n)",
+    source="Yin et al. 2018",
+)
 def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     r"""Mean of what is left when the f lowest and the f highest values of a coordinate are dropped.
 
@@ -74,6 +86,7 @@ def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
 @gar(
     "meamed",
     needs="n >= 2f + 1",
+    coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Xie et al. 2018",
 )
@@ -108,6 +121,7 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
 @gar(
     "phocas",
     needs="n >= 2f + 1",
+    coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Xie et al. 2018 (Phocas)",
 )

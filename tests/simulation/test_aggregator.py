@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aggregathor.aggregator import Aggregator
+from aggregathor import aggregator as aggregator_module
+from aggregathor.aggregator import SAMPLED, Aggregator
 from aggregathor.gars import GARS
 from aggregathor.setting import Setting
 from lossympi.link import aligned_zeros
@@ -39,8 +40,29 @@ def test_a_row_that_a_rule_gives_is_copied(monkeypatch):
 
     expected = GARS["average"].explain(stack_nd)
     monkeypatch.setattr(
-        "aggregathor.aggregator.gars.GARS", {"average": type("Rule", (), {"explain": first_row})}
+        "aggregathor.aggregator.gars.GARS",
+        {"average": type("Rule", (), {"explain": first_row, "coordinate_wise": False})},
     )
     got = explained(stack_nd, "average")
     stack_nd[:] = 9
     np.testing.assert_array_equal(got.grad_d, np.ones(64))
+
+
+@pytest.mark.parametrize("gar", ["median", "trimmed-mean", "meamed", "phocas"])
+def test_of_a_large_model_a_sample_tells_what_a_coordinate_wise_rule_used(gar, rng):
+    stack_nd = rng.standard_normal((7, 5 * SAMPLED + 3)).astype(np.float32)
+    stack_nd[0] *= 4  # seldom in the middle
+    stack_nd[1, : 2 * SAMPLED] = np.nan
+    setting = Setting(num_workers=7, gar=gar, f=2)
+    told = Aggregator(setting, stack_nd.shape[1]).explain(stack_nd)
+    exact = GARS[gar].explain(stack_nd, f=2)
+    np.testing.assert_array_equal(told.grad_d, exact.grad_d)
+    np.testing.assert_allclose(told.share_n, exact.share_n, atol=0.02)
+
+
+def test_the_sample_is_spread_over_all_coordinates():
+    for dim in (SAMPLED + 1, 10 * SAMPLED - 7, 2**31):
+        chosen = aggregator_module._sample(dim)
+        assert len(chosen) == SAMPLED
+        assert (chosen[0], chosen[-1]) == (0, dim - 1)
+        assert (np.diff(chosen) >= 0).all() or dim < 2 * SAMPLED
