@@ -77,7 +77,7 @@ def tell(kind: type[BaseException], error: BaseException, traceback: TracebackTy
     All ranks share a terminal, and may fail at once.
     """
     package = str(Path(__file__).parents[1])
-    while traceback is not None and traceback.tb_next is not None:
+    while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith((package, "<frozen runpy>")):
             break
         traceback = traceback.tb_next
