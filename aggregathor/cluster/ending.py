@@ -11,6 +11,7 @@ from traceback import format_exception
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from aggregathor.cluster.meeting import SaidByServerError
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
@@ -64,7 +65,7 @@ def report(error: BaseException) -> int | None:
             return 1
         return 0
     if isinstance(error, (UserError, LinkError)):
-        if not _is_the_servers_too(error):
+        if not isinstance(error, SaidByServerError) and not _is_the_servers_too(error):
             say(f"error: {error}")
         _note(error)
         return 2 if isinstance(error, UserError) else 1

@@ -15,6 +15,10 @@ _COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
 _POLL_S = 1e-3
 
 
+class SaidByServerError(UserError):
+    """What the server has to say, which says it for all."""
+
+
 class Meeting:
     """What ``lossympi.connect`` needs of an mpi4py communicator.
 
@@ -50,7 +54,7 @@ class Meeting:
             self._ranks.wait(self._has_answer, "the server and the other ranks, to connect")
             values, failure = self._comm.recv(source=0, tag=_ANSWER)
         if failure:
-            raise UserError(failure)
+            raise UserError(failure) if self.rank == 0 else SaidByServerError(failure)
         return values
 
     def bcast(self, value: Any) -> Any:
