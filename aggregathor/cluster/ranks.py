@@ -99,7 +99,7 @@ class Ranks:
         return Patience(self.rank, whom)
 
     def send_object(self, value: Any, rank: int, tag: int) -> None:
-        """Sends a picklable value, without waiting; who has died gets nothing."""
+        """Sends a picklable value, and waits until it has left, but not long."""
         message = pickle.dumps(value)
         with contextlib.suppress(_mpi().Exception):
             self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
