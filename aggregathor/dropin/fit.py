@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -20,9 +20,11 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.server import TrainingStopped
+from aggregathor.cluster.terminal import say
 from aggregathor.dropin import xla
 from aggregathor.dropin.optimizers import Optimizers, synchronise, variable_of
 from aggregathor.dropin.resume import Checkpoints
+from aggregathor.errors import UserError
 
 # What a worker's `fit` leaves out: they write files, or decide for all ranks.
 SERVERS_CALLBACKS = (
@@ -52,6 +54,7 @@ class Fit:
         self._job = job
         self._optimizers = optimizers
         self._checkpoints = checkpoints
+        self._without_data: Any = None  # the model that the server trains without any of its own
         self._fit = TensorFlowTrainer.fit
         self._make_train_function = TensorFlowTrainer.make_train_function
         outer = self
@@ -75,12 +78,16 @@ class Fit:
     def _run_fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._takes_part(model):
             return self._fit(model, *args, **kwargs)
-        self._job.begin()
-        self._checkpoints.begin_fit()
-        self._synchronise(model)
         given = inspect.signature(self._fit).bind(model, *args, **kwargs).arguments
         given.pop("self")
         given.setdefault("callbacks", None)
+        if self._job.is_server and given.get("x") is None:
+            given["x"] = _no_data(model, given)
+            self._without_data = model
+            model.train_function = None
+        self._job.begin()
+        self._checkpoints.begin_fit()
+        self._synchronise(model)
         if not self._job.is_server:
             _leave_to_server(given)
         if self._checkpoints.skipped:
@@ -92,14 +99,18 @@ class Fit:
             and not self._checkpoints.skipped
             and type(model)._should_eval(model, epoch, every)
         )
-        # Metrics know nothing of an epoch that was skipped.
+        # Metrics know nothing of an epoch that was skipped, nor of one without data.
         model._get_metrics_result_or_logs = lambda logs: (
-            type(model)._get_metrics_result_or_logs(model, logs) if logs else {}
+            type(model)._get_metrics_result_or_logs(model, logs)
+            if logs and model is not self._without_data
+            else logs or {}
         )
         run = self._run_on_server if self._job.is_server else self._run_on_worker
         try:
             history = run(model, given)
         finally:
+            if self._without_data is not None:
+                self._without_data = model.train_function = None
             self._checkpoints.end_fit()
             for name in ("_should_eval", "_get_metrics_result_or_logs"):
                 vars(model).pop(name, None)
@@ -146,18 +157,23 @@ class Fit:
         if (model.train_function is not None and not force) or not self._takes_part(model):
             self._make_train_function(model, force)
             return
-        if model.jit_compile and not model.run_eagerly:
-            step = model.train_step
-            model.train_step = types.MethodType(_data_only(xla.split(step, model.name)), model)
-            model._jit_compile = False  # of what is around the compiled step
-            try:
-                self._make_train_function(model, force)
-            finally:
-                model._jit_compile = True
-                del model.train_step
+        if model is self._without_data:
+            self._make_of(model, force, _apply_aggregate)
+        elif model.jit_compile and not model.run_eagerly:
+            self._make_of(model, force, _data_only(xla.split(model.train_step, model.name)))
         else:
             self._make_train_function(model, force)
         model.train_function = self._counted(model, model.train_function)
+
+    def _make_of(self, model: Any, force: bool, step: Callable[[Any, Any], Any]) -> None:
+        """Makes the train function of another step than the model's, which XLA does not compile."""
+        jit_compile, model._jit_compile = model._jit_compile, False
+        model.train_step = types.MethodType(step, model)
+        try:
+            self._make_train_function(model, force)
+        finally:
+            model._jit_compile = jit_compile
+            del model.train_step
 
     def _counted(self, model: Any, train_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns a train function that counts steps, saves, and skips those made before."""
@@ -236,6 +252,33 @@ def _muted(model: Any, given: dict[str, Any], checkpoints: Checkpoints) -> _Mute
     )
     muted.checkpoints = checkpoints
     return muted
+
+
+def _no_data(model: Any, given: Mapping[str, Any]) -> tf.data.Dataset:
+    """Returns what ``fit`` may count steps by, on a server that has nothing to train on.
+
+    Raises:
+      UserError: without data it lacks what they would have told.
+    """
+    lacks = []
+    if not model.built:
+        lacks.append("the model's variables: give it an Input, or call model.build(...)")
+    if not given.get("steps_per_epoch"):
+        lacks.append("steps_per_epoch, how many rounds an epoch has")
+    if _has_own_train_step(model):
+        lacks.append("to know what the model's own train_step applies: give it data")
+    if lacks:
+        raise UserError(f"fit(None) on the server needs {'; and '.join(lacks)}.")
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()):
+        say("the server has no data, so its statistics of batch normalisation stay as they are")
+    return tf.data.Dataset.from_tensors(0).repeat()
+
+
+def _apply_aggregate(model: Any, data: Any) -> dict[str, Any]:
+    """Is the server's train step without data: all that its optimizer applies is the aggregate."""
+    variables = model.trainable_variables
+    model.optimizer.apply([keras.ops.zeros_like(v) for v in variables], variables)
+    return {"rounds": tf.identity(variable_of(model.optimizer.iterations))}
 
 
 def _data_only(step: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
