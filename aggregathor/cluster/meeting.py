@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from aggregathor.cluster.ranks import Patience, Ranks
 from aggregathor.errors import UserError
 from lossympi import mpi
-
-if TYPE_CHECKING:
-    from aggregathor.cluster.ranks import Ranks
 
 _COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
 _POLL_S = 1e-3
@@ -47,10 +45,9 @@ class Meeting:
         """
         if self.rank == 0:
             values, failure = self._collect(value)
-            for rank in range(1, self.size):
-                self._ranks.send_object((values, failure), rank, _ANSWER)
+            self._ranks.send_object((values, failure), range(1, self.size), _ANSWER)
         else:
-            self._ranks.send_object(value, 0, _COME)
+            self._ranks.send_object(value, [0], _COME)
             self._ranks.wait(self._has_answer, "the server and the other ranks, to connect")
             values, failure = self._comm.recv(source=0, tag=_ANSWER)
         if failure:
@@ -74,7 +71,7 @@ class Meeting:
         values: dict[int, Any] = {0: own}
         until = time.monotonic() + self._limit_s
         missing: list[int] = []
-        patience = self._ranks.patience(lambda: f"rank {_listed(missing)} to connect")
+        patience = Patience(self.rank, lambda: f"rank {_listed(missing)} to connect")
         while True:
             missing[:] = [rank for rank in range(1, self.size) if rank not in values]
             if not missing:

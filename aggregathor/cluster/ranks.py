@@ -16,7 +16,7 @@ import pickle
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -94,15 +94,9 @@ class Ranks:
                 raise UserError(said if rank == 0 else f"rank {rank}: {said}")
         return cast(_Made, made)
 
-    def patience(self, whom: Callable[[], str]) -> Patience:
-        """Returns what tells, once a wait is long, whom this rank waits for."""
-        return Patience(self.rank, whom)
-
-    def send_object(self, value: Any, rank: int, tag: int) -> None:
+    def send_object(self, value: Any, ranks: Iterable[int], tag: int) -> None:
         """Sends a picklable value, and waits until it has left, but not long."""
-        message = pickle.dumps(value)
-        with contextlib.suppress(_mpi().Exception):
-            self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
+        self._send(pickle.dumps(value), ranks, tag)
         self._flush()
 
     def is_there(self, rank: int, tag: int) -> bool:
@@ -315,7 +309,10 @@ class Ranks:
             time.sleep(_POLL_S)
 
     def _send_all(self, message: bytes, tag: int) -> None:
-        for rank in range(1, self.num_workers + 1):
+        self._send(message, range(1, self.num_workers + 1), tag)
+
+    def _send(self, message: bytes, ranks: Iterable[int], tag: int) -> None:
+        for rank in ranks:
             with contextlib.suppress(_mpi().Exception):  # it has died
                 self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
 
