@@ -12,7 +12,6 @@ from aggregathor.errors import UserError
 from aggregathor.setting import Setting
 from lossympi import Collected, fill
 
-_ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 # Which row a coordinate's value came from takes a coordinate-wise rule some 10 times as long as the
 # value: of more coordinates, so many tell how much of a row was used, to 1% of the whole.
 SAMPLED = 1 << 14
@@ -55,7 +54,7 @@ class Aggregator:
             self.previous_nd.assign(collected.stack_nd)
 
     def explain(self, stack_nd: np.ndarray) -> gars.Explained:
-        """Applies the rule; the rows may be fewer than n where some workers are gone.
+        """Applies the rule; returns arrays. Rows may be fewer than n where workers are gone.
 
         Of a coordinate-wise rule ``share_n`` is that of 16384 coordinates, spread evenly.
 
@@ -65,14 +64,15 @@ class Aggregator:
         parameters = {"f": self.setting.f, **self.setting.gar_parameters}
         try:
             if self._sample is None:
-                explained = self._gar.explain(_as_tensor(stack_nd), **parameters)
+                explained = self._gar.explain_array(stack_nd, **parameters)
             else:
-                shown = self._gar.explain(stack_nd[:, self._sample], **parameters)
-                explained = shown._replace(grad_d=self._gar(_as_tensor(stack_nd), **parameters))
+                shown = self._gar.explain_array(stack_nd[:, self._sample], **parameters)
+                explained = self._gar.explain_array(stack_nd, with_share=False, **parameters)
+                explained = explained._replace(share_n=shown.share_n)
         except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None
         if np.may_share_memory(explained.grad_d, stack_nd):  # the link will write there
-            explained = explained._replace(grad_d=tf.constant(explained.grad_d.numpy()))
+            explained = explained._replace(grad_d=np.array(explained.grad_d))
         return explained
 
 
@@ -81,10 +81,3 @@ def _sample(dim: int) -> np.ndarray:
     runs = SAMPLED // _RUN
     firsts = np.linspace(0, dim - _RUN, runs).astype(np.int64)
     return (firsts[:, None] + np.arange(_RUN)).ravel()
-
-
-def _as_tensor(stack_nd: np.ndarray) -> tf.Tensor:
-    """Returns a tensor on the same memory, which `tf.convert_to_tensor` would copy."""
-    if stack_nd.ctypes.data % _ALIGNMENT or not stack_nd.flags.carray:
-        return tf.convert_to_tensor(stack_nd)
-    return tf.experimental.dlpack.from_dlpack(stack_nd.__dlpack__())

@@ -126,7 +126,7 @@ class Server:
             self._refused += 1
             if self._refused > _MOST_REFUSED or np.all(report.delivered_n == 1):
                 raise RuleError(f"step {step + 1}: {refusal}")
-        self._channel.publish(self._parameters.read())
+        report = self._channel.publish(self._parameters.read()) or report
         self._state.round.assign_add(1)
         if self._saves(step + 1) and _keep(self.setting):
             self._hear(step + 1)

@@ -98,8 +98,7 @@ class Attacker:
         rule, setting = GARS[self._setting.gar], self._setting
 
         def explain(stack_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            grad_d, share_n = rule.explain(stack_nd, f=setting.f, **setting.gar_parameters)
-            return grad_d.numpy(), share_n.numpy()
+            return rule.explain_array(stack_nd, f=setting.f, **setting.gar_parameters)
 
         return explain
 

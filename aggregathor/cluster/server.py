@@ -66,6 +66,7 @@ class ServerChannel:
         self.params_d = params_d
         self._link = link
         self._setting = setting
+        self._report: RoundReport | None = None  # of the round that is open
         self._observer = observer or ChannelObserver(setting.num_workers)
         with context.eager_mode():
             self.aggregator = Aggregator(setting, link.dim)
@@ -90,7 +91,7 @@ class ServerChannel:
         with self._watched, context.eager_mode():
             while True:
                 try:
-                    report = self._aggregate_once()
+                    self._report = report = self._aggregate_once()
                     break
                 except RuleError as error:
                     self._observer.refuse()
@@ -98,7 +99,7 @@ class ServerChannel:
                         raise TrainingStopped(f"round {self.round}: {error}") from None
                 self.publish(self.params_d)
         self._stop_after_s = self._later_stop_after_s
-        return self._observer.see(report)
+        return report
 
     def aggregate_once(self) -> tuple[RoundReport, RuleError | None]:
         """Collects one round.
@@ -109,7 +110,8 @@ class ServerChannel:
         """
         with self._watched, context.eager_mode():
             try:
-                return self._observer.see(self._aggregate_once()), None
+                self._report = report = self._aggregate_once()
+                return report, None
             except RuleError as error:
                 self._observer.refuse()
                 got = self._collected
@@ -118,14 +120,20 @@ class ServerChannel:
                 report = RoundReport(got.stack_nd, nothing_d, none_n, got.delivered_n, got.stats)
                 return report, error
 
-    def publish(self, params_d: np.ndarray) -> None:
+    def publish(self, params_d: np.ndarray) -> RoundReport | None:
         """Broadcasts the model of the round, and ends the round.
 
         ``params_d`` must stay as it is until the next call.
+
+        Returns:
+          What ``aggregate`` did, with who is suspected, which nobody has to wait for; None where it
+          aggregated nothing.
         """
         self._link.broadcast(self.round, params_d)
         self.params_d = params_d
         self.round += 1
+        report, self._report = self._report, None
+        return None if report is None else self._observer.see(report)
 
     def native(self, fail: Callable[[Exception], None]) -> CFunctions | None:
         """Returns where the next model may be written for ``publish``, if the link has it."""

@@ -79,9 +79,8 @@ class Exchange:
                 return channel.exchange(sent_d)
             if sent_d is None:
                 self._job.last_round = None  # its aggregate is as long as the model
-                self._job.last_round = channel.aggregate()
-                return self._job.last_round.grad_d
-            channel.publish(sent_d)
+                return channel.aggregate().grad_d
+            self._job.last_round = channel.publish(sent_d)
             return None
         except Exception as error:
             self._fail(error)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.gars.base import Explained, gar
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.ops import kernels_for
 
 
-@gar("average", needs="n >= 1", robust=False, cost="O(nd)", source="baseline")
-def average(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+@gar("average", needs="n >= 1", robust=False, cost="O(nd)", source="baseline", takes_arrays=True)
+def average(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the rows, whatever they hold: one bad row is enough to choose the result.
 
     .. math:: \frac{1}{n} \sum_i x_i
@@ -30,11 +30,18 @@ def average(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     >>> average([[0.], [3.]]).numpy()
     array([1.5], dtype=float32)
     """
-    return Explained(kernels().mean(stack_nd, skip_missing=False), _all_rows(stack_nd))
+    return Explained(kernels_for(stack_nd).mean(stack_nd, skip_missing=False), _all_rows(stack_nd))
 
 
-@gar("average-nan", needs="n >= 1", robust=False, cost="O(nd)", source="Damaskinos et al. 2019")
-def average_nan(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+@gar(
+    "average-nan",
+    needs="n >= 1",
+    robust=False,
+    cost="O(nd)",
+    source="Damaskinos et al. 2019",
+    takes_arrays=True,
+)
+def average_nan(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the present (not NaN) values of each coordinate, 0 where there is none.
 
     .. math:: \frac{1}{|P_j|} \sum_{i \in P_j} x_{ij}, \quad P_j = \{i : x_{ij} \ne NaN\}
@@ -57,8 +64,9 @@ def average_nan(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     >>> average_nan([[1., float("nan")], [3., float("nan")]]).numpy()
     array([2., 0.], dtype=float32)
     """
-    return Explained(kernels().mean(stack_nd, skip_missing=True), _all_rows(stack_nd))
+    return Explained(kernels_for(stack_nd).mean(stack_nd, skip_missing=True), _all_rows(stack_nd))
 
 
-def _all_rows(stack_nd: tf.Tensor) -> tf.Tensor:
-    return tf.constant(np.ones(stack_nd.shape[0]))  # eagerly some times faster than `tf.ones`
+def _all_rows(stack_nd: Values) -> Values:
+    ones_n = np.ones(stack_nd.shape[0])
+    return ones_n if isinstance(stack_nd, np.ndarray) else tf.constant(ones_n)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
-
-from aggregathor.gars.base import Explained, gar
-from aggregathor.gars.distances import mean_of_rows, sq_distances
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.distances import mean_of_rows
+from aggregathor.ops import kernels_for
 
 
 @gar(
@@ -15,8 +13,9 @@ from aggregathor.ops import kernels
     computable="n >= f + 1",
     cost="O(n^2 d + 1.47^f n^2 log n)",
     source="El Mhamdi et al. 2018",
+    takes_arrays=True,
 )
-def brute(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+def brute(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the n - f rows of least diameter, also called MDA.
 
     .. math:: \frac{1}{n-f} \sum_{i \in S} x_i, \quad
@@ -45,4 +44,6 @@ def brute(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     >>> brute([[0.], [1.], [9e9]], f=1).numpy()
     array([0.5], dtype=float32)
     """
-    return mean_of_rows(stack_nd, kernels().brute_select(sq_distances(stack_nd), f=f))
+    kernels = kernels_for(stack_nd)
+    rows = kernels.brute_select(kernels.sq_distances(stack_nd), f=f)
+    return mean_of_rows(stack_nd, rows)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
-
 from aggregathor.errors import UserError, near
-from aggregathor.gars.base import Explained, gar
-from aggregathor.gars.distances import share_of, sq_distances
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.distances import share_of
+from aggregathor.ops import kernels_for
 
 VARIANTS = ("aggregathor", "paper")
 
@@ -18,9 +16,10 @@ VARIANTS = ("aggregathor", "paper")
     computable="n >= 2f + 3",
     cost="O(n^2 d)",
     source="El Mhamdi et al. 2018",
+    takes_arrays=True,
 )
 def bulyan(
-    stack_nd: tf.Tensor, *, f: int, with_share: bool, variant: str = "aggregathor"
+    stack_nd: Values, *, f: int, with_share: bool, variant: str = "aggregathor"
 ) -> Explained:
     r"""Coordinate-wise mean of the beta candidates nearest to the candidates' upper median.
 
@@ -61,6 +60,7 @@ def bulyan(
     """
     if variant not in VARIANTS:
         raise UserError(f"bulyan: variant={variant!r}: {near(str(variant), VARIANTS)}")
-    groups = kernels().bulyan_select(sq_distances(stack_nd), f=f, variant=variant)
-    grad_d = kernels().bulyan_tail(stack_nd, groups, f=f)
+    kernels = kernels_for(stack_nd)
+    groups = kernels.bulyan_select(kernels.sq_distances(stack_nd), f=f, variant=variant)
+    grad_d = kernels.bulyan_tail(stack_nd, groups, f=f)
     return Explained(grad_d, share_of(stack_nd, groups))

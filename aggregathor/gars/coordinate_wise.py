@@ -7,11 +7,9 @@ update) where nothing is, or where that median is infinite because bad values ma
 
 from __future__ import annotations
 
-import tensorflow as tf
-
 from aggregathor.errors import UserError, near
-from aggregathor.gars.base import Explained, gar
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.ops import kernels_for
 
 MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower"}
 
@@ -22,10 +20,9 @@ MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower
     coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Yin et al. 2018",
+    takes_arrays=True,
 )
-def median(
-    stack_nd: tf.Tensor, *, f: int, with_share: bool, compat: str | None = None
-) -> Explained:
+def median(stack_nd: Values, *, f: int, with_share: bool, compat: str | None = None) -> Explained:
     r"""Coordinate-wise median of the present values.
 
     .. math:: \tfrac12 (x_{(\lfloor (k-1)/2 \rfloor)} + x_{(\lfloor k/2 \rfloor)})
@@ -59,8 +56,9 @@ def median(
     coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Yin et al. 2018",
+    takes_arrays=True,
 )
-def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+def trimmed_mean(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of what is left when the f lowest and the f highest values of a coordinate are dropped.
 
     .. math:: \frac{1}{k-2f} \sum_{i=f}^{k-f-1} x_{(i)}
@@ -89,8 +87,9 @@ def trimmed_mean(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Xie et al. 2018",
+    takes_arrays=True,
 )
-def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+def meamed(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's median ("mean around the median").
 
     .. math:: \frac{1}{k-f} \sum_{i \in N} x_i, \quad N = \text{the } k-f
@@ -124,8 +123,9 @@ def meamed(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     coordinate_wise=True,
     cost="O(nd log^2 n)",
     source="Xie et al. 2018 (Phocas)",
+    takes_arrays=True,
 )
-def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+def phocas(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's f-trimmed mean.
 
     .. math:: \frac{1}{k-f} \sum_{i \in N} x_i, \quad N = \text{the } k-f
@@ -154,5 +154,6 @@ def phocas(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     return _window_mean(stack_nd, "phocas", f, with_share)
 
 
-def _window_mean(stack_nd: tf.Tensor, window: str, f: int, with_share: bool) -> Explained:
-    return Explained(*kernels().window_mean(stack_nd, window=window, f=f, with_share=with_share))
+def _window_mean(stack_nd: Values, window: str, f: int, with_share: bool) -> Explained:
+    kernels = kernels_for(stack_nd)
+    return Explained(*kernels.window_mean(stack_nd, window=window, f=f, with_share=with_share))

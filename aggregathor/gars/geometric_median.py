@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Explained, gar
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.ops import kernels_for
 
 LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
 
@@ -20,9 +19,10 @@ LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
     needs="n >= 2f + 1",
     cost="O(nd log^2 n), then O(nd) an iteration",
     source="Chen et al. 2017, Pillutla et al. 2022",
+    takes_arrays=True,
 )
 def geometric_median(
-    stack_nd: tf.Tensor,
+    stack_nd: Values,
     *,
     f: int,
     with_share: bool,
@@ -69,8 +69,9 @@ def geometric_median(
         )
     if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
         raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
+    kernels = kernels_for(stack_nd)
     return Explained(
-        *kernels().geometric_median(stack_nd, f=f, nu=nu, tol=tol, max_iter=int(max_iter))
+        *kernels.geometric_median(stack_nd, f=f, nu=nu, tol=tol, max_iter=int(max_iter))
     )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Explained, gar
-from aggregathor.gars.distances import mean_of_rows, sq_distances
-from aggregathor.ops import kernels
+from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.distances import mean_of_rows
+from aggregathor.ops import kernels_for
 
 
 @gar(
@@ -17,8 +16,9 @@ from aggregathor.ops import kernels
     computable="n >= f + 3",
     cost="O(n^2 d)",
     source="Blanchard et al. 2017",
+    takes_arrays=True,
 )
-def krum(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
+def krum(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""The row lying closest to its n - f - 2 nearest other rows.
 
     .. math:: \arg\min_i s_i, \quad s_i = \sum_{j \in N_i} \lVert x_i - x_j \rVert_2^2,
@@ -53,8 +53,9 @@ def krum(stack_nd: tf.Tensor, *, f: int, with_share: bool) -> Explained:
     computable="n >= f + 3",
     cost="O(n^2 d)",
     source="Blanchard et al. 2017, Damaskinos et al. 2019",
+    takes_arrays=True,
 )
-def multi_krum(stack_nd: tf.Tensor, *, f: int, with_share: bool, m: int | None = None) -> Explained:
+def multi_krum(stack_nd: Values, *, f: int, with_share: bool, m: int | None = None) -> Explained:
     r"""Mean of the m rows of least Krum score (m = 1 is Krum).
 
     .. math:: \frac{1}{m} \sum_{i \in M} x_i, \quad M = \text{the } m \text{ rows of least } s_i
@@ -86,6 +87,7 @@ def multi_krum(stack_nd: tf.Tensor, *, f: int, with_share: bool, m: int | None =
     return _krum(stack_nd, f, int(m), "multi-krum")
 
 
-def _krum(stack_nd: tf.Tensor, f: int, m: int, rule: str) -> Explained:
-    rows = kernels().krum_select(sq_distances(stack_nd), f=f, m=m, rule=rule)
+def _krum(stack_nd: Values, f: int, m: int, rule: str) -> Explained:
+    kernels = kernels_for(stack_nd)
+    rows = kernels.krum_select(kernels.sq_distances(stack_nd), f=f, m=m, rule=rule)
     return mean_of_rows(stack_nd, rows)

@@ -18,9 +18,27 @@ geometric_median      stack [n, d], f, nu, tol, max_iter          [d], weights [
 channel               a function of arrays [d], d                 a ``Channel``, for transports
 ====================  ==========================================  =============================
 
-Stacks are float32 or float64 tensors; checks of n against f are the rules' business.
+Stacks are float32 or float64 tensors; checks of n against f are the rules' business. Of an array
+``kernels_for`` gives the module `arrays`, which has all of these but the channel, for float32, if
+``has_arrays()``.
 """
 
-from aggregathor.ops.loader import INSTRUCTION_SETS, KERNELS_VARIABLE, kernels, state, using
+from aggregathor.ops.loader import (
+    INSTRUCTION_SETS,
+    KERNELS_VARIABLE,
+    has_arrays,
+    kernels,
+    kernels_for,
+    state,
+    using,
+)
 
-__all__ = ["INSTRUCTION_SETS", "KERNELS_VARIABLE", "kernels", "state", "using"]
+__all__ = [
+    "INSTRUCTION_SETS",
+    "KERNELS_VARIABLE",
+    "has_arrays",
+    "kernels",
+    "kernels_for",
+    "state",
+    "using",
+]

@@ -1,8 +1,6 @@
-// Registers the geometric median: Weiszfeld's iteration over the distance and mean kernels.
-#include <vector>
-
+// Registers the geometric median.
+#include "aggregathor/ops/geometric_median.h"
 #include "aggregathor/ops/op_util.h"
-#include "aggregathor/ops/weiszfeld_weights.h"
 
 namespace aggregathor {
 namespace {
@@ -44,25 +42,11 @@ class GeometricMedianOp : public tf::OpKernel {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, f_));
     const Stack<T> stack = AsStack<T>(stack_nd);
-    const Parallel pool = IntraOpPool(ctx);
-    const Kernels<T>& kernels = KernelsFor<T>();
-
     tf::Tensor *grad_d, *weight_n;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({stack.d}), &grad_d));
     OP_REQUIRES_OK(ctx, ctx->allocate_output(1, tf::TensorShape({stack.n}), &weight_n));
-    T* v_d = grad_d->flat<T>().data();
-    double* weights = weight_n->flat<double>().data();
-    Step step;
-
-    kernels.window_mean(stack, Window::kMedian, f_, v_d, nullptr, pool);
-    std::vector<double> sq_dist_n(stack.n);
-    kernels.weiszfeld_step(stack, nullptr, v_d, sq_dist_n.data(), &step, pool);
-    SetWeights(sq_dist_n.data(), stack.n, nu_, weights);
-    for (int64_t iteration = 0; iteration < max_iter_; ++iteration) {
-      kernels.weiszfeld_step(stack, weights, v_d, sq_dist_n.data(), &step, pool);
-      SetWeights(sq_dist_n.data(), stack.n, nu_, weights);
-      if (!(step.sq_length > static_cast<double>(tol_) * tol_ * step.sq_norm)) break;
-    }
+    GeometricMedian(stack, f_, nu_, tol_, max_iter_, grad_d->flat<T>().data(),
+                    weight_n->flat<double>().data(), IntraOpPool(ctx));
   }
 
  private:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
+import numpy as np
 import tensorflow as tf
 
 from aggregathor.errors import UserError, near
+from aggregathor.ops import arrays
 from aggregathor.version import VersionError, read_build_facts, require_tensorflow, series
 
 LIBRARY = Path(__file__).with_name("libaggregathor_ops.so")
@@ -54,6 +56,16 @@ def kernels() -> ModuleType:
         message says what to do.
     """
     return _forced if _forced is not None else _load()[0]
+
+
+def kernels_for(values: object) -> ModuleType:
+    """Returns the module for arrays if it is one, and ``kernels()`` for tensors."""
+    return arrays if isinstance(values, np.ndarray) else kernels()
+
+
+def has_arrays() -> bool:
+    """Whether there are kernels for arrays: in the native library only."""
+    return kernels() is not _stand_in() and arrays.is_loaded()
 
 
 def state() -> State:

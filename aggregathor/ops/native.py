@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aggregathor.ops import arrays
 from aggregathor.ops.channel import Channel, Function, Native, NativeChannel, PythonChannel
 
 _ops: Any = None
@@ -19,6 +20,7 @@ def load(library: Path) -> None:
     global _ops, _library
     _ops = tf.load_op_library(str(library))
     _library = ctypes.CDLL(str(library))
+    arrays.load(_library)
 
 
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.ops.channel import Channel, Function, Native, PythonChannel
+from aggregathor.ops.too_few import too_few
 
 
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
@@ -219,25 +220,15 @@ def _sq_distances_to(stack_nd: tf.Tensor, v_d: tf.Tensor) -> tf.Tensor:
 # Selections from the [n, n] distances, in NumPy.
 
 
-class TooFewError(tf.errors.InvalidArgumentError, ValueError):
-    """What the native ops raise. In a graph, TensorFlow makes that of a ValueError only."""
-
-
 def _others(sq_dist_nn: np.ndarray, rows: list[int], i: int) -> np.ndarray:
     others = [j for j in rows if j != i]
     return np.array(others, int)[np.argsort(sq_dist_nn[i, others], kind="stable")]
 
 
-def _best(score_n: np.ndarray, rows: list[int], count: int, rule: str) -> list[int]:
+def _best(score_n: np.ndarray, rows: list[int], count: int, rule: str, f: int) -> list[int]:
     best = sorted(rows, key=lambda i: score_n[i])[:count]
     if len(best) < count or not np.all(np.isfinite(score_n[best])):
-        raise TooFewError(
-            None,
-            None,
-            f"{rule}: more than f of the n={len(score_n)} gradients are lost, not finite or too "
-            "far to compare, so too few are left to choose from. Declare a larger f or find out "
-            "which workers send them.",
-        )
+        raise too_few(rule, len(score_n), f)
     return best
 
 
@@ -252,7 +243,7 @@ def _krum_scores(sq_dist_nn: np.ndarray, rows: list[int], neighbours: int) -> np
 def _krum(sq_dist_nn: np.ndarray, f: int, m: int, rule: str) -> np.ndarray:
     rows = list(range(len(sq_dist_nn)))
     score_n = _krum_scores(sq_dist_nn, rows, len(rows) - f - 2)
-    return np.array(_best(score_n, rows, m, rule), np.int64)
+    return np.array(_best(score_n, rows, m, rule, f), np.int64)
 
 
 def _bulyan(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
@@ -265,7 +256,7 @@ def _bulyan(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
         score_n = np.array(
             [sum(sq_dist_nn[i, j] for j in counted[i] if j in rows) for i in range(n)]
         )
-        groups[k, : m - k] = _best(score_n, rows, m - k, "bulyan")
+        groups[k, : m - k] = _best(score_n, rows, m - k, "bulyan", f)
         rows.remove(groups[k, 0])
     return groups
 
@@ -275,7 +266,7 @@ def _bulyan_paper(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
     groups = []
     for _ in range(len(rows) - 2 * f):
         score_n = _krum_scores(sq_dist_nn, rows, max(1, len(rows) - f - 2))
-        groups.append(_best(score_n, rows, 1, "bulyan"))
+        groups.append(_best(score_n, rows, 1, "bulyan", f))
         rows.remove(groups[-1][0])
     return np.array(groups, np.int64)
 
@@ -298,5 +289,5 @@ def _brute(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
 
     grow([], 0.0, 0)
     if best is None:
-        _best(np.full(n, np.inf), list(range(n)), keep, "brute")
+        _best(np.full(n, np.inf), list(range(n)), keep, "brute", f)
     return np.array(best, np.int64)

@@ -58,9 +58,7 @@ class Server:
         for worker, row_d in zip(workers, rows, strict=True):
             if row_d is not None:
                 worker.send(server.round, np.asarray(row_d, np.float32))
-        report = server.aggregate()
-        server.publish(report.grad_d)
-        return report
+        return server.publish(server.aggregate().grad_d)
 
     def close(self):
         self.observer.close()

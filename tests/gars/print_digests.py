@@ -1,10 +1,11 @@
-"""Prints, as JSON, a digest of what every rule gives. Argument: how many threads TensorFlow has.
+"""Prints, as JSON, a digest of what every rule gives. Argument: how many threads it may use.
 
 A program, because threads and instruction set are chosen once in a process.
 """
 
 import hashlib
 import json
+import os
 import sys
 
 import numpy as np
@@ -29,12 +30,20 @@ def digests():
     for case, (name, parameters, _) in CASES.items():
         for dtype in ("float32", "float64"):
             for kind, stack_nd in (("complete", complete_nd), ("hurt", hurt_nd)):
-                explained = GARS[name].explain(stack_nd.astype(dtype), f=F, **parameters)
-                bits = explained.grad_d.numpy().tobytes() + explained.share_n.numpy().tobytes()
-                found[f"{case} {dtype} {kind}"] = hashlib.sha256(bits).hexdigest()
+                given_nd, parameters = stack_nd.astype(dtype), {"f": F, **parameters}
+                for what, explain in (
+                    ("tensor", GARS[name].explain),
+                    ("array", GARS[name].explain_array),
+                ):
+                    explained = explain(given_nd, **parameters)
+                    bits = b"".join(np.asarray(part).tobytes() for part in explained)
+                    found[f"{case} {dtype} {kind} {what}"] = hashlib.sha256(bits).hexdigest()
     return found
 
 
 if __name__ == "__main__":
-    tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+    threads = int(sys.argv[1])
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    # The rules on arrays use all cores that there are.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     print(json.dumps({"in_use": ops.state().in_use, "digests": digests()}))  # noqa: T201

@@ -44,6 +44,15 @@ def test_threads_do_not_matter(printed):
     assert printed["auto", 4]["digests"] == printed["auto", 1]["digests"]
 
 
+def test_arrays_give_what_tensors_give(printed):
+    for run, result in printed.items():
+        digests = result["digests"]
+        of_arrays = {k.removesuffix(" array"): v for k, v in digests.items() if "array" in k}
+        of_tensors = {k.removesuffix(" tensor"): v for k, v in digests.items() if "tensor" in k}
+        assert of_arrays == of_tensors, run
+        assert len(of_arrays) == len(digests) / 2
+
+
 def test_instruction_sets_do_not_matter(printed):
     """Sums of distances are added in registers of other widths: they choose rows, and weigh them.
 

@@ -5,7 +5,7 @@ import pytest
 
 from aggregathor import aggregator as aggregator_module
 from aggregathor.aggregator import SAMPLED, Aggregator
-from aggregathor.gars import GARS
+from aggregathor.gars import GARS, Explained
 from aggregathor.setting import Setting
 from lossympi.link import aligned_zeros
 
@@ -36,12 +36,11 @@ def test_a_row_that_a_rule_gives_is_copied(monkeypatch):
     stack_nd[:] = np.arange(3)[:, None]
 
     def first_row(stack_nd, **_):
-        return expected._replace(grad_d=stack_nd[1])
+        return Explained(stack_nd[1], np.ones(3))
 
-    expected = GARS["average"].explain(stack_nd)
     monkeypatch.setattr(
         "aggregathor.aggregator.gars.GARS",
-        {"average": type("Rule", (), {"explain": first_row, "coordinate_wise": False})},
+        {"average": type("Rule", (), {"explain_array": first_row, "coordinate_wise": False})},
     )
     got = explained(stack_nd, "average")
     stack_nd[:] = 9

@@ -1,0 +1,81 @@
+// The kernels for arrays in memory, through ctypes: rules outside of TensorFlow (arrays.py, which
+// has made sure of shapes and bounds). On the threads of this process's pool.
+#include <algorithm>
+#include <vector>
+
+#include "aggregathor/ops/geometric_median.h"
+#include "aggregathor/ops/kernels.h"
+#include "aggregathor/ops/pool.h"
+#include "aggregathor/ops/selection.h"
+
+#define AGGREGATHOR_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace aggregathor {
+namespace {
+
+const Kernels<float>& Table() { return KernelsFor<float>(); }
+Parallel Threads() { return Pool::OfProcess().AsParallel(); }
+
+// Returns how many there are.
+int64_t Store(const std::vector<int64_t>& rows, int64_t* out) {
+  std::copy(rows.begin(), rows.end(), out);
+  return static_cast<int64_t>(rows.size());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_mean(const float* stack_nd, int64_t n, int64_t d,
+                                         int skip_missing, float* out_d) {
+  Table().mean({stack_nd, n, d}, skip_missing != 0, out_d, Threads());
+}
+
+// kept_n: may be null.
+AGGREGATHOR_EXPORT void aggregathor_window_mean(const float* stack_nd, int64_t n, int64_t d,
+                                                int window, int64_t f, float* out_d,
+                                                int64_t* kept_n) {
+  Table().window_mean({stack_nd, n, d}, static_cast<Window>(window), f, out_d, kept_n, Threads());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_sq_distances(const float* stack_nd, int64_t n, int64_t d,
+                                                 double* sq_dist_nn) {
+  Table().sq_distances({stack_nd, n, d}, sq_dist_nn, Threads());
+}
+
+// These three return how many rows or groups they found, at most what was asked for.
+AGGREGATHOR_EXPORT int64_t aggregathor_krum_select(const double* sq_dist_nn, int64_t n, int64_t f,
+                                                   int64_t m, int64_t* rows_m) {
+  return Store(KrumSelect(sq_dist_nn, n, f, m), rows_m);
+}
+
+AGGREGATHOR_EXPORT int64_t aggregathor_brute_select(const double* sq_dist_nn, int64_t n, int64_t f,
+                                                    int64_t* rows_m) {
+  return Store(MinDiameterSubset(sq_dist_nn, n, f), rows_m);
+}
+
+// groups_tm: full of -1.
+AGGREGATHOR_EXPORT int64_t aggregathor_bulyan_select(const double* sq_dist_nn, int64_t n, int64_t f,
+                                                     int is_paper, int64_t m, int64_t* groups_tm) {
+  const auto groups =
+      is_paper ? BulyanPaperSelect(sq_dist_nn, n, f) : BulyanSelect(sq_dist_nn, n, f);
+  for (size_t k = 0; k < groups.size(); ++k) Store(groups[k], groups_tm + k * m);
+  return static_cast<int64_t>(groups.size());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_mean_of_rows(const float* stack_nd, int64_t n, int64_t d,
+                                                 const int64_t* rows_m, int64_t m, float* out_d) {
+  Table().mean_of_rows({stack_nd, n, d}, rows_m, m, out_d, Threads());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_bulyan_tail(const float* stack_nd, int64_t n, int64_t d,
+                                                const int64_t* groups_tm, int64_t theta, int64_t m,
+                                                int64_t f, float* out_d) {
+  Table().bulyan_tail({stack_nd, n, d}, groups_tm, theta, m, f, out_d, Threads());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_geometric_median(const float* stack_nd, int64_t n, int64_t d,
+                                                     int64_t f, float nu, float tol,
+                                                     int64_t max_iter, float* out_d,
+                                                     double* weight_n) {
+  GeometricMedian<float>({stack_nd, n, d}, f, nu, tol, max_iter, out_d, weight_n, Threads());
+}
+
+}  // namespace
+}  // namespace aggregathor

@@ -1,0 +1,159 @@
+"""The native kernels on arrays instead of tensors: what `native.py` has, without TensorFlow.
+
+An operation of TensorFlow that is run by itself takes 0.1 ms and more, and a rule has several: more
+than the rule itself takes on a small model. Stacks are float32, contiguous, and not empty.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from aggregathor.ops.too_few import too_few
+
+# `Window` of kernels.h.
+_WINDOWS = ("median", "median-upper", "median-lower", "trimmed-mean", "meamed", "phocas")
+_library: Any = None
+
+
+def load(library: ctypes.CDLL) -> None:
+    """Takes the library that the ops are in."""
+    global _library
+    if not hasattr(library, "aggregathor_mean_of_rows"):
+        return  # one of before
+    _library = library
+    for name in ("krum_select", "brute_select", "bulyan_select"):
+        _function(name).restype = ctypes.c_int64
+
+
+def is_loaded() -> bool:
+    """Whether there is a library that has them."""
+    return _library is not None
+
+
+def mean(stack_nd: np.ndarray, *, skip_missing: bool) -> np.ndarray:
+    """Mean of the rows, or of the present values of each coordinate."""
+    grad_d = _like_a_row(stack_nd)
+    _function("mean")(*_stack(stack_nd), int(skip_missing), _pointer(grad_d))
+    return grad_d
+
+
+def window_mean(
+    stack_nd: np.ndarray, *, window: str, f: int, with_share: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of a window of each coordinate's sorted values, and each row's share in it."""
+    grad_d = _like_a_row(stack_nd)
+    kept_n = np.zeros(len(stack_nd) if with_share else 0, np.int64)
+    _function("window_mean")(
+        *_stack(stack_nd),
+        _WINDOWS.index(window),
+        ctypes.c_int64(f),
+        _pointer(grad_d),
+        _pointer(kept_n) if with_share else None,
+    )
+    return grad_d, kept_n / stack_nd.shape[1]
+
+
+def sq_distances(stack_nd: np.ndarray) -> np.ndarray:
+    """Squared distances between the rows."""
+    sq_dist_nn = np.empty((len(stack_nd),) * 2)
+    _function("sq_distances")(*_stack(stack_nd), _pointer(sq_dist_nn))
+    return sq_dist_nn
+
+
+def krum_select(sq_dist_nn: np.ndarray, *, f: int, m: int, rule: str) -> np.ndarray:
+    """The m rows of least Krum score; errors name the rule."""
+    rows_m = np.empty(m, np.int64)
+    found = _function("krum_select")(
+        *_distances(sq_dist_nn, f), ctypes.c_int64(m), _pointer(rows_m)
+    )
+    return _enough(rows_m, found, rule, sq_dist_nn, f)
+
+
+def brute_select(sq_dist_nn: np.ndarray, *, f: int) -> np.ndarray:
+    """The n - f rows of least diameter."""
+    rows_m = np.empty(len(sq_dist_nn) - f, np.int64)
+    found = _function("brute_select")(*_distances(sq_dist_nn, f), _pointer(rows_m))
+    return _enough(rows_m, found, "brute", sq_dist_nn, f)
+
+
+def bulyan_select(sq_dist_nn: np.ndarray, *, f: int, variant: str) -> np.ndarray:
+    """The rows that make up each of Bulyan's candidates."""
+    n, is_paper = len(sq_dist_nn), variant == "paper"
+    theta, m = (n - 2 * f, 1) if is_paper else (n - 2 * f - 2, n - f - 2)
+    groups_tm = np.full((theta, m), -1, np.int64)
+    found = _function("bulyan_select")(
+        *_distances(sq_dist_nn, f), int(is_paper), ctypes.c_int64(m), _pointer(groups_tm)
+    )
+    return _enough(groups_tm, found, "bulyan", sq_dist_nn, f)
+
+
+def mean_of_rows(stack_nd: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean of the present values of the given rows."""
+    grad_d = _like_a_row(stack_nd)
+    _function("mean_of_rows")(
+        *_stack(stack_nd), _pointer(rows), ctypes.c_int64(len(rows)), _pointer(grad_d)
+    )
+    return grad_d
+
+
+def bulyan_tail(stack_nd: np.ndarray, groups: np.ndarray, *, f: int) -> np.ndarray:
+    """Bulyan's second half: mean of the candidates nearest to their upper median."""
+    grad_d = _like_a_row(stack_nd)
+    theta, m = map(ctypes.c_int64, groups.shape)
+    _function("bulyan_tail")(
+        *_stack(stack_nd), _pointer(groups), theta, m, ctypes.c_int64(f), _pointer(grad_d)
+    )
+    return grad_d
+
+
+def geometric_median(
+    stack_nd: np.ndarray, *, f: int, nu: float, tol: float, max_iter: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weiszfeld's iteration, and the weight of each row in its last mean."""
+    grad_d, weight_n = _like_a_row(stack_nd), np.empty(len(stack_nd))
+    _function("geometric_median")(
+        *_stack(stack_nd),
+        ctypes.c_int64(f),
+        ctypes.c_float(nu),
+        ctypes.c_float(tol),
+        ctypes.c_int64(max_iter),
+        _pointer(grad_d),
+        _pointer(weight_n),
+    )
+    return grad_d, weight_n
+
+
+def _function(name: str) -> Any:
+    return getattr(_library, f"aggregathor_{name}")
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _stack(stack_nd: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]:
+    # Whoever calls has seen to it; the kernels believe it.
+    assert stack_nd.dtype == np.float32
+    assert stack_nd.flags.c_contiguous
+    assert stack_nd.size
+    n, d = stack_nd.shape
+    return _pointer(stack_nd), ctypes.c_int64(n), ctypes.c_int64(d)
+
+
+def _distances(sq_dist_nn: np.ndarray, f: int) -> tuple[ctypes.c_void_p, Any, Any]:
+    return _pointer(sq_dist_nn), ctypes.c_int64(len(sq_dist_nn)), ctypes.c_int64(f)
+
+
+def _like_a_row(stack_nd: np.ndarray) -> np.ndarray:
+    return np.empty(stack_nd.shape[1], np.float32)
+
+
+def _enough(
+    chosen: np.ndarray, found: int, rule: str, sq_dist_nn: np.ndarray, f: int
+) -> np.ndarray:
+    if found < len(chosen):
+        raise too_few(rule, len(sq_dist_nn), f)
+    return chosen

@@ -1,0 +1,97 @@
+"""Rules on arrays, without TensorFlow: what tensors give, and the same refusals."""
+
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from aggregathor import ops
+from aggregathor.gars import GARS
+from aggregathor.gars.base import ConditionError, Explained, _registered, gar
+from tests.gars.cases import CASES, stack_of
+
+N, F = 11, 2
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", ["complete", "missing", "infinite", "ties"])
+@pytest.mark.parametrize("d", [1, 64, 5_003])
+def test_arrays_give_what_tensors_give(case, kind, d, rng, each_kernel):
+    name, parameters, _ = CASES[case]
+    stack_nd = stack_of(kind, N, F, d, "float32", rng)
+    expected = GARS[name].explain(stack_nd, f=F, **parameters)
+    got = GARS[name].explain_array(stack_nd, f=F, **parameters)
+    for mine, its in zip(got, expected, strict=True):
+        assert isinstance(mine, np.ndarray)
+        assert mine.dtype == its.dtype.as_numpy_dtype
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.parametrize("name", GARS)
+def test_any_layout_and_dtype(name, rng):
+    stack_nd = rng.standard_normal((N, 130)).astype(np.float32)
+    read_only_nd = stack_nd.copy()
+    read_only_nd.setflags(write=False)
+    expected = GARS[name].explain_array(stack_nd, f=F)
+    wide_nd = np.zeros((N, 260), np.float32)
+    wide_nd[:, ::2] = stack_nd
+    for same_nd in (read_only_nd, np.asfortranarray(stack_nd), wide_nd[:, ::2]):
+        np.testing.assert_array_equal(
+            GARS[name].explain_array(same_nd, f=F).grad_d, expected.grad_d
+        )
+    in_double = GARS[name].explain_array(stack_nd.astype(np.float64), f=F)
+    assert in_double.grad_d.dtype == np.float64
+    np.testing.assert_allclose(in_double.grad_d, expected.grad_d, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in GARS.items() if rule.robust])
+def test_the_condition_is_checked(name):
+    with pytest.raises(ConditionError, match=f"{name} needs n >= "):
+        GARS[name].explain_array(np.ones((4, 5), np.float32), f=3)
+
+
+@pytest.mark.parametrize("name", ["krum", "multi-krum", "bulyan", "brute"])
+def test_too_few_rows_that_can_be_compared(name, each_kernel):
+    stack_nd = np.full((N, 5), np.nan, np.float32)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name}: more than f=2") as arrays:
+        GARS[name].explain_array(stack_nd, f=F)
+    with pytest.raises(tf.errors.InvalidArgumentError) as tensors:
+        GARS[name].explain(stack_nd, f=F)
+    assert arrays.value.message in tensors.value.message
+
+
+def test_a_rule_of_tensors_serves_arrays_too(rng):
+    @gar("of-tensors", needs="n >= 1", cost="O(nd)", source="this test")
+    def of_tensors(stack_nd, *, f, with_share):
+        assert tf.is_tensor(stack_nd)
+        return Explained(tf.reduce_max(stack_nd, axis=0), tf.ones(stack_nd.shape[0], tf.float64))
+
+    try:
+        stack_nd = rng.standard_normal((3, 7)).astype(np.float32)
+        got = _registered["of-tensors"].explain_array(stack_nd, f=0)
+    finally:
+        del _registered["of-tensors"]
+    np.testing.assert_array_equal(got.grad_d, stack_nd.max(axis=0))
+    assert isinstance(got.share_n, np.ndarray)
+
+
+def test_several_threads_at_once(rng):
+    assert ops.has_arrays()
+    stacks = [rng.standard_normal((N, 50_000)).astype(np.float32) for _ in range(4)]
+    expected = [GARS["multi-krum"].explain_array(stack_nd, f=F).grad_d for stack_nd in stacks]
+    wrong = []
+
+    def work(which):
+        for _ in range(50):
+            got = GARS["multi-krum"].explain_array(stacks[which], f=F).grad_d
+            if not np.array_equal(got, expected[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert not wrong
