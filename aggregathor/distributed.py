@@ -141,7 +141,7 @@ class Server:
             "step": np.array(step),
         }
         self._job.ranks.send_state(state)
-        self._job.ranks.agree("step", step)  # once they have it
+        self._job.meeting.agree("step", step)  # once they have it
         self._channel.round = step
         self._heard_at = step
 
@@ -217,7 +217,7 @@ class Worker:
         """
         state = self._job.ranks.receive_state()
         step = int(state["step"])
-        self._job.ranks.agree("step", step)
+        self._job.meeting.agree("step", step)
         self._parameters.assign(state["params"])
         if self._setting.worker_momentum:
             self._workers.momentum_nd.assign(state["momentum"][self._row :][:1])

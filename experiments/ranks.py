@@ -79,8 +79,9 @@ def job_of(config: Config, ranks: Ranks) -> Job:
     """
     from aggregathor.cluster import config as cluster
     from aggregathor.cluster.job import Job
+    from aggregathor.cluster.meeting import Meeting
 
-    ranks.agree("flags", dataclasses.asdict(config))
+    Meeting(ranks, cluster.Config.start_s).agree("flags", dataclasses.asdict(config))
     if config.loss > 0:
         os.environ["LOSSYMPI_DROP"] = str(config.loss)
         os.environ["LOSSYMPI_DROP_SEED"] = str(config.seed)

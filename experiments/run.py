@@ -115,7 +115,7 @@ def worker_of(config: Config, job: Job) -> Worker:
             model, drawn, _ = _load(config, None)
             return Worker(job, config.setting(), model, cross_entropy, drawn, config.saves_at)
 
-    worker = job.ranks.together(build)
+    worker = job.meeting.together(build)
     worker.connect()
     return worker
 
@@ -142,7 +142,7 @@ def _begin(config: Config, dataset: Dataset | None, job: Job | None) -> tuple[Tr
             )
             return server, data
 
-    server, data = job.ranks.together(build)
+    server, data = job.meeting.together(build)
     server.connect()
     return server, data
 

@@ -41,6 +41,7 @@ class Job:
       failure: what ended the training early, if something did: an exchange within a graph can
         raise it only in TensorFlow's words.
       last_round: on the server, what it saw in the latest round.
+      channels: of the optimizers, in the order in which they began.
     """
 
     def __init__(self, ranks: Ranks, config: Config) -> None:
@@ -50,8 +51,9 @@ class Job:
           UserError: on every rank.
         """
         self.told = config.to_environment()
-        ranks.agree("configuration", self.told)
         self.ranks = ranks
+        self.meeting = Meeting(ranks, config.start_s)
+        self.meeting.agree("configuration", self.told)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
@@ -70,8 +72,8 @@ class Job:
             say(f"{config.byzantine} workers attack, and {config.gar} is told of f={config.f}")
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
-        self._observer = observe(ranks, self.config, self.setting)
-        self._channels: list[ServerChannel | WorkerChannel] = []
+        self._observer = observe(self.meeting, self.config, self.setting)
+        self.channels: list[ServerChannel | WorkerChannel] = []
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
@@ -92,7 +94,7 @@ class Job:
         self.begin()
         try:
             link = lossympi.connect(
-                Meeting(self.ranks, self.config.start_s),
+                self.meeting,
                 len(params_d),
                 transport=self.config.transport,
                 **self.config.link_args,
@@ -112,7 +114,7 @@ class Job:
         else:
             attacker = attacker_of(self.ranks, self.setting, len(params_d))
             channel = WorkerChannel(cast(WorkerLink, link), self.ranks, self.config, attacker)
-        self._channels.append(channel)
+        self.channels.append(channel)
         return channel
 
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,14 +125,14 @@ class Job:
           UserError: the server has no array of a name, or one of another shape.
         """
         if self.is_server:
-            for channel in self._channels:
+            for channel in self.channels:
                 # What a worker has sent for a round that never came is of no use in a later one.
                 channel.round += 1
-            rounds = np.array([channel.round for channel in self._channels], np.int64)
+            rounds = np.array([channel.round for channel in self.channels], np.int64)
             self.ranks.send_state({**arrays, _ROUNDS: rounds})
             return dict(arrays)
         theirs = self.ranks.receive_state()
-        for channel, round in zip(self._channels, theirs.pop(_ROUNDS), strict=True):
+        for channel, round in zip(self.channels, theirs.pop(_ROUNDS), strict=True):
             channel.round = int(round)
         for name, array in arrays.items():
             if name not in theirs or theirs[name].shape != np.shape(array):
@@ -162,11 +164,11 @@ class Job:
             return
         self._closed = True
         self._observer.close()
-        for channel in self._channels:
+        for channel in self.channels:
             channel.leave()
         for close in self._at_close:
             close(_CLOSE_S)
-        for channel in self._channels:
+        for channel in self.channels:
             channel.close()
         self.ranks.part(str(self.failure or "") if self.is_server else "")
 

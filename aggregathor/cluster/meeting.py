@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from aggregathor.cluster.ranks import Patience, Ranks
 from aggregathor.errors import UserError
@@ -11,6 +13,7 @@ from lossympi import mpi
 
 _COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
 _POLL_S = 1e-3
+_Made = TypeVar("_Made")
 
 
 class SaidByServerError(UserError):
@@ -18,7 +21,7 @@ class SaidByServerError(UserError):
 
 
 class Meeting:
-    """What ``lossympi.connect`` needs of an mpi4py communicator.
+    """What ranks come together for before the first round; also what ``lossympi.connect`` needs.
 
     A script may fail on one rank, or be another script there: the others would wait for it in a
     collective for ever. Here the server hears of ranks that have died, or left with an error of
@@ -48,7 +51,7 @@ class Meeting:
             self._ranks.send_object((values, failure), range(1, self.size), _ANSWER)
         else:
             self._ranks.send_object(value, [0], _COME)
-            self._ranks.wait(self._has_answer, "the server and the other ranks, to connect")
+            self._ranks.wait(self._has_answer, "the server and the other ranks, to begin")
             values, failure = self._comm.recv(source=0, tag=_ANSWER)
         if failure:
             raise UserError(failure) if self.rank == 0 else SaidByServerError(failure)
@@ -63,6 +66,33 @@ class Meeting:
         self.allgather(None)
         return self._comm.Dup()
 
+    def agree(self, name: str, value: Any) -> None:
+        """Raises ``UserError``, on every rank, unless all have the same value; collective."""
+        text = json.dumps(value, sort_keys=True, default=repr)
+        texts = self.allgather(text)
+        for rank, other in enumerate(texts):
+            if other != texts[0]:
+                raise UserError(
+                    f"all ranks must have the same {name}; rank 0 has {texts[0]} and rank {rank} "
+                    f"has {other}. Do all hosts run the same script, version and command line?"
+                )
+
+    def together(self, make: Callable[[], _Made]) -> _Made:
+        """Returns what ``make`` returns on this rank, if it fails on none; collective.
+
+        Raises:
+          UserError: on every rank, with what the first that failed has to say.
+        """
+        made, failure = None, None
+        try:
+            made = make()
+        except UserError as error:
+            failure = str(error)
+        for rank, said in enumerate(self.allgather(failure)):
+            if said is not None:
+                raise UserError(said if rank == 0 else f"rank {rank}: {said}")
+        return cast(_Made, made)
+
     def _has_answer(self) -> bool:
         return self._ranks.is_there(0, _ANSWER)
 
@@ -71,7 +101,7 @@ class Meeting:
         values: dict[int, Any] = {0: own}
         until = time.monotonic() + self._limit_s
         missing: list[int] = []
-        patience = Patience(self.rank, lambda: f"rank {_listed(missing)} to connect")
+        patience = Patience(self.rank, lambda: f"rank {_listed(missing)} to begin")
         while True:
             missing[:] = [rank for rank in range(1, self.size) if rank not in values]
             if not missing:

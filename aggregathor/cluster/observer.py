@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 from aggregathor.cluster.config import Config
-from aggregathor.cluster.ranks import Ranks
+from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.terminal import say, show
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS
@@ -29,20 +29,20 @@ BELOW_S = 30.0  # where each is a line of its own
 _MOST_LISTED, _MOST_COUNTED = 4, 12
 
 
-def observe(ranks: Ranks, config: Config, setting: Setting) -> Observer:
+def observe(meeting: Meeting, config: Config, setting: Setting) -> Observer:
     """Makes what observes a job, and where asked the folder that it writes to; collective.
 
     Raises:
       UserError: on every rank, if that cannot be.
     """
     folder, reason = None, ""
-    if config.monitor and ranks.is_server:
+    if config.monitor and meeting.rank == 0:
         try:
             folder = new_folder(Path(config.monitor).expanduser().absolute())
         except UserError as error:
             reason = str(error)
     if config.monitor:
-        reason = ranks.comm.bcast(reason)
+        reason = meeting.bcast(reason)
     if reason:
         raise UserError(reason)
     if folder is not None:

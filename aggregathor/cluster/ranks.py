@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import json
 import os
 import pickle
 import signal
@@ -18,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +33,6 @@ _FLUSH_S = 5.0
 _GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
 _PR_SET_PDEATHSIG = 1
-_Made = TypeVar("_Made")
 
 
 class TrainingEnded(RuntimeError):
@@ -66,33 +64,6 @@ class Ranks:
     def is_server(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
-
-    def agree(self, name: str, value: Any) -> None:
-        """Raises ``UserError``, on every rank, unless all have the same value; collective."""
-        text = json.dumps(value, sort_keys=True, default=repr)
-        texts = self.comm.allgather(text)
-        for rank, other in enumerate(texts):
-            if other != texts[0]:
-                raise UserError(
-                    f"all ranks must have the same {name}; rank 0 has {texts[0]} and rank {rank} "
-                    f"has {other}. Do all hosts run the same script, version and command line?"
-                )
-
-    def together(self, make: Callable[[], _Made]) -> _Made:
-        """Returns what ``make`` returns on this rank, if it fails on none; collective.
-
-        Raises:
-          UserError: on every rank, with what the first that failed has to say.
-        """
-        made, failure = None, None
-        try:
-            made = make()
-        except UserError as error:
-            failure = str(error)
-        for rank, said in enumerate(self.comm.allgather(failure)):
-            if said is not None:
-                raise UserError(said if rank == 0 else f"rank {rank}: {said}")
-        return cast(_Made, made)
 
     def send_object(self, value: Any, ranks: Iterable[int], tag: int) -> None:
         """Sends a picklable value, and waits until it has left, but not long."""

@@ -22,6 +22,12 @@ constexpr int64_t kWords = kMaxBlock / 64;
 // Rows on each side of a tile of pairs: 4 x 4 sums and 4 + 4 values fit 32 vector registers, and
 // every value that is loaded serves 4 differences.
 constexpr int kTile = 4;
+// So many rows are a tile by themselves: 21 sums and 7 values. Every value is then loaded once.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kAlone = 7;
+#else
+constexpr int kAlone = kTile;
+#endif
 
 // Which values of a row are missing in one block of columns.
 struct Gaps {
@@ -69,7 +75,7 @@ int64_t CountBoth(const Gaps& a, const Gaps& b, int64_t width) {
 // the comparisons.
 template <typename T>
 struct Ahead {
-  const T* rows[kTile];
+  const T* rows[kAlone];
   int64_t count;
 
   [[gnu::always_inline]] void Fetch(int64_t j) const {
@@ -97,7 +103,7 @@ enum class Pairs { kAll, kAboveDiagonal };
 
 constexpr bool Wanted(Pairs pairs, int r, int c) { return pairs == Pairs::kAll || c > r; }
 
-// sums[r * kTile + c] = sum over `width` columns of (a[r] - b[c])^2, for the R x C pairs wanted.
+// sums[r * kAlone + c] = sum over `width` columns of (a[r] - b[c])^2, for the R x C pairs wanted.
 template <int R, int C, Pairs kPairs, bool kMissing>
 void SquaredDifferences(const double* const* a, const double* const* b, int64_t width,
                         const Ahead<double>& ahead, double* sums) {
@@ -117,7 +123,7 @@ void SquaredDifferences(const double* const* a, const double* const* b, int64_t 
       if (!Wanted(kPairs, r, c)) continue;
       double total = SumOf(sum[r * C + c]);
       for (int64_t l = j; l < width; ++l) total += SquareOf<kMissing>(a[r][l], b[c][l]);
-      sums[r * kTile + c] = total;
+      sums[r * kAlone + c] = total;
     }
   }
 }
@@ -171,7 +177,7 @@ void SquaredDifferences(const float* const* a, const float* const* b, int64_t wi
       for (int64_t l = j; l < width; ++l) total += SquareOf<kMissing>(a[r][l], b[c][l]);
       // Not NaN, which says that a value is missing.
       const bool sure = !(total <= kLeastSure || total >= kMostSure);
-      sums[r * kTile + c] = sure ? total : SquaredDifferencesInDouble<kMissing>(a[r], b[c], width);
+      sums[r * kAlone + c] = sure ? total : SquaredDifferencesInDouble<kMissing>(a[r], b[c], width);
     }
   }
 }
@@ -181,10 +187,10 @@ using Compare = void (*)(const T* const* a, const T* const* b, int64_t width, co
                          double* sums);
 
 // The pairs of kTile rows with the next num_b, at most kTile; or of one tile's rows among
-// themselves.
+// themselves, at most kAlone.
 template <int C, bool kMissing, typename T>
 Compare<T> CompareTilesOf(bool diagonal) {
-  if (diagonal) return &SquaredDifferences<C, C, Pairs::kAboveDiagonal, kMissing>;
+  if (diagonal || C > kTile) return &SquaredDifferences<C, C, Pairs::kAboveDiagonal, kMissing>;
   return &SquaredDifferences<kTile, C, Pairs::kAll, kMissing>;
 }
 
@@ -197,8 +203,14 @@ Compare<T> CompareTiles(bool diagonal, int64_t num_b) {
       return CompareTilesOf<2, kMissing, T>(diagonal);
     case 3:
       return CompareTilesOf<3, kMissing, T>(diagonal);
+    case 4:
+      return CompareTilesOf<4, kMissing, T>(diagonal);
+    case 5:
+      return CompareTilesOf<Min(5, kAlone), kMissing, T>(diagonal);
+    case 6:
+      return CompareTilesOf<Min(6, kAlone), kMissing, T>(diagonal);
     default:
-      return CompareTilesOf<kTile, kMissing, T>(diagonal);
+      return CompareTilesOf<kAlone, kMissing, T>(diagonal);
   }
 }
 
@@ -219,14 +231,15 @@ int64_t BlockColumns(int64_t n) { return n <= 20 ? 512 : kMaxBlock; }
 template <typename T>
 bool ComparePairs(const T* const* rows, int64_t n, const Gaps* gaps, int64_t width, int64_t block,
                   double* sums) {
-  const int64_t tiles = (n + kTile - 1) / kTile;
-  const int64_t fetched_per_tile = Min(kTile, 2 * n / (tiles * (tiles + 1)) + 1);
+  const int64_t side = n <= kAlone ? n : kTile;
+  const int64_t tiles = (n + side - 1) / side;
+  const int64_t fetched_per_tile = Min(side, 2 * n / (tiles * (tiles + 1)) + 1);
   int64_t fetched = 0;
-  double tile[kTile * kTile];
+  double tile[kAlone * kAlone];
   bool finite = true;
-  for (int64_t a = 0; a < n; a += kTile) {
-    for (int64_t b = a; b < n; b += kTile) {
-      const int64_t num_a = Min(kTile, n - a), num_b = Min(kTile, n - b);
+  for (int64_t a = 0; a < n; a += side) {
+    for (int64_t b = a; b < n; b += side) {
+      const int64_t num_a = Min(side, n - a), num_b = Min(side, n - b);
       bool missing = false;
       if (gaps != nullptr) {
         for (int64_t r = 0; r < num_a; ++r) missing |= gaps[a + r].any;
@@ -243,7 +256,7 @@ bool ComparePairs(const T* const* rows, int64_t n, const Gaps* gaps, int64_t wid
         const int64_t first = a == b ? r + 1 : 0;  // the diagonal tile has each pair twice
         double* to = sums + PairIndex(n, a + r, b);
         for (int64_t c = first; c < num_b; ++c) {
-          to[c] = tile[r * kTile + c];
+          to[c] = tile[r * kAlone + c];
           finite &= IsFinite(to[c]);
         }
       }

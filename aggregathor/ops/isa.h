@@ -23,7 +23,7 @@ namespace aggregathor::AGGREGATHOR_ISA {
 inline constexpr int64_t kLanes = 64;
 
 inline int64_t NumTiles(int64_t d) { return (d + kLanes - 1) / kLanes; }
-inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <typename T>
 inline bool IsMissing(T x) {

@@ -20,6 +20,7 @@ def main() -> int:
     """Starts the processes, or is one of them; returns the exit status."""
     parser = cluster.parser(__doc__)
     parser.add_argument("--form", choices=("flat", "variables"), default="flat")
+    workload.add_per_call(parser)
     parser.add_argument(
         "--hosts",
         action="store_true",
@@ -53,24 +54,43 @@ def _measure(target: str, arguments: argparse.Namespace) -> None:
 
     n, v1 = arguments.workers, tf.compat.v1
     with tf.Graph().as_default():
-        step = _graph(arguments.size, n, arguments.form)
+        call = _graph(arguments.size, n, arguments.form, arguments.per_call)
         with v1.Session(target) as session:
             session.run(v1.global_variables_initializer())
-            run_step = session.make_callable(step)
             # Half of the time is enough to start in; a step under losses may take a minute.
             seconds = workload.timed(
-                run_step, arguments.steps, limit_s=arguments.limit / 2, once_warm=lose_packets
+                session.make_callable(call),
+                arguments.steps,
+                limit_s=arguments.limit / 2,
+                once_warm=lose_packets,
+                per_call=arguments.per_call,
             )
             name = f"in-graph, {arguments.form}"
             cluster.end_with(workload.line(name, arguments.size, n, seconds))
 
 
-def _graph(size: str, n: int, form: str) -> Any:
-    """Returns the op of a step: the mean loss, fetched when the model has been updated."""
+def _graph(size: str, n: int, form: str, per_call: int) -> Any:
+    """Returns what a call fetches: the mean loss of its last step."""
     import tensorflow as tf
 
     with tf.device("/job:ps/task:0/device:CPU:0"):
         model = workload.variables(size)
+        if per_call == 1:
+            return _step(model, size, n, form)
+
+        def body(k: Any, loss: Any) -> tuple[Any, Any]:
+            with tf.control_dependencies([loss]):  # the step before
+                return k + 1, _step(model, size, n, form)
+
+        tf.compat.v1.disable_control_flow_v2()  # the loop that graphs of several processes have
+        begin = (tf.constant(0), tf.constant(0.0))
+        return tf.while_loop(lambda k, _: k < per_call, body, begin, parallel_iterations=1)[1]
+
+
+def _step(model: list[Any], size: str, n: int, form: str) -> Any:
+    """Returns the op of a step: the mean loss, there when the model has been updated."""
+    import tensorflow as tf
+
     losses, gradients = [], []
     for worker in range(n):
         with tf.device(f"/job:worker/task:{worker}/device:CPU:0"):

@@ -66,17 +66,22 @@ def timed(
     *,
     limit_s: float = math.inf,
     once_warm: Callable[[], object] = lambda: None,
+    per_call: int = 1,
+    warm_up: int = WARM_UP,
 ) -> list[float]:
-    """Returns the seconds of each of so many steps; none is started after ``limit_s``."""
-    for _ in range(WARM_UP):
+    """Returns the seconds of each of so many steps; none is started after ``limit_s``.
+
+    Where a call makes ``per_call`` steps, it is the mean of them, and a call counts once.
+    """
+    for _ in range(warm_up):
         step()
     once_warm()
     seconds: list[float] = []
     until = time.perf_counter() + limit_s
-    while len(seconds) < steps and time.perf_counter() < until:
+    while len(seconds) * per_call < steps and time.perf_counter() < until:
         begun = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append((time.perf_counter() - begun) / per_call)
     return seconds
 
 
@@ -109,3 +114,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--size", choices=HIDDEN, default="small")
     made.add_argument("--steps", type=int, default=100, help="that count (%(default)s)")
     return made
+
+
+def add_per_call(made: argparse.ArgumentParser) -> None:
+    """Adds what contenders have that can make several steps without Python in between."""
+    made.add_argument(
+        "--per-call", type=int, default=1, help="steps a call of TensorFlow (%(default)s)"
+    )

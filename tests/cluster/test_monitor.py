@@ -198,18 +198,17 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(below, tmp_path):
     (tmp_path / "file").write_text("")
     config = Config(monitor=str(tmp_path / "file" / below))
     heard = []
-    server = SimpleNamespace(is_server=True, comm=SimpleNamespace(bcast=heard.append))
-    server.comm.bcast = lambda reason: heard.append(reason) or reason
-    worker = SimpleNamespace(is_server=False, comm=SimpleNamespace(bcast=lambda _: heard[0]))
-    for ranks in (server, worker):
+    server = SimpleNamespace(rank=0, bcast=lambda reason: heard.append(reason) or reason)
+    worker = SimpleNamespace(rank=1, bcast=lambda _: heard[0])
+    for meeting in (server, worker):
         with pytest.raises(UserError, match=r"cannot write .* to .*file.*: .*Give monitor another"):
-            observe(ranks, config, SETTING)
+            observe(meeting, config, SETTING)
 
 
 def test_a_folder_that_can_be_made_is_told(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ranks = SimpleNamespace(is_server=True, comm=SimpleNamespace(bcast=lambda reason: reason))
-    observe(ranks, Config(monitor="out"), SETTING)
+    meeting = SimpleNamespace(rank=0, bcast=lambda reason: reason)
+    observe(meeting, Config(monitor="out"), SETTING)
     assert capfd.readouterr().err == (
         f"aggregathor: what is seen of the workers is written to {tmp_path}/out/run-1\n"
     )

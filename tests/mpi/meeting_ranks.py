@@ -21,6 +21,17 @@ def all_come():
         assert meeting.allgather((round, RANKS.rank)) == [(round, rank) for rank in range(4)]
     assert meeting.bcast("x" * 10**6 if RANKS.rank == 0 else None) == "x" * 10**6
     assert meeting.Dup().size == meeting.size == 4
+    meeting.agree("word", "the same")
+    with pytest.raises(UserError, match=r"rank 0 has 0 and rank 1 has 1\. Do all hosts run"):
+        meeting.agree("rank", RANKS.rank)
+    assert meeting.together(lambda: RANKS.rank) == RANKS.rank
+    with pytest.raises(UserError, match=r"^rank 2: no room$"):
+        meeting.together(fails_on_2)
+
+
+def fails_on_2():
+    if RANKS.rank == 2:
+        raise UserError("no room")
 
 
 def one_leaves():

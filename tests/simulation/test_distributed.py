@@ -24,7 +24,7 @@ class Job:
             def arrived(self, round, worker, num_datagrams, attempt=0):
                 return np.full(num_datagrams, round not in lossy)
 
-        self.ranks = self
+        self.ranks = self.meeting = self
         self.network = Losing()
 
     def connect(self, params_d):
