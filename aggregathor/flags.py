@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,12 +55,26 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
 
 def help_text() -> str:
     """Returns the flags with their defaults, as the documentation of ``Config`` tells them."""
-    documented = inspect.getdoc(Config) or ""
-    attributes = documented.partition("Attributes:\n")[2]
-    flags = re.sub(
-        r"^ {2}(\w+): ", lambda found: _flag(found[1]), attributes, flags=re.MULTILINE
-    ).replace("``", "")
-    return f"usage: {USAGE}\n\n{ABOUT}\n{flags}\n"
+    width = shutil.get_terminal_size(fallback=(100, 24)).columns
+    documented = (inspect.getdoc(Config) or "").replace("``", "")
+    attributes = re.findall(r"^ {2}(\w+): (.*(?:\n {4,}.*)*)", documented, re.MULTILINE)
+    parts = [
+        _filled(f"usage: {USAGE}", width, "", "  "),
+        _filled(ABOUT, width, "", ""),
+        "\n".join(_filled(text, width, _flag(name), "      ") for name, text in attributes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(text: str, width: int, first: str, others: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _flag(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,19 +76,32 @@ class OpenRound:
 
     def stats(self, closed_by: str, elapsed_s: float, deadline_s: float) -> RoundStats:
         """Returns how it went."""
-        workers = []
-        for row, counts in enumerate(self.counts):
-            late, duplicate = counts.pop("late", 0), counts.pop("duplicate", 0)
-            workers.append(
-                WorkerStats(
-                    delivered=float(self.arrived_n[row]),
-                    heard=bool(self.heard_n[row]),
-                    live=bool(self.live_n[row]),
-                    settled_s=float(self.settled_s_n[row]),
-                    accepted=int(self.arrived_n[row]),
-                    late=late,
-                    duplicate=duplicate,
-                    rejected=dict(counts),
-                )
+        workers = tuple(
+            worker_stats(*of)
+            for of in zip(
+                self.arrived_n.tolist(),
+                self.heard_n.tolist(),
+                self.live_n.tolist(),
+                self.settled_s_n.tolist(),
+                self.counts,
+                strict=True,
             )
-        return RoundStats(self.round, closed_by, elapsed_s, deadline_s, tuple(workers))
+        )
+        return RoundStats(self.round, closed_by, elapsed_s, deadline_s, workers)
+
+
+def worker_stats(
+    arrived: bool, heard: bool, live: bool, settled_s: float, counts: Mapping[str, int]
+) -> WorkerStats:
+    """Returns what is told of a worker whose gradients come whole or not at all."""
+    rest = {reason: count for reason, count in counts.items() if count}
+    return WorkerStats(
+        delivered=float(arrived),
+        heard=heard,
+        live=live,
+        settled_s=settled_s,
+        accepted=int(arrived),
+        late=rest.pop("late", 0),
+        duplicate=rest.pop("duplicate", 0),
+        rejected=rest,
+    )

@@ -6,6 +6,7 @@ may go on writing. What a worker can write is its mailbox and a bell; the model 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -30,6 +31,7 @@ from lossympi.link import (
     check_server,
     check_wait,
 )
+from lossympi.open_round import worker_stats
 from lossympi.options import Options
 from lossympi.planes import core
 from lossympi.timeout import Liveness
@@ -84,15 +86,18 @@ class SharedServer:
         self._collected_round = -1
         self._broadcast_round = -1
         self._closed = False
-        mailboxes = [_new_file(core().mailbox_bytes(dim)) for _ in range(num_workers)]
-        board, bell = _new_file(core().board_bytes(dim)), _new_file(core().BELL_BYTES)
-        self.files = Files(os.getpid(), tuple(mailboxes), board, bell)
-        self._server = core().SharedServer(
-            [file.descriptor for file in mailboxes], board.descriptor, bell.descriptor, dim
-        )
-        for file in (*mailboxes, bell):
-            _seal(file, _SIZE_SEALS)
-        _seal(board, _SIZE_SEALS | _SEAL_FUTURE_WRITE)  # our own mapping stays writeable
+        with contextlib.ExitStack() as made:  # closed if one of them fails
+            mailboxes = [_new_file(made, core().mailbox_bytes(dim)) for _ in range(num_workers)]
+            board = _new_file(made, core().board_bytes(dim))
+            bell = _new_file(made, core().BELL_BYTES)
+            self.files = Files(os.getpid(), tuple(mailboxes), board, bell)
+            self._server = core().SharedServer(
+                [file.descriptor for file in mailboxes], board.descriptor, bell.descriptor, dim
+            )
+            for file in (*mailboxes, bell):
+                _seal(file, _SIZE_SEALS)
+            _seal(board, _SIZE_SEALS | _SEAL_FUTURE_WRITE)  # our own mapping stays writeable
+            made.pop_all()
 
     def hide(self) -> None:
         """Closes the files: no other process can open them any more."""
@@ -129,7 +134,7 @@ class SharedServer:
         finally:
             self._open = None
         rows = zip(arrived_n.tolist(), live_n.tolist(), settled_s_n.tolist(), counts, strict=True)
-        workers = tuple(_worker_stats(*row) for row in rows)
+        workers = tuple(_stats_of(*row) for row in rows)
         self._liveness.observe(np.array([worker.heard for worker in workers]))
         stats = RoundStats(
             round, closed_by, time.monotonic() - begun, self._options.timeout_s, workers
@@ -288,25 +293,16 @@ class SharedWorker:
             raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
 
 
-def _worker_stats(
-    arrived: bool, live: bool, settled_s: float, counts: Sequence[int]
-) -> WorkerStats:
+def _stats_of(arrived: bool, live: bool, settled_s: float, counts: Sequence[int]) -> WorkerStats:
     late, early, duplicate = counts
-    return WorkerStats(
-        delivered=float(arrived),
-        # Who comes late lives. What comes early is no sign of life.
-        heard=arrived or late > 0,
-        live=live,
-        settled_s=settled_s,
-        accepted=int(arrived),
-        late=late,
-        duplicate=duplicate,
-        rejected={"early": early} if early else {},
-    )
+    heard = arrived or late > 0  # who comes late lives; what comes early is no sign of life
+    of_reasons = {"late": late, "early": early, "duplicate": duplicate}
+    return worker_stats(arrived, heard, live, settled_s, of_reasons)
 
 
-def _new_file(size: int) -> _File:
+def _new_file(made: contextlib.ExitStack, size: int) -> _File:
     descriptor = os.memfd_create("lossympi", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    made.callback(os.close, descriptor)
     os.ftruncate(descriptor, size)
     status = os.fstat(descriptor)
     return _File(descriptor, status.st_dev, status.st_ino)

@@ -67,10 +67,12 @@ def test_an_unknown_variable_is_told():
         Config.of({}, {"AGGREGATHOR_GRA": "krum"})
 
 
-def test_help_tells_every_flag_within_the_terminal():
+@pytest.mark.parametrize("columns", [45, 80, 200])
+def test_help_tells_every_flag_within_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
     text = help_text()
     assert all(f"\n  --{name}" in text for name in FIELDS)
-    assert max(map(len, text.splitlines())) <= 130
+    assert columns - 25 < max(map(len, text.splitlines())) <= columns
 
 
 def test_a_script_runs_alone_and_as_itself(script):

@@ -213,6 +213,24 @@ class Caller:
         return bool(IS_INTACT(self.native.is_intact)(self.native.context))
 
 
+def test_nothing_is_left_open_where_memory_runs_out_half_way(monkeypatch):
+    made, create = [], os.memfd_create
+
+    def create_two(*arguments):
+        if len(made) == 2:
+            raise OSError(24, "Too many open files")
+        made.append(create(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(os, "memfd_create", create_two)
+    with pytest.raises(OSError, match="Too many open files"), link():
+        pass
+    assert len(made) == 2
+    for descriptor in made:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
     with link(1) as (server, (worker,)):
         caller = Caller(worker)
