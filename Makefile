@@ -32,7 +32,7 @@ test: lint install ## check style and contracts, then run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(TIMED) $(PYTEST_ARGS)
 
-test-long: install ## run the tests that `make test` leaves out: examples in every form, and the largest stacks
+test-long: install ## run the tests that `make test` leaves out: examples in every form, more faults, CUDA kernels on the CPU, the largest stacks
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(PYTEST_ARGS)
 
 test-kernels: install ## run the tests of the rules once per instruction set; 8 minutes

@@ -37,7 +37,7 @@ LEAST_ACCURACY |= {"keras_fit": 0.4, "keras_text": 0.3, "v1_monitored": 0.8, "v1
 
 
 # The others are with the long tests: by their own lines they do what they do with none.
-ONE_LINE = ("keras_fit", "tape_loop", "v1_session")
+ONE_LINE = ("keras_fit", "tape_loop")
 CASES = [
     pytest.param(mode, job, command, marks=[pytest.mark.long] if is_long else [])
     for mode in ("zero_line", "one_line", "one_line_all")

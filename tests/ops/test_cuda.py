@@ -70,6 +70,7 @@ def test_library_has_the_kernels(gpu_kernels):
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.long
 def test_kernels_run_on_the_cpu():
     script = ROOT / "scripts" / "check-cuda-on-cpu"
     done = subprocess.run([script], capture_output=True, text=True, timeout=600)
