@@ -28,8 +28,8 @@ demo: install ## train on handwritten digits while 2 of 11 workers attack
 	@$(BIN)/python -m experiments.demo
 
 test: lint install ## check style and contracts, then run the whole test suite
-	@# Two at a time, but for what measures time.
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
+	@# Two at a time, but for what measures time; the slowest files come early as they are named.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMED:%=--ignore=%) $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(TIMED) $(PYTEST_ARGS)
 
 test-long: install ## run the tests that `make test` leaves out: examples in every form, more faults, CUDA kernels on the CPU, the largest stacks

@@ -24,6 +24,7 @@ def others():
 
 
 @pytest.mark.skipif(ops.state().in_use == "tensorflow", reason="the stand-in was asked for")
+@pytest.mark.long
 def test_every_instruction_set_matches_definitions():
     runs = {}
     for name in others():
