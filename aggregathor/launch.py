@@ -307,7 +307,7 @@ def _threads(ranks: int) -> dict[str, str]:
         return {}
     threads = {name: value for name, value in FEW_THREADS.items() if name not in os.environ}
     if "TF_NUM_INTRAOP_THREADS" in threads and SERVER_THREADS not in os.environ:
-        threads[SERVER_THREADS] = str(_cpus())  # as the workers wait while it applies the rule
+        threads[SERVER_THREADS] = str(_cpus())  # as the workers wait for its steps
     return threads
 
 

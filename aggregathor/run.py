@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 def _run(script: str, arguments: Sequence[str]) -> None:
     from aggregathor.quiet import quiet_tensorflow
 
-    _spread_rule()
+    _spread_server()
     with quiet_tensorflow():
         from aggregathor import dropin
         from aggregathor.cluster import job
@@ -50,8 +50,8 @@ def _run(script: str, arguments: Sequence[str]) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def _spread_rule() -> None:
-    """Gives the server the cores of workers that wait for it, which is when it applies the rule."""
+def _spread_server() -> None:
+    """Gives the server's operations the cores of the workers that wait while it steps."""
     launch = mpi.launch_of(os.environ)
     threads = os.environ.get("AGGREGATHOR_SERVER_THREADS")
     if threads and launch is not None and launch.rank == 0:

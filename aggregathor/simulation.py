@@ -121,7 +121,7 @@ class Simulation:
             own_bd=rows_nd[self._num_honest :],
             f=self.setting.f,
             rng=generator("attack", self.setting.seed, round),
-            explain=lambda stack_nd: self._explain(stack_nd),
+            explain=self._explain,
             state=state if state.size else None,
         )
         sent_nd = send_attack(self._attack, view, **self.setting.attack_parameters)

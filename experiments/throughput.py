@@ -30,8 +30,8 @@ from experiments.machine import describe_machine, machine_slug
 
 ROOT = Path(__file__).parents[1]
 HOSTS = "scripts/lossympi-hosts"
-# How many steps a call of TensorFlow makes: with one, a step on a small model is mostly the call of
-# a `tf.function` from Python, in every process.
+# How many steps a call of TensorFlow makes: on a small model much of a step is the call of a
+# `tf.function` from Python, in every process.
 PER_CALL = {"": (), ", 10 a call": ("--per-call=10",)}
 BASELINES = {
     **{
@@ -282,19 +282,22 @@ def reason(stderr: str) -> str:
 # ---- What the runs say
 
 
+def _pairs(runs: Runs, name: str, base: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns one's results and another's, turn by turn; turns that lack one are left out."""
+    both = zip(runs.get(name, []), runs.get(base, []), strict=False)
+    return [(a, b) for a, b in both if a and b]
+
+
 def ratios(runs: Runs, name: str, base: str) -> list[float]:
-    """Returns one's rate over another's, turn by turn; turns that lack one are left out."""
-    pairs = zip(runs.get(name, []), runs.get(base, []), strict=False)
-    return [a["gradients_per_s"] / b["gradients_per_s"] for a, b in pairs if a and b]
+    """Returns one's rate over another's, turn by turn."""
+    return [a["gradients_per_s"] / b["gradients_per_s"] for a, b in _pairs(runs, name, base)]
 
 
 def beyond(runs: Runs, slower: str, base: str) -> list[float]:
     """Returns how much longer one's median step is than another's, in %, turn by turn."""
-    pairs = zip(runs.get(slower, []), runs.get(base, []), strict=False)
     return [
         100 * float(np.median(a["seconds"]) / np.median(b["seconds"]) - 1)
-        for a, b in pairs
-        if a and b
+        for a, b in _pairs(runs, slower, base)
     ]
 
 

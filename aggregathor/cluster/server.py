@@ -91,7 +91,7 @@ class ServerChannel:
         with self._watched, context.eager_mode():
             while True:
                 try:
-                    self._report = report = self._aggregate_once()
+                    report = self._aggregate_once()
                     break
                 except RuleError as error:
                     self._observer.refuse()
@@ -110,8 +110,7 @@ class ServerChannel:
         """
         with self._watched, context.eager_mode():
             try:
-                self._report = report = self._aggregate_once()
-                return report, None
+                return self._aggregate_once(), None
             except RuleError as error:
                 self._observer.refuse()
                 got = self._collected
@@ -149,7 +148,10 @@ class ServerChannel:
         self._link.close()
 
     def _aggregate_once(self) -> RoundReport:
-        return server_aggregates(self.round, self._link, fill=self._fill, explain=self._explain)
+        self._report = server_aggregates(
+            self.round, self._link, fill=self._fill, explain=self._explain
+        )
+        return self._report
 
     def _fill(self, collected: Collected) -> None:
         self._collected = collected

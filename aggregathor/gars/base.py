@@ -15,6 +15,7 @@ import tensorflow as tf
 from aggregathor.errors import Registry, UserError, near
 from aggregathor.ops import has_arrays
 
+_ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 # Half types are computed in float32 and cast back: 11 or 8 bits are too few to add n values in.
 COMPUTED_IN = {
     tf.float32: tf.float32,
@@ -131,7 +132,7 @@ class Gar:
         thread for each core: an operation of TensorFlow's that is not in a graph takes 0.1 ms.
 
         Args:
-          stack_nd: [n, d] of one value or more; float32 goes without TensorFlow.
+          stack_nd: [n, d]; float32 goes without TensorFlow.
           f: as for the rule.
           unsafe: as for the rule.
           with_share: False where ``share_n`` may be anything.
@@ -139,10 +140,13 @@ class Gar:
 
         Returns:
           Arrays; they may lie in ``stack_nd`` if the rule is not of this package.
+        Raises:
+          As ``explain``.
         """
-        if not (self.takes_arrays and has_arrays() and stack_nd.dtype == np.float32):
+        is_stack = stack_nd.dtype == np.float32 and stack_nd.ndim == 2 and stack_nd.size
+        if not (is_stack and self.takes_arrays and has_arrays()):
             explained = self._explain(
-                stack_nd, with_share=with_share, f=f, unsafe=unsafe, **parameters
+                _as_tensor(stack_nd), with_share=with_share, f=f, unsafe=unsafe, **parameters
             )
             return Explained(*map(np.asarray, explained))
         self.check(n=len(stack_nd), f=f, unsafe=unsafe, **parameters)
@@ -290,6 +294,15 @@ def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
             f"{stack_nd.shape}: give it with tf.ensure_shape(stack_nd, [n, None])"
         )
     return stack_nd, int(stack_nd.shape[0])  # a v1.Dimension in scripts of v1
+
+
+def _as_tensor(stack_nd: np.ndarray) -> Values:
+    """Returns a tensor on the same memory, which ``tf.convert_to_tensor`` would copy, if it can."""
+    if stack_nd.dtype not in (np.float32, np.float64) or not stack_nd.flags.carray:
+        return stack_nd
+    if stack_nd.ctypes.data % _ALIGNMENT or not stack_nd.size:
+        return stack_nd
+    return tf.experimental.dlpack.from_dlpack(stack_nd.__dlpack__())
 
 
 def _public_signature(own: dict[str, inspect.Parameter], f_has_default: bool) -> inspect.Signature:

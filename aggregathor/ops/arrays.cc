@@ -7,6 +7,7 @@
 #include "aggregathor/ops/kernels.h"
 #include "aggregathor/ops/pool.h"
 #include "aggregathor/ops/selection.h"
+#include "aggregathor/ops/window_names.h"
 
 #define AGGREGATHOR_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -27,11 +28,14 @@ AGGREGATHOR_EXPORT void aggregathor_mean(const float* stack_nd, int64_t n, int64
   Table().mean({stack_nd, n, d}, skip_missing != 0, out_d, Threads());
 }
 
-// kept_n: may be null.
-AGGREGATHOR_EXPORT void aggregathor_window_mean(const float* stack_nd, int64_t n, int64_t d,
-                                                int window, int64_t f, float* out_d,
-                                                int64_t* kept_n) {
-  Table().window_mean({stack_nd, n, d}, static_cast<Window>(window), f, out_d, kept_n, Threads());
+// kept_n: may be null. Returns whether there is such a window.
+AGGREGATHOR_EXPORT int aggregathor_window_mean(const float* stack_nd, int64_t n, int64_t d,
+                                               const char* name, int64_t f, float* out_d,
+                                               int64_t* kept_n) {
+  Window window;
+  if (!WindowNamed(name, &window)) return 0;
+  Table().window_mean({stack_nd, n, d}, window, f, out_d, kept_n, Threads());
+  return 1;
 }
 
 AGGREGATHOR_EXPORT void aggregathor_sq_distances(const float* stack_nd, int64_t n, int64_t d,

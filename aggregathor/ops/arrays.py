@@ -13,24 +13,15 @@ import numpy as np
 
 from aggregathor.ops.too_few import too_few
 
-# `Window` of kernels.h.
-_WINDOWS = ("median", "median-upper", "median-lower", "trimmed-mean", "meamed", "phocas")
 _library: Any = None
 
 
 def load(library: ctypes.CDLL) -> None:
     """Takes the library that the ops are in."""
     global _library
-    if not hasattr(library, "aggregathor_mean_of_rows"):
-        return  # one of before
     _library = library
     for name in ("krum_select", "brute_select", "bulyan_select"):
         _function(name).restype = ctypes.c_int64
-
-
-def is_loaded() -> bool:
-    """Whether there is a library that has them."""
-    return _library is not None
 
 
 def mean(stack_nd: np.ndarray, *, skip_missing: bool) -> np.ndarray:
@@ -46,13 +37,14 @@ def window_mean(
     """Mean of a window of each coordinate's sorted values, and each row's share in it."""
     grad_d = _like_a_row(stack_nd)
     kept_n = np.zeros(len(stack_nd) if with_share else 0, np.int64)
-    _function("window_mean")(
+    known = _function("window_mean")(
         *_stack(stack_nd),
-        _WINDOWS.index(window),
+        window.encode(),
         ctypes.c_int64(f),
         _pointer(grad_d),
         _pointer(kept_n) if with_share else None,
     )
+    assert known, window
     return grad_d, kept_n / stack_nd.shape[1]
 
 

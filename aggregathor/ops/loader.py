@@ -64,8 +64,8 @@ def kernels_for(values: object) -> ModuleType:
 
 
 def has_arrays() -> bool:
-    """Whether there are kernels for arrays: in the native library only."""
-    return kernels() is not _stand_in() and arrays.is_loaded()
+    """Whether there are kernels for arrays."""
+    return kernels().has_arrays()
 
 
 def state() -> State:

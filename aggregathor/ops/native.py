@@ -20,7 +20,13 @@ def load(library: Path) -> None:
     global _ops, _library
     _ops = tf.load_op_library(str(library))
     _library = ctypes.CDLL(str(library))
-    arrays.load(_library)
+    if has_arrays():
+        arrays.load(_library)
+
+
+def has_arrays() -> bool:
+    """Whether `arrays` can be used."""
+    return hasattr(_library, "aggregathor_mean_of_rows")  # not so in a library of before
 
 
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:

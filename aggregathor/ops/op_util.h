@@ -3,9 +3,9 @@
 #define AGGREGATHOR_OPS_OP_UTIL_H_
 
 #include <string>
-#include <utility>
 
 #include "aggregathor/ops/kernels.h"
+#include "aggregathor/ops/window_names.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -68,17 +68,9 @@ inline absl::Status CheckGroups(const tf::Tensor& groups, int64_t n) {
 
 // The attribute "window" of an op.
 inline absl::Status GetWindow(tf::OpKernelConstruction* ctx, Window* window) {
-  constexpr std::pair<const char*, Window> kWindows[] = {{"median", Window::kMedian},
-                                                         {"median-upper", Window::kMedianUpper},
-                                                         {"median-lower", Window::kMedianLower},
-                                                         {"trimmed-mean", Window::kTrimmedMean},
-                                                         {"meamed", Window::kMeamed},
-                                                         {"phocas", Window::kPhocas}};
   std::string name;
   TF_RETURN_IF_ERROR(ctx->GetAttr("window", &name));
-  for (const auto& [known, its_window] : kWindows) {
-    if (name == known) *window = its_window;  // the op's attribute allows no others
-  }
+  WindowNamed(name.c_str(), window);  // the op's attribute allows no others
   return absl::OkStatus();
 }
 

@@ -14,6 +14,11 @@ from aggregathor.ops.channel import Channel, Function, Native, PythonChannel
 from aggregathor.ops.too_few import too_few
 
 
+def has_arrays() -> bool:
+    """Whether `arrays` can be used: it is of the native library."""
+    return False
+
+
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
     """A way from a graph to a function of Python."""
     return PythonChannel(function, dim)

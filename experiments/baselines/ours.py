@@ -35,11 +35,6 @@ def make_step(size: str) -> Callable[[], tf.Tensor]:
     return step
 
 
-def num_workers() -> int:
-    """Returns n: all ranks but a server, or the one that there is."""
-    return max(1, int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) - 1)
-
-
 def main() -> int:
     """Trains for a number of steps, prints how long they took; returns the exit status."""
     parser = workload.parser(__doc__)
@@ -57,7 +52,8 @@ def main() -> int:
     call = step if per_call == 1 else steps
     seconds = workload.timed(lambda: float(call()), arguments.steps, per_call=per_call)
     if os.environ.get("OMPI_COMM_WORLD_RANK", "0") == "0":
-        sys.stdout.write(workload.line("ours", arguments.size, num_workers(), seconds))
+        workers = max(1, int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) - 1)  # and a server
+        sys.stdout.write(workload.line("ours", arguments.size, workers, seconds))
     return 0
 
 

@@ -87,9 +87,14 @@ def timed(
 
 def line(name: str, size: str, n: int, seconds: Sequence[float]) -> str:
     """Returns what a contender prints: JSON, on one line."""
+    return json.dumps(result(name, size, n, seconds)) + "\n"
+
+
+def result(name: str, size: str, n: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """Returns what is told of a contender."""
     import tensorflow as tf
 
-    found = {
+    return {
         "name": name,
         "d": sum(math.prod(shape) for shape in shapes(size)),
         "n": n,
@@ -99,7 +104,6 @@ def line(name: str, size: str, n: int, seconds: Sequence[float]) -> str:
         "tensorflow": tf.__version__,
         "seconds": [round(each, 6) for each in seconds],
     }
-    return json.dumps(found) + "\n"
 
 
 def _peak_bytes() -> int:

@@ -30,12 +30,9 @@ def digests():
     for case, (name, parameters, _) in CASES.items():
         for dtype in ("float32", "float64"):
             for kind, stack_nd in (("complete", complete_nd), ("hurt", hurt_nd)):
-                given_nd, parameters = stack_nd.astype(dtype), {"f": F, **parameters}
-                for what, explain in (
-                    ("tensor", GARS[name].explain),
-                    ("array", GARS[name].explain_array),
-                ):
-                    explained = explain(given_nd, **parameters)
+                explains = {"tensor": GARS[name].explain, "array": GARS[name].explain_array}
+                for what, explain in explains.items():
+                    explained = explain(stack_nd.astype(dtype), f=F, **parameters)
                     bits = b"".join(np.asarray(part).tobytes() for part in explained)
                     found[f"{case} {dtype} {kind} {what}"] = hashlib.sha256(bits).hexdigest()
     return found

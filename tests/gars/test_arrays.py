@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from aggregathor import ops
+from aggregathor.errors import UserError
 from aggregathor.gars import GARS
 from aggregathor.gars.base import ConditionError, Explained, _registered, gar
+from lossympi.link import aligned_zeros
 from tests.gars.cases import CASES, stack_of
 
 N, F = 11, 2
@@ -61,19 +63,30 @@ def test_too_few_rows_that_can_be_compared(name, each_kernel):
     assert arrays.value.message in tensors.value.message
 
 
-def test_a_rule_of_tensors_serves_arrays_too(rng):
+def test_a_rule_of_tensors_serves_arrays_too_and_without_a_copy(rng):
+    given = []
+
     @gar("of-tensors", needs="n >= 1", cost="O(nd)", source="this test")
     def of_tensors(stack_nd, *, f, with_share):
         assert tf.is_tensor(stack_nd)
+        given.append(stack_nd)
         return Explained(tf.reduce_max(stack_nd, axis=0), tf.ones(stack_nd.shape[0], tf.float64))
 
     try:
-        stack_nd = rng.standard_normal((3, 7)).astype(np.float32)
+        stack_nd = aligned_zeros((3, 7))
+        stack_nd[:] = rng.standard_normal((3, 7))
         got = _registered["of-tensors"].explain_array(stack_nd, f=0)
     finally:
         del _registered["of-tensors"]
     np.testing.assert_array_equal(got.grad_d, stack_nd.max(axis=0))
     assert isinstance(got.share_n, np.ndarray)
+    assert np.shares_memory(np.asarray(given[0]), stack_nd)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 0), (1, 5, 2)])
+def test_what_is_no_stack_is_refused_in_words(shape, each_kernel):
+    with pytest.raises(UserError, match="median takes gradients"):
+        GARS["median"].explain_array(np.ones(shape, np.float32), f=1)
 
 
 def test_several_threads_at_once(rng):
