@@ -59,8 +59,9 @@ bench-lossympi: install ## time LossyMPI between hosts against its goals and gRP
 bench-throughput: install ## time synchronous SGD against TensorFlow's own ways; 20 minutes
 	$(BIN)/python -m experiments.throughput $(BENCH_ARGS)
 
-sanitize: ## run the kernels under AddressSanitizer and UBSan, LossyMPI under TSan too; over 10 minutes
+sanitize: ## run the kernels under AddressSanitizer and UBSan, what has threads under TSan too; over 10 minutes
 	scripts/sanitize-lossympi
+	scripts/sanitize-pool
 	scripts/native-test kernels_test "$(ISAS)" $(SANITIZED)
 	scripts/check-cuda-on-cpu $(SANITIZED)
 

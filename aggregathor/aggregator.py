@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor import gars
+from aggregathor.ahead import AheadOfClose
 from aggregathor.errors import UserError
 from aggregathor.setting import Setting
 from lossympi import Collected, fill
@@ -32,7 +33,9 @@ class Aggregator:
     def __init__(self, setting: Setting, dim: int) -> None:
         """Takes a checked setting, and d."""
         self.setting = setting
+        self._dim = dim
         self._gar = gars.GARS[setting.gar]
+        self._parameters = {"f": setting.f, **setting.gar_parameters}
         keeps = setting.fill == "previous"
         rows = (setting.num_workers, dim) if keeps else (0, 0)
         self._sample = _sample(dim) if self._gar.coordinate_wise and dim > SAMPLED else None
@@ -53,21 +56,35 @@ class Aggregator:
         if keeps:
             self.previous_nd.assign(collected.stack_nd)
 
-    def explain(self, stack_nd: np.ndarray) -> gars.Explained:
+    def ahead(self) -> AheadOfClose | None:
+        """Returns what aggregates columns of a round before all is there, if the rule allows it.
+
+        Not where there are so few that it gains nothing.
+        """
+        if self._dim <= SAMPLED or not self._gar.by_columns():
+            return None
+        return AheadOfClose(self._gar, self._parameters, self._dim)
+
+    def explain(self, stack_nd: np.ndarray, ahead: AheadOfClose | None = None) -> gars.Explained:
         """Applies the rule; returns arrays. Rows may be fewer than n where workers are gone.
 
         Of a coordinate-wise rule ``share_n`` is that of 16384 coordinates, spread evenly.
 
+        Args:
+          stack_nd: float32 [n, d].
+          ahead: of this round; the columns that it has made are not made again.
         Raises:
           RuleError: more rows than the rule can bear lack values.
         """
-        parameters = {"f": self.setting.f, **self.setting.gar_parameters}
+        parameters = self._parameters
         try:
-            if self._sample is None:
-                explained = self._gar.explain_array(stack_nd, **parameters)
+            if ahead is not None and ahead.has_begun():
+                explained = ahead.finish(stack_nd)
             else:
+                with_share = self._sample is None
+                explained = self._gar.explain_array(stack_nd, with_share=with_share, **parameters)
+            if self._sample is not None:
                 shown = self._gar.explain_array(stack_nd[:, self._sample], **parameters)
-                explained = self._gar.explain_array(stack_nd, with_share=False, **parameters)
                 explained = explained._replace(share_n=shown.share_n)
         except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None

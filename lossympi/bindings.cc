@@ -185,15 +185,24 @@ class PyEndpoint {
   const Setup& setup() const { return endpoint_.setup(); }
 
   // Arguments are judged before the state: a wrong one is wrong in any.
-  py::object Collect(const py::object& round, const py::array& stack, const py::object& policy) {
+  py::object Collect(const py::object& round, const py::array& stack, const py::object& policy,
+                     const py::object& on_whole) {
     CheckRole("collect", true);
     const int n = setup().num_workers;
     float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
     const ClosePolicy p = PolicyOf(policy, n);
     const uint32_t rate = RateOf(policy.attr("rate_kbps"));
     const uint64_t r = RoundOf(round);
+    Endpoint::OnWhole tell;
+    if (!on_whole.is_none()) {
+      tell = [&on_whole](const std::vector<uint32_t>& seqs) {
+        std::optional<py::gil_scoped_acquire> gil;
+        TakingGil([&gil] { gil.emplace(); });
+        on_whole(py::array_t<uint32_t>(static_cast<py::ssize_t>(seqs.size()), seqs.data()));
+      };
+    }
     const Closed closed =
-        WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, CheckSignals); });
+        WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, tell, CheckSignals); });
     const auto c = static_cast<py::ssize_t>(closed.arrived.size()) / n;
     const py::array_t<double> settled(n, closed.settled.data());
     return py::module_::import("lossympi.endpoint")
@@ -464,6 +473,7 @@ class PyAssembler {
         row, header, reinterpret_cast<const uint8_t*>(payload.data()), payload.size()));
   }
   uint32_t Missing(int row) const { return assembler_.missing(Row(row)); }
+  const std::vector<uint32_t>& Whole() const { return assembler_.whole(); }
   Bools Arrived(int row) const {
     const uint8_t* a = assembler_.arrived(Row(row));
     const auto c = static_cast<py::ssize_t>(assembler_.cut().NumDatagrams());
@@ -570,6 +580,7 @@ PYBIND11_MODULE(_core, m) {
       .def("close", &PyAssembler::Close)
       .def("accept", &PyAssembler::Accept)
       .def("missing", &PyAssembler::Missing)
+      .def_property_readonly("whole", &PyAssembler::Whole)
       .def("arrived", &PyAssembler::Arrived);
 
   py::class_<Pacer>(m, "Pacer").def(py::init<double>()).def("when", &Pacer::When);
@@ -626,7 +637,8 @@ PYBIND11_MODULE(_core, m) {
           "rank"_a, "address"_a, "port"_a, "send_key"_a, "receive_key"_a)
       .def("start", [](PyEndpoint& e) { e.get().Start(); })
       .def("probe", &PyEndpoint::Probe, "timeout_s"_a)
-      .def("collect", &PyEndpoint::Collect, "round"_a, "stack_nd"_a, "policy"_a)
+      .def("collect", &PyEndpoint::Collect, "round"_a, "stack_nd"_a, "policy"_a,
+           "on_whole"_a = py::none())
       .def("send", &PyEndpoint::Send, "round"_a, "grad_d"_a, "max_loss"_a, "timeout_s"_a)
       .def("broadcast", &PyEndpoint::Broadcast, "round"_a, "params_d"_a, "to_n"_a, "rate_kbps"_a,
            "timeout_s"_a, "silence_s"_a)

@@ -7,6 +7,7 @@ called from one thread. Times are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,11 +124,18 @@ class Endpoint(Protocol):
           or 0.
         """
 
-    def collect(self, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> Closed:
+    def collect(
+        self,
+        round: int,
+        stack_nd: np.ndarray,
+        policy: ClosePolicy,
+        on_whole: Callable[[np.ndarray], None] | None = None,
+    ) -> Closed:
         """Server: opens `round`, grants it, and returns when it is closed.
 
         What arrives is written into `stack_nd`, float32 [n, d] in C order, until then and never
-        after.
+        after. Meanwhile `on_whole` is told, on this thread, of datagrams that all rows have, some
+        16th of them at a time; of each once, and of the last ones perhaps never.
         """
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:

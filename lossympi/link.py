@@ -183,6 +183,11 @@ class Rounds(CFunctions, Protocol):
 Idle = Callable[[bool, bool, float], None]
 
 
+# Is told, while a round is collected, of columns of the stack [n, d] that all rows have: ranges
+# [begin, end), int64 [k, 2]. What they hold stays as it is until the round's `collect` returns.
+Ahead = Callable[[np.ndarray, np.ndarray], None]
+
+
 class ServerLink(Protocol):
     """The server's end of a link.
 
@@ -194,8 +199,12 @@ class ServerLink(Protocol):
     num_workers: int
     dim: int
 
-    def collect(self, round: int) -> Collected:
-        """Returns the gradients that arrived in `round`, which must be later than any before."""
+    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
+        """Returns the gradients that arrived in `round`, which must be later than any before.
+
+        Where gradients come in parts `ahead` is told, on this thread, of the columns that all rows
+        have while it waits for the rest: of each once, and never of all.
+        """
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], reliably to every worker."""
@@ -249,6 +258,15 @@ class WorkerLink(Protocol):
 
     def close(self) -> None:
         """Ends this worker's end; closing twice is allowed, any other call after it is an error."""
+
+
+def columns_of(datagrams_k: np.ndarray, dim: int, floats: int) -> np.ndarray:
+    """Returns the columns that datagrams carry: ranges [begin, end), int64 [k', 2], increasing."""
+    seqs_k = np.sort(datagrams_k).astype(np.int64)
+    first_k = np.diff(seqs_k, prepend=-2) != 1
+    last_k = np.append(first_k[1:], True)
+    ranges_k2 = np.stack([seqs_k[first_k], seqs_k[last_k] + 1], axis=1) * floats
+    return np.minimum(ranges_k2, dim)
 
 
 def delivered_share(arrived_nc: np.ndarray, dim: int, floats: int) -> np.ndarray:

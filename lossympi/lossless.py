@@ -16,6 +16,7 @@ from mpi4py import MPI
 from lossympi.doorbell import Doorbell
 from lossympi.idling import Idling
 from lossympi.link import (
+    Ahead,
     Collected,
     Idle,
     LinkError,
@@ -68,7 +69,7 @@ class MpiServer:
         self._broadcast_round = -1
         self._closed = False
 
-    def collect(self, round: int) -> Collected:
+    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
         """Returns the gradients of `round` that came before every live worker's had, or the quorum
         had, or `timeout_s` had passed.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
+    Ahead,
     Collected,
     Idle,
     LinkError,
@@ -139,7 +140,7 @@ class _Server:
         self._params_round = -1
         self._closed = False
 
-    def collect(self, round: int) -> Collected:
+    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
         """Ends `round` and returns what arrived in it; does not wait.
 
         Raises:

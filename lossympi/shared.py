@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lossympi.link import (
+    Ahead,
     CFunctions,
     Collected,
     Idle,
@@ -104,7 +105,7 @@ class SharedServer:
         for file in (*self.files.mailboxes, self.files.board, self.files.bell):
             os.close(file.descriptor)
 
-    def collect(self, round: int) -> Collected:
+    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
         """Returns the gradients of `round` that came before every live worker's had, or the quorum
         had, or `timeout_s` had passed.
 

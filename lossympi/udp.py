@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
 from lossympi.link import (
+    Ahead,
     Collected,
     Idle,
     Model,
@@ -21,6 +23,7 @@ from lossympi.link import (
     check_round,
     check_server,
     check_wait,
+    columns_of,
     delivered_share,
 )
 from lossympi.options import Options
@@ -56,9 +59,12 @@ class UdpServer:
         self._waiting_for: list[int] = []
         self._closed = False
 
-    def collect(self, round: int) -> Collected:
+    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
         """Grants `round` to the workers and returns what came in before it was closed.
 
+        Args:
+          round: its number.
+          ahead: is told of columns that all workers' datagrams have filled, while others arrive.
         Raises:
           ValueError: the link is closed, or the round was collected before.
         """
@@ -78,8 +84,9 @@ class UdpServer:
             rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
         )
         self._waiting_for = np.flatnonzero(live_n).tolist()
+        on_whole = None if ahead is None else partial(self._tell, ahead)
         try:
-            closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy)
+            closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy, on_whole)
         finally:
             self._waiting_for = []
         self._collected_round = round
@@ -119,6 +126,10 @@ class UdpServer:
         )
         self._left_behind_n[done_n] = 0
         self._left_behind_n[np.array(to_n) & ~done_n] += 1
+
+    def _tell(self, ahead: Ahead, datagrams_k: np.ndarray) -> None:
+        floats = self._options.floats_per_datagram
+        ahead(self._stack_nd, columns_of(datagrams_k, self.dim, floats))
 
     def _served(self) -> tuple[bool, ...]:
         """Who gets the parameters: live workers, but rarely those that never have enough of them.

@@ -72,6 +72,7 @@ class ServerChannel:
             self.aggregator = Aggregator(setting, link.dim)
         self._gar = GARS[setting.gar]
         self._attack = ATTACKS[setting.attack] if setting.attack else None
+        self._hits_coordinates = self._attack is not None and self._attack.form == "coordinates"
         self._stop_after_s = config.start_s  # in the first round
         self._later_stop_after_s = config.stop_after_s
         self._watched = _Watched(self._whom, self._look_for_gone)
@@ -148,8 +149,10 @@ class ServerChannel:
         self._link.close()
 
     def _aggregate_once(self) -> RoundReport:
+        # An attack on coordinates hits what has arrived, so no column is what it will be.
+        self._ahead = None if self._hits_coordinates else self.aggregator.ahead()
         self._report = server_aggregates(
-            self.round, self._link, fill=self._fill, explain=self._explain
+            self.round, self._link, fill=self._fill, explain=self._explain, ahead=self._ahead
         )
         return self._report
 
@@ -157,7 +160,7 @@ class ServerChannel:
         self._collected = collected
         if collected.stats is not None:
             self._tell(collected.stats)
-        if self._attack is not None and self._attack.form == "coordinates":
+        if self._attack is not None and self._hits_coordinates:
             # It hits the rows of any worker, as a faulty network or memory does.
             honest = self._setting.num_workers - self._setting.num_byzantine
             view = View(
@@ -173,7 +176,7 @@ class ServerChannel:
     def _explain(self, stack_nd: np.ndarray):
         missing = self._missing
         if len(missing) <= self._setting.f:
-            return self.aggregator.explain(stack_nd)
+            return self.aggregator.explain(stack_nd, self._ahead)
         present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
             self._gar.check(n=len(present), f=self._setting.f, **self._setting.gar_parameters)

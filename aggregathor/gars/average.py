@@ -9,7 +9,15 @@ from aggregathor.gars.base import Explained, Values, gar
 from aggregathor.ops import kernels_for
 
 
-@gar("average", needs="n >= 1", robust=False, cost="O(nd)", source="baseline", takes_arrays=True)
+@gar(
+    "average",
+    needs="n >= 1",
+    robust=False,
+    cost="O(nd)",
+    source="baseline",
+    takes_arrays=True,
+    takes_columns=True,
+)
 def average(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the rows, whatever they hold: one bad row is enough to choose the result.
 
@@ -40,6 +48,7 @@ def average(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     cost="O(nd)",
     source="Damaskinos et al. 2019",
     takes_arrays=True,
+    takes_columns=True,
 )
 def average_nan(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the present (not NaN) values of each coordinate, 0 where there is none.
@@ -69,4 +78,4 @@ def average_nan(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
 
 def _all_rows(stack_nd: Values) -> Values:
     ones_n = np.ones(stack_nd.shape[0])
-    return ones_n if isinstance(stack_nd, np.ndarray) else tf.constant(ones_n)
+    return tf.constant(ones_n) if tf.is_tensor(stack_nd) else ones_n

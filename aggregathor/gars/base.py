@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.errors import Registry, UserError, near
-from aggregathor.ops import has_arrays
+from aggregathor.ops import Columns, has_arrays
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 # Half types are computed in float32 and cast back: 11 or 8 bits are too few to add n values in.
@@ -94,6 +94,7 @@ class Gar:
       function: the checked function, the one that ``aggregathor.gars`` exports.
       parameters: name and default of what it takes beside ``f``.
       takes_arrays: whether the rule can do without TensorFlow.
+      takes_columns: whether it can also be applied to some columns by themselves.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Gar:
     function: Callable[..., tf.Tensor]
     parameters: dict[str, Any]
     takes_arrays: bool
+    takes_columns: bool
     _explain: Callable[..., Explained]
     _function: Callable[..., Explained]
 
@@ -152,6 +154,37 @@ class Gar:
         self.check(n=len(stack_nd), f=f, unsafe=unsafe, **parameters)
         stack_nd = np.ascontiguousarray(stack_nd)
         return self._function(stack_nd, f=int(f), with_share=with_share, **parameters)
+
+    def by_columns(self) -> bool:
+        """Whether ``aggregate_columns`` can be used."""
+        return self.takes_columns and has_arrays()
+
+    def aggregate_columns(
+        self,
+        stack_nd: np.ndarray,
+        ranges_k2: np.ndarray,
+        grad_d: np.ndarray,
+        *,
+        f: int,
+        **parameters: Any,
+    ) -> Explained:
+        """Aggregates some columns of a stack; the same as all together, to the last bit.
+
+        Args:
+          stack_nd: float32 [n, d] in C order.
+          ranges_k2: int64 [k, 2], which columns: [begin, end), within 0..d.
+          grad_d: float32 [d], where their aggregate goes.
+          f: as for the rule.
+          **parameters: of the rule.
+
+        Returns:
+          ``grad_d``, and the shares if they are not of the columns.
+        Raises:
+          As ``check``.
+        """
+        self.check(n=len(stack_nd), f=f, **parameters)
+        columns = Columns(stack_nd, ranges_k2, grad_d)
+        return self._function(columns, f=int(f), with_share=False, **parameters)
 
     def check(self, *, n: int, f: int, unsafe: bool = False, **parameters: Any) -> None:
         """Raises what a call with n gradients would raise, without any gradients.
@@ -200,6 +233,7 @@ def gar(
     cost: str,
     source: str,
     takes_arrays: bool = False,
+    takes_columns: bool = False,
 ) -> Callable[[Callable[..., Explained]], Callable[..., tf.Tensor]]:
     """Makes a rule of a function ``(stack_nd, *, f, with_share, **parameters) -> Explained``.
 
@@ -216,6 +250,7 @@ def gar(
       cost: such as ``"O(n^2 d)"``.
       source: the paper.
       takes_arrays: whether the function also takes an array float32 [n, d], and then gives arrays.
+      takes_columns: whether it also takes ``Columns`` of one, which it may give to kernels only.
     """
 
     def register(function: Callable[..., Explained]) -> Callable[..., tf.Tensor]:
@@ -261,6 +296,7 @@ def gar(
             function=checked,
             parameters=parameters,
             takes_arrays=takes_arrays,
+            takes_columns=takes_columns,
             _explain=explain,
             _function=function,
         )

@@ -21,6 +21,7 @@ MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower
     cost="O(nd log^2 n)",
     source="Yin et al. 2018",
     takes_arrays=True,
+    takes_columns=True,
 )
 def median(stack_nd: Values, *, f: int, with_share: bool, compat: str | None = None) -> Explained:
     r"""Coordinate-wise median of the present values.
@@ -57,6 +58,7 @@ def median(stack_nd: Values, *, f: int, with_share: bool, compat: str | None = N
     cost="O(nd log^2 n)",
     source="Yin et al. 2018",
     takes_arrays=True,
+    takes_columns=True,
 )
 def trimmed_mean(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of what is left when the f lowest and the f highest values of a coordinate are dropped.
@@ -88,6 +90,7 @@ def trimmed_mean(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     cost="O(nd log^2 n)",
     source="Xie et al. 2018",
     takes_arrays=True,
+    takes_columns=True,
 )
 def meamed(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's median ("mean around the median").
@@ -124,6 +127,7 @@ def meamed(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     cost="O(nd log^2 n)",
     source="Xie et al. 2018 (Phocas)",
     takes_arrays=True,
+    takes_columns=True,
 )
 def phocas(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     r"""Mean of the k - f values nearest to the coordinate's f-trimmed mean.

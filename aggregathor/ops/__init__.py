@@ -20,9 +20,10 @@ channel               a function of arrays [d], d                 a ``Channel``,
 
 Stacks are float32 or float64 tensors; checks of n against f are the rules' business. Of an array
 ``kernels_for`` gives the module `arrays`, which has all of these but the channel, for float32, if
-``has_arrays()``.
+``has_arrays()``; its means also take ``Columns`` of an array.
 """
 
+from aggregathor.ops.arrays import Columns
 from aggregathor.ops.loader import (
     INSTRUCTION_SETS,
     KERNELS_VARIABLE,
@@ -36,6 +37,7 @@ from aggregathor.ops.loader import (
 __all__ = [
     "INSTRUCTION_SETS",
     "KERNELS_VARIABLE",
+    "Columns",
     "has_arrays",
     "kernels",
     "kernels_for",

@@ -1,6 +1,7 @@
 // The kernels for arrays in memory, through ctypes: rules outside of TensorFlow (arrays.py, which
 // has made sure of shapes and bounds). On the threads of this process's pool.
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "aggregathor/ops/geometric_median.h"
@@ -16,6 +17,11 @@ namespace {
 
 const Kernels<float>& Table() { return KernelsFor<float>(); }
 Parallel Threads() { return Pool::OfProcess().AsParallel(); }
+Parallel Alone() {
+  return {
+      [](void*, int64_t total, int64_t, Parallel::Body body, void* arg) { body(arg, 0, total); },
+      nullptr};
+}
 
 // Returns how many there are.
 int64_t Store(const std::vector<int64_t>& rows, int64_t* out) {
@@ -23,18 +29,58 @@ int64_t Store(const std::vector<int64_t>& rows, int64_t* out) {
   return static_cast<int64_t>(rows.size());
 }
 
-AGGREGATHOR_EXPORT void aggregathor_mean(const float* stack_nd, int64_t n, int64_t d,
-                                         int skip_missing, float* out_d) {
-  Table().mean({stack_nd, n, d}, skip_missing != 0, out_d, Threads());
+// Calls f(columns, place of the first, threads) for all columns of a stack or, where ranges_k2 is
+// not null, for those of k ranges [begin, end), in pieces that threads take in turn.
+template <typename F>
+void ForColumns(Stack<float> stack, const int64_t* ranges_k2, int64_t k, F f) {
+  if (ranges_k2 == nullptr) return f(stack, 0, Threads());
+  constexpr int64_t kPiece = 8192, kCyclesPerValue = 20;
+  std::vector<std::pair<int64_t, int64_t>> pieces;
+  int64_t columns = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    const int64_t end = ranges_k2[2 * i + 1];
+    for (int64_t j = ranges_k2[2 * i]; j < end; j += kPiece) {
+      pieces.emplace_back(j, std::min(end, j + kPiece));
+      columns += pieces.back().second - j;
+    }
+  }
+  auto take = [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const auto [first, last] = pieces[p];
+      f({stack.data + first, stack.n, last - first, stack.stride}, first, Alone());
+    }
+  };
+  const Parallel threads = Threads();
+  const int64_t total = static_cast<int64_t>(pieces.size());
+  const int64_t cycles = total == 0 ? 0 : kCyclesPerValue * stack.n * columns / total;
+  threads.run(
+      threads.pool, total, cycles,
+      [](void* arg, int64_t begin, int64_t end) {
+        (*static_cast<decltype(take)*>(arg))(begin, end);
+      },
+      &take);
 }
 
-// kept_n: may be null. Returns whether there is such a window.
+AGGREGATHOR_EXPORT void aggregathor_mean(const float* stack_nd, int64_t n, int64_t d,
+                                         const int64_t* ranges_k2, int64_t k, int skip_missing,
+                                         float* out_d) {
+  ForColumns({stack_nd, n, d}, ranges_k2, k,
+             [&](Stack<float> columns, int64_t first, Parallel threads) {
+               Table().mean(columns, skip_missing != 0, out_d + first, threads);
+             });
+}
+
+// kept_n: may be null, and is if there are ranges. Returns whether there is such a window.
 AGGREGATHOR_EXPORT int aggregathor_window_mean(const float* stack_nd, int64_t n, int64_t d,
+                                               const int64_t* ranges_k2, int64_t k,
                                                const char* name, int64_t f, float* out_d,
                                                int64_t* kept_n) {
   Window window;
   if (!WindowNamed(name, &window)) return 0;
-  Table().window_mean({stack_nd, n, d}, window, f, out_d, kept_n, Threads());
+  ForColumns({stack_nd, n, d}, ranges_k2, k,
+             [&](Stack<float> columns, int64_t first, Parallel threads) {
+               Table().window_mean(columns, window, f, out_d + first, kept_n, threads);
+             });
   return 1;
 }
 

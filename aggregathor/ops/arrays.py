@@ -7,13 +7,32 @@ than the rule itself takes on a small model. Stacks are float32, contiguous, and
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aggregathor.ops.too_few import too_few
 
 _library: Any = None
+
+
+class Columns(NamedTuple):
+    """Some columns of a stack, which `mean` and `window_mean` take in its place.
+
+    Attributes:
+      stack_nd: all of it.
+      ranges_k2: int64 [k, 2], which columns: [begin, end).
+      grad_d: float32 [d], where their aggregate goes; the rest of it stays.
+    """
+
+    stack_nd: np.ndarray
+    ranges_k2: np.ndarray
+    grad_d: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the stack."""
+        return self.stack_nd.shape
 
 
 def load(library: ctypes.CDLL) -> None:
@@ -24,21 +43,25 @@ def load(library: ctypes.CDLL) -> None:
         _function(name).restype = ctypes.c_int64
 
 
-def mean(stack_nd: np.ndarray, *, skip_missing: bool) -> np.ndarray:
+def mean(stack_nd: np.ndarray | Columns, *, skip_missing: bool) -> np.ndarray:
     """Mean of the rows, or of the present values of each coordinate."""
-    grad_d = _like_a_row(stack_nd)
-    _function("mean")(*_stack(stack_nd), int(skip_missing), _pointer(grad_d))
+    columns, grad_d = _columns(stack_nd)
+    _function("mean")(*columns, int(skip_missing), _pointer(grad_d))
     return grad_d
 
 
 def window_mean(
-    stack_nd: np.ndarray, *, window: str, f: int, with_share: bool
+    stack_nd: np.ndarray | Columns, *, window: str, f: int, with_share: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of a window of each coordinate's sorted values, and each row's share in it."""
-    grad_d = _like_a_row(stack_nd)
-    kept_n = np.zeros(len(stack_nd) if with_share else 0, np.int64)
+    """Mean of a window of each coordinate's sorted values, and each row's share in it.
+
+    Columns have no share.
+    """
+    columns, grad_d = _columns(stack_nd)
+    assert not (with_share and isinstance(stack_nd, Columns))
+    kept_n = np.zeros(stack_nd.shape[0] if with_share else 0, np.int64)
     known = _function("window_mean")(
-        *_stack(stack_nd),
+        *columns,
         window.encode(),
         ctypes.c_int64(f),
         _pointer(grad_d),
@@ -133,6 +156,19 @@ def _stack(stack_nd: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctype
     assert stack_nd.size
     n, d = stack_nd.shape
     return _pointer(stack_nd), ctypes.c_int64(n), ctypes.c_int64(d)
+
+
+def _columns(stack_nd: np.ndarray | Columns) -> tuple[tuple[Any, ...], np.ndarray]:
+    """Returns arguments that tell of columns, all or some, and where their aggregate goes."""
+    if not isinstance(stack_nd, Columns):
+        return (*_stack(stack_nd), None, ctypes.c_int64(0)), _like_a_row(stack_nd)
+    whole_nd, ranges_k2, grad_d = stack_nd
+    assert ranges_k2.dtype == np.int64
+    assert ranges_k2.flags.c_contiguous
+    assert grad_d.dtype == np.float32
+    assert grad_d.shape == whole_nd.shape[1:]
+    k = ctypes.c_int64(len(ranges_k2))
+    return (*_stack(whole_nd), _pointer(ranges_k2), k), grad_d
 
 
 def _distances(sq_dist_nn: np.ndarray, f: int) -> tuple[ctypes.c_void_p, Any, Any]:

@@ -290,7 +290,7 @@ void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
       const int64_t part_end = Min(stack.d, (part + 1) * parts.columns);
       for (int64_t j = part * parts.columns; j < part_end; j += block) {
         const int64_t width = Min(block, part_end - j);
-        for (int64_t i = 0; i < n; ++i) rows[i] = stack.data + i * stack.d + j;
+        for (int64_t i = 0; i < n; ++i) rows[i] = stack.data + i * stack.stride + j;
         // Most blocks have neither a missing value nor an infinity, and their sums tell.
         const bool complete = ComparePairs<T>(rows.get(), n, nullptr, width, block, sums.get());
         if (complete) {

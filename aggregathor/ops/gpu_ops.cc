@@ -43,7 +43,7 @@ class MeanGpuOp : public tf::OpKernel {
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, 0));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     tf::Tensor* grad_d;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({d}), &grad_d));
     OP_REQUIRES_OK(ctx, StatusOf(*this, stack_nd,
@@ -68,7 +68,7 @@ class WindowMeanGpuOp : public tf::OpKernel {
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, f_));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     tf::Tensor *grad_d, *share_n;
     tf::Tensor kept;
     int64_t* kept_n = nullptr;
@@ -103,7 +103,7 @@ class SqDistancesGpuOp : public tf::OpKernel {
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, 0));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     tf::Tensor* sq_dist_nn;
     tf::Tensor memory;
     char* scratch;
@@ -126,7 +126,7 @@ class MeanOfRowsGpuOp : public tf::OpKernel {
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, 0));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     OP_REQUIRES_OK(ctx, CheckRows(ctx->input(1), n, 0));
     const auto rows = ctx->input(1).flat<int64_t>();
     // Not the tensor's own memory: it may be pinned, and gone before the copy is made.
@@ -158,7 +158,7 @@ class BulyanTailGpuOp : public tf::OpKernel {
     const tf::Tensor& stack_nd = ctx->input(0);
     const tf::Tensor& groups = ctx->input(1);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, f_));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     OP_REQUIRES_OK(ctx, CheckGroups(groups, n));
     const int64_t theta = groups.dim_size(0), m = groups.dim_size(1);
     std::vector<int32_t> steps(theta * (m + 2));
@@ -198,7 +198,7 @@ class GeometricMedianGpuOp : public tf::OpKernel {
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
     OP_REQUIRES_OK(ctx, CheckStack(stack_nd, f_));
-    const auto [stack, n, d] = AsStack<T>(stack_nd);
+    const auto [stack, n, d, stride] = AsStack<T>(stack_nd);
     tf::Tensor *grad_d, *weight_n;
     tf::Tensor memory[4];
     Vectors device;

@@ -19,12 +19,14 @@ struct Parallel {
   void* pool;
 };
 
-// n rows of d coordinates, row-major. NaN is a missing value, an infinity is a value.
+// n rows of d coordinates, which begin `stride` values apart. NaN is a missing value, an infinity
+// is a value.
 template <typename T>
 struct Stack {
   const T* data;
   int64_t n;
   int64_t d;
+  int64_t stride = d;
 };
 
 // Which of the k sorted present values of a coordinate are averaged. Everything below is a window

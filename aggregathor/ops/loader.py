@@ -59,8 +59,8 @@ def kernels() -> ModuleType:
 
 
 def kernels_for(values: object) -> ModuleType:
-    """Returns the module for arrays if it is one, and ``kernels()`` for tensors."""
-    return arrays if isinstance(values, np.ndarray) else kernels()
+    """Returns the module for arrays and their columns if it is one, else ``kernels()``."""
+    return arrays if isinstance(values, (np.ndarray, arrays.Columns)) else kernels()
 
 
 def has_arrays() -> bool:

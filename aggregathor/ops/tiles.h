@@ -19,10 +19,10 @@ struct Columns {
 template <typename T>
 Columns<T> ColumnsAt(Stack<T> stack, int64_t j, T* copy) {
   const int64_t width = stack.d - j;
-  if (width >= kLanes) return {stack.data + j, stack.d};
+  if (width >= kLanes) return {stack.data + j, stack.stride};
   std::memset(copy, 0, static_cast<size_t>(stack.n * kLanes) * sizeof(T));
   for (int64_t i = 0; i < stack.n; ++i) {
-    std::memcpy(copy + i * kLanes, stack.data + i * stack.d + j,
+    std::memcpy(copy + i * kLanes, stack.data + i * stack.stride + j,
                 static_cast<size_t>(width) * sizeof(T));
   }
   return {copy, kLanes};

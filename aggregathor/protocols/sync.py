@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from aggregathor.gars import Explained
 from lossympi import Collected, RoundStats, ServerLink, WorkerLink
+from lossympi.link import Ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +76,13 @@ def server_aggregates(
     *,
     fill: Callable[[Collected], None],
     explain: Callable[[np.ndarray], Explained],
+    ahead: Ahead | None = None,
 ) -> RoundReport:
-    """Runs the first half of the server's side, for those whose optimizer is in a graph."""
-    collected = link.collect(round)
+    """Runs the first half of the server's side, for those whose optimizer is in a graph.
+
+    ``ahead`` is given to the link.
+    """
+    collected = link.collect(round, ahead)
     fill(collected)
     explained = explain(collected.stack_nd)
     return RoundReport(

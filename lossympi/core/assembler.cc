@@ -8,7 +8,10 @@ Assembler::Assembler(int num_rows, Cut cut)
     : num_rows_(num_rows),
       cut_(cut),
       arrived_(size_t{cut.NumDatagrams()} * num_rows),
-      missing_(num_rows, cut.NumDatagrams()) {}
+      missing_(num_rows, cut.NumDatagrams()),
+      lacking_(cut.NumDatagrams(), num_rows) {
+  whole_.reserve(cut.NumDatagrams());
+}
 
 void Assembler::Open(uint64_t round, float* rows) {
   rows_ = rows;
@@ -16,6 +19,8 @@ void Assembler::Open(uint64_t round, float* rows) {
   closed_round_ = round - 1;
   std::fill(arrived_.begin(), arrived_.end(), 0);
   std::fill(missing_.begin(), missing_.end(), cut_.NumDatagrams());
+  std::fill(lacking_.begin(), lacking_.end(), num_rows_);
+  whole_.clear();
 }
 
 void Assembler::Close(uint64_t round) {
@@ -46,6 +51,7 @@ Verdict Assembler::Accept(int row, const Header& header, const uint8_t* payload,
   Widen(payload, static_cast<size_t>(cut_.FloatsOf(header.seq)), cut_.wire, place);
   arrived = 1;
   --missing_[row];
+  if (--lacking_[header.seq] == 0) whole_.push_back(header.seq);
   return Verdict::kAccepted;
 }
 

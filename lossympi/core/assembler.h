@@ -11,7 +11,8 @@ namespace lossympi {
 
 // Writes what arrives in the open round straight to its place, and remembers what has.
 //
-// Memory: one byte a datagram and row, allocated once; nothing that a datagram says allocates.
+// Memory: one byte a datagram and row and eight a datagram, allocated once; nothing that a datagram
+// says allocates.
 class Assembler {
  public:
   Assembler(int num_rows, Cut cut);
@@ -36,6 +37,8 @@ class Assembler {
   uint64_t newest_round() const { return round_ > closed_round_ ? round_ : closed_round_; }
   uint32_t missing(int row) const { return missing_[row]; }
   const uint8_t* arrived(int row) const { return &arrived_[row * size_t{cut_.NumDatagrams()}]; }
+  // The datagrams that have arrived in all rows, in the order in which they came to do so.
+  const std::vector<uint32_t>& whole() const { return whole_; }
   const Cut& cut() const { return cut_; }
 
  private:
@@ -45,6 +48,8 @@ class Assembler {
   uint64_t round_ = 0, closed_round_ = 0;
   std::vector<uint8_t> arrived_;   // [num_rows][c], 0 or 1
   std::vector<uint32_t> missing_;  // [num_rows]
+  std::vector<uint32_t> lacking_;  // [c], rows in which a datagram has not arrived
+  std::vector<uint32_t> whole_;
 };
 
 }  // namespace lossympi

@@ -120,9 +120,8 @@ const Outbox::Action& Outbox::Ask(Flow& flow, uint32_t num_ends, double now) {
 
 // After so many ENDs since datagrams were sent last.
 double Outbox::Pause(int num_ends) const {
-  if (num_ends < kEnds) return num_ends < kEnds - 1 ? 0 : kThirdAfter;
-  if (!until_done_) return 0;
-  return std::min(kEndFirst * std::exp2(num_ends - kEnds), kEndLast);
+  if (num_ends < kEnds - 1) return 0;
+  return std::min(kThirdAfter * std::exp2(num_ends - kEnds + 1), kLongestPause);
 }
 
 void Outbox::TakeBack() {

@@ -14,8 +14,7 @@ class Outbox {
   // When all is sent, two ENDs at once, as one may be lost, and a third a little later; then, until
   // there is an answer, one after twice the time each time.
   static constexpr int kEnds = 3;
-  static constexpr double kThirdAfter = 0.0004;
-  static constexpr double kEndFirst = 0.002, kEndLast = 0.010;
+  static constexpr double kThirdAfter = 0.0004, kLongestPause = 0.010;
   // Meanwhile, in the first pass, END asks for a report after each quarter of a vector that is not
   // short: most of what is lost is on its way again before the last datagram has left.
   static constexpr uint32_t kReports = 4, kShort = 64;

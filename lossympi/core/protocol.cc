@@ -61,6 +61,7 @@ Verdict Protocol::HandleData(int row, const Header& header, const uint8_t* paylo
   if (shape_.is_server()) {
     peers_[row].heard = true;
     rule_->Heard(row, now, missing);
+    changed_ |= assembler_.whole().size() >= tell_at_;
   } else if (missing == 0) {
     whole_round_ = header.round;
     assembler_.Close(header.round);
@@ -193,6 +194,7 @@ void Protocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy
   rule_.emplace(policy, shape_.cut.NumDatagrams(), now);
   rate_kbps_ = rate_kbps;
   repairs_ = policy.max_loss < 1;
+  tell_at_ = SIZE_MAX;
   for (int row = 0; row < shape_.num_peers(); ++row) Send(row, Kind::kGrant, round, rate_kbps);
 }
 

@@ -68,6 +68,10 @@ class Protocol {
                  double now);
   void AbandonRound();
   uint64_t newest_round() const { return assembler_.newest_round(); }  // the next is above it
+  // Datagrams of the open round, or of the last, that all rows have.
+  const std::vector<uint32_t>& whole() const { return assembler_.whole(); }
+  // In the open round, so many of them are a change that a verb waits for.
+  void TellAt(size_t num_whole) { tell_at_ = num_whole; }
   // When to call Tick if nothing arrives before.
   double wake_at(double now);
   // Closes the round if it is time; returns whether it did.
@@ -132,6 +136,7 @@ class Protocol {
   std::optional<Closed> closed_;
   uint32_t rate_kbps_ = 0;
   bool repairs_;  // END is answered
+  size_t tell_at_ = SIZE_MAX;
 
   // One model may be held by the caller, the other takes the next one.
   std::unique_ptr<float[]> models_[2];

@@ -24,6 +24,7 @@ constexpr size_t kShortProbe = 100;  // bytes of an IP packet
 constexpr int kByes = 3;
 constexpr double kInterruptEvery = 0.1;
 constexpr double kLongSleep = 0.002;
+constexpr uint32_t kTellings = 16;  // of what is whole, in a round
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 void SleepUntil(double time) {
@@ -332,7 +333,7 @@ std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrup
 }
 
 Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy,
-                         uint32_t rate_kbps, const Interrupt& interrupt) {
+                         uint32_t rate_kbps, const OnWhole& on_whole, const Interrupt& interrupt) {
   Verb verb(this);
   Lock& lock = verb.lock;
   if (round <= protocol_.newest_round()) {
@@ -343,7 +344,20 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
   protocol_.OpenRound(round, stack, policy, rate_kbps, Now());
   socket_.Wake();  // the thread does not know the deadline yet
   try {
-    WaitFor(lock, kNever, interrupt, [this] { return protocol_.closed().has_value(); });
+    const std::vector<uint32_t>& whole = protocol_.whole();
+    size_t told = 0, tell_at = SIZE_MAX;
+    const auto is_closed = [this] { return protocol_.closed().has_value(); };
+    for (;;) {
+      if (on_whole) tell_at = told + (shape_.cut.NumDatagrams() + kTellings - 1) / kTellings;
+      protocol_.TellAt(tell_at);
+      WaitFor(lock, kNever, interrupt, [&] { return is_closed() || whole.size() >= tell_at; });
+      if (is_closed()) break;
+      const std::vector<uint32_t> news(whole.begin() + told, whole.end());
+      told = whole.size();
+      lock.unlock();
+      on_whole(news);
+      lock.lock();
+    }
   } catch (...) {
     if (!lock.owns_lock()) lock.lock();
     protocol_.AbandonRound();  // the caller may free the stack

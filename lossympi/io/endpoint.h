@@ -43,6 +43,9 @@ class Endpoint : private Surroundings {
   // endpoint.
   using Interrupt = std::function<void()>;
 
+  // Is told of datagrams that all rows have.
+  using OnWhole = std::function<void(const std::vector<uint32_t>& seqs)>;
+
   explicit Endpoint(const Setup& setup);
   ~Endpoint() override;
 
@@ -53,8 +56,9 @@ class Endpoint : private Surroundings {
   void Start();
 
   std::map<int, int64_t> Probe(double timeout, const Interrupt& interrupt);
+  // on_whole: on this thread, while the round is open; may be empty.
   Closed Collect(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
-                 const Interrupt& interrupt);
+                 const OnWhole& on_whole, const Interrupt& interrupt);
   bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
             const Interrupt& interrupt);
   std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,

@@ -17,6 +17,7 @@ class Assembler:
       c: datagrams of a row.
       round: the open round, 0 if none is.
       closed_round: the round up to which nothing is taken any more; 0 at the start.
+      whole: the datagrams that have arrived in all rows, in the order in which they came to do so.
     """
 
     def __init__(self, dim: int, num_rows: int, floats_per_datagram: int, wire: str) -> None:
@@ -30,6 +31,7 @@ class Assembler:
         self._wire = wire
         self._rows: Sequence[np.ndarray] | np.ndarray = ()
         self._arrived_nc = np.zeros((num_rows, self.c), bool)
+        self.whole: list[int] = []
 
     def open(self, round: int, rows: Sequence[np.ndarray] | np.ndarray) -> None:
         """Opens a later round, to be written to `rows`, [n, d] or n of [d]; drops an open one.
@@ -48,6 +50,7 @@ class Assembler:
             check_array("a row", row_d, np.float32, (self._dim,))
         self._rows = rows
         self._arrived_nc[:] = False
+        self.whole = []
         self.round = round
         self.closed_round = round - 1
 
@@ -73,6 +76,8 @@ class Assembler:
         values = decode_floats(payload, self._wire)
         self._rows[row][seq * self._k : seq * self._k + len(values)] = values
         self._arrived_nc[row, seq] = True
+        if self._arrived_nc[:, seq].all():
+            self.whole.append(seq)
         return ACCEPTED
 
     def is_well_formed(self, round: int, seq: int, total: int, payload: bytes) -> bool:

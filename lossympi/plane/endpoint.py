@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,6 +24,7 @@ PROBE_GAP_S = 0.02
 READY_FIRST_S, READY_LAST_S = 0.002, 0.05
 NACK_GAP_S = 0.00025
 NUM_BYES, BYE_GAP_S = 3, 0.0005
+TELLINGS = 16  # of what is whole, in a round
 POLL_MS = 20  # how long the thread may take to notice that it is to end
 
 
@@ -66,6 +67,7 @@ class Endpoint(interface.Endpoint):
         self._rule: CloseRule | None = None
         self._rate_kbps = 0
         self._max_loss = 1.0
+        self._tell_at = 0  # so many datagrams that all rows have wake the caller
         # A worker's: the newest grant, and models: what the caller holds is never written.
         self._granted_round, self._granted_kbps = 0, 0
         self._models = () if self._is_server else (self._new_model(), self._new_model())
@@ -139,11 +141,18 @@ class Endpoint(interface.Endpoint):
                 self._wait(min(send_at, deadline) - now)
             return {rank: max(peer.echoed, default=0) for rank, peer in self._peers.items()}
 
-    def collect(self, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> Closed:
+    def collect(
+        self,
+        round: int,
+        stack_nd: np.ndarray,
+        policy: ClosePolicy,
+        on_whole: Callable[[np.ndarray], None] | None = None,
+    ) -> Closed:
         """Server: opens `round`, grants it, and returns when it is closed.
 
         What arrives is written into `stack_nd`, float32 [n, d] in C order, until then and never
-        after.
+        after. Meanwhile `on_whole` is told, on this thread, of datagrams that all rows have, some
+        16th of them at a time; of each once, and of the last ones perhaps never.
 
         Raises:
           ValueError: not the server's, or the round, the stack or the policy is not as it must be.
@@ -166,13 +175,24 @@ class Endpoint(interface.Endpoint):
             self._max_loss = policy.max_loss
             for peer in self._peers.values():
                 self._channel.send(peer, Kind.GRANT, round, policy.rate_kbps)
+            told, at_once = 0, -(-self._assembler.c // TELLINGS)
             try:
                 while True:
                     now = time.monotonic()
                     reason, wake_at = rule.check(now)
                     if reason is not None:
                         break
-                    self._wait(wake_at - now)
+                    whole = self._assembler.whole
+                    if on_whole is None or len(whole) < told + at_once:
+                        self._tell_at = told + at_once
+                        self._wait(wake_at - now)
+                        continue
+                    news, told = whole[told:], len(whole)
+                    self._changed.release()
+                    try:
+                        on_whole(np.array(news))
+                    finally:
+                        self._changed.acquire()
             finally:
                 self._rule = None
                 self._assembler.close()
@@ -505,7 +525,8 @@ class Endpoint(interface.Endpoint):
         missing = self._assembler.missing(row)
         if self._rule is not None:
             # Waking the caller for each datagram would cost more than the datagram.
-            if self._rule.heard(row, now, missing):
+            is_news = len(self._assembler.whole) == self._tell_at
+            if self._rule.heard(row, now, missing) or is_news:
                 self._changed.notify_all()
         elif not self._is_server and missing == 0:
             self._whole = (self._assembler.round, self._model_at)

@@ -89,6 +89,39 @@ def test_what_is_no_stack_is_refused_in_words(shape, each_kernel):
         GARS["median"].explain_array(np.ones(shape, np.float32), f=1)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case, (name, _, _) in CASES.items() if GARS[name].by_columns()]
+)
+@pytest.mark.parametrize("kind", ["complete", "missing", "infinite", "ties"])
+def test_columns_by_themselves_are_what_they_are_together(case, kind, rng):
+    name, parameters, _ = CASES[case]
+    d = 30_011
+    stack_nd = stack_of(kind, N, F, d, "float32", rng)
+    expected_d = GARS[name].explain_array(stack_nd, f=F, **parameters).grad_d
+    cuts = np.concatenate([[0, 0, 1, 352, 20_000], np.sort(rng.integers(353, d, 37)), [d]])
+    ranges_k2 = np.stack([np.sort(cuts)[:-1], np.sort(cuts)[1:]], axis=1)
+    grad_d = np.full(d, np.nan, np.float32)
+    for some in (ranges_k2[::2], ranges_k2[:0]):
+        GARS[name].aggregate_columns(stack_nd, some.copy(), grad_d, f=F, **parameters)
+    chosen_d = np.zeros(d, bool)
+    for begin, end in ranges_k2[::2]:
+        chosen_d[begin:end] = True
+    np.testing.assert_array_equal(grad_d[chosen_d], expected_d[chosen_d])
+    assert np.isnan(grad_d[~chosen_d]).all()
+    GARS[name].aggregate_columns(stack_nd, ranges_k2[1::2].copy(), grad_d, f=F, **parameters)
+    np.testing.assert_array_equal(grad_d.view(np.uint32), expected_d.view(np.uint32))
+
+
+def test_which_rules_go_by_columns():
+    able = {name for name, rule in GARS.items() if rule.by_columns()}
+    wanted = {"average", "average-nan", "median", "trimmed-mean", "meamed", "phocas"}
+    assert able == (wanted if ops.has_arrays() else set())
+    with pytest.raises(ConditionError, match="median needs n >= "):
+        GARS["median"].aggregate_columns(
+            np.ones((4, 5), np.float32), np.zeros((0, 2), np.int64), np.ones(5, np.float32), f=3
+        )
+
+
 def test_several_threads_at_once(rng):
     assert ops.has_arrays()
     stacks = [rng.standard_normal((N, 50_000)).astype(np.float32) for _ in range(4)]

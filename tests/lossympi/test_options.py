@@ -76,7 +76,7 @@ class Endpoint:
     def __init__(self):
         self.calls = []
 
-    def collect(self, round, stack_nd, policy):
+    def collect(self, round, stack_nd, policy, on_whole):
         self.calls.append(policy)
         n = len(stack_nd)
         return Closed(

@@ -198,6 +198,7 @@ def test_assemblers(wire, steps, random):
         for row in range(N):
             assert twins[0].missing(row) == twins[1].missing(row)
             np.testing.assert_array_equal(twins[0].arrived(row), twins[1].arrived(row))
+        assert twins[0].whole == twins[1].whole
     for around_nd in around:
         assert (around_nd[[0, -1]] == 99).all()
 

@@ -86,8 +86,19 @@ void TestRounds(double drop, double max_loss) {
                            max_loss, kWorkers, std::vector<bool>(kWorkers, true)};
   for (uint64_t round = 1; round <= kRounds; ++round) {
     std::vector<float> stack(kWorkers * kDim, NAN), model(kDim, static_cast<float>(round));
+    size_t told = 0;
+    const auto on_whole = [&](const std::vector<uint32_t>& seqs) {
+      told += seqs.size();
+      for (const uint32_t seq : seqs) {
+        for (int row = 0; row < kWorkers; ++row) {
+          CHECK(stack[row * kDim + seq * 352] == static_cast<float>(row + 1));
+        }
+      }
+    };
     const Closed closed =
-        job.server->Collect(round, stack.data(), policy, kRateKbps / kWorkers, kNothing);
+        job.server->Collect(round, stack.data(), policy, kRateKbps / kWorkers, on_whole, kNothing);
+    CHECK(told <= closed.arrived.size() / kWorkers);
+    CHECK(told > 0);
     CHECK(closed.reason != CloseRule::Reason::kDeadline);
     CHECK(max_loss > 0 || closed.reason == CloseRule::Reason::kComplete);
     size_t lost = 0;
@@ -126,7 +137,7 @@ void TestCloseWhileWaiting() {
   const ClosePolicy policy{kTimeout, 0.01, 1, 1, kWorkers, std::vector<bool>(kWorkers, true)};
   std::vector<std::thread> threads;
   threads.push_back(
-      expect_end([&] { job.server->Collect(1, stack.data(), policy, kRateKbps, kNothing); }));
+      expect_end([&] { job.server->Collect(1, stack.data(), policy, kRateKbps, {}, kNothing); }));
   threads.push_back(expect_end([&] { job.workers[0]->Receive(1, kTimeout, kNothing); }));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   // The worker first: the server's BYE would end its wait in peace.

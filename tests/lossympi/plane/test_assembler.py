@@ -24,7 +24,10 @@ def test_datagrams_come_to_their_places(wire):
             data = encode_floats(grads_nd[row, K * seq : K * seq + K], wire)
             assert assembler.accept(row, 1, seq, 3, data) == "accepted"
         assert assembler.missing(row) == 0
+        assert assembler.whole == ([] if row < N - 1 else [2, 0, 1])
     np.testing.assert_array_equal(stack_nd, grads_nd)
+    assembler.open(2, stack_nd)
+    assert assembler.whole == []
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,55 @@ def test_a_rate_is_kept(job, background, policy):
     assert 0.09 < closed.elapsed_s < 1.0
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.1])
+def test_columns_that_all_rows_have_are_told_while_the_round_is_open(job, background, policy, drop):
+    dim = 352 * 200 + 5
+    server, workers = job.connected(2, dim, drop=drop)
+    grads_nd = np.random.default_rng(1).standard_normal((2, dim)).astype(np.float32)
+    for round in (1, 2):
+        calls = [
+            background(worker.send, round, grad_d, 1.0, 5.0)
+            for worker, grad_d in zip(workers, grads_nd, strict=True)
+        ]
+        stack_nd = np.full((2, dim), np.nan, np.float32)
+        told = []
+
+        def on_whole(seqs_k, told=told, stack_nd=stack_nd):
+            told.extend(seqs_k.tolist())
+            for seq in seqs_k:
+                columns = slice(352 * int(seq), 352 * (int(seq) + 1))
+                np.testing.assert_array_equal(stack_nd[:, columns], grads_nd[:, columns])
+
+        # 60 ms for the whole.
+        closed = server.collect(round, stack_nd, policy(rate_kbps=40_000), on_whole)
+        assert all(call.result() for call in calls)
+        whole = np.flatnonzero(closed.arrived_nc.all(axis=0))
+        assert len(set(told)) == len(told)
+        assert set(told) <= set(whole.tolist())
+        assert len(told) > len(whole) / 2
+        assert closed.arrived_nc.all() == (drop == 0)
+        server.broadcast(round, grads_nd[0], (True, True), RATE_KBPS, 5.0, 0.5)
+
+
+def test_what_is_told_may_end_the_round(job, background, policy):
+    server, workers = job.connected(1, DIM)
+    call = background(workers[0].send, 1, np.ones(DIM, np.float32), 1.0, 1.0)
+
+    def on_whole(seqs_k):
+        raise RuntimeError("no more")
+
+    stack_nd = np.zeros((1, DIM), np.float32)
+    slow = policy(live_n=(True,), rate_kbps=5_760)
+    with pytest.raises(RuntimeError, match="no more"):
+        server.collect(1, stack_nd, slow, on_whole)
+    as_it_was_nd = stack_nd.copy()
+    call.result()
+    np.testing.assert_array_equal(stack_nd, as_it_was_nd)
+    call = background(workers[0].send, 2, np.ones(DIM, np.float32), 1.0, 5.0)
+    assert server.collect(2, stack_nd, policy(live_n=(True,))).reason == "complete"
+    assert call.result()
+
+
 def test_nothing_waits_for_longer_than_told(job):
     server, workers = job.connected(1, DIM)
     workers[0].close()

@@ -1,4 +1,7 @@
-"""LossyMPI's C++ under sanitizers, briefly; `make fuzz` and `make sanitize` do it at length."""
+"""C++ that has threads or takes any bytes under sanitizers, briefly.
+
+`make fuzz` and `make sanitize` do it at length.
+"""
 
 import importlib.util
 import shutil
@@ -22,7 +25,11 @@ def test_a_short_fuzz_finds_nothing():
     assert "60000 inputs" in run("scripts/fuzz-lossympi", "60000")
 
 
-def test_threads_do_not_race():
+def test_the_pool_s_threads_do_not_race():
+    assert "nothing wrong" in run("scripts/sanitize-pool", "thread")
+
+
+def test_lossympi_s_threads_do_not_race():
     if not Path("/usr/include/sodium.h").exists():
         pytest.skip("no sodium.h: apt-get install libsodium-dev")
     assert "nothing wrong" in run("scripts/sanitize-lossympi", "thread")

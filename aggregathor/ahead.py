@@ -1,0 +1,54 @@
+"""A coordinate-wise rule at work on what is there, while the rest of a round arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aggregathor.gars import Gar
+from aggregathor.gars.base import Explained
+
+
+class AheadOfClose:
+    """The aggregate of a round, made column by column as the rows come to have them.
+
+    It is the aggregate of the whole stack to the last bit: no column depends on another, and what
+    has arrived in a round is written once.
+    """
+
+    def __init__(self, gar: Gar, parameters: dict[str, Any], dim: int) -> None:
+        """Takes a rule that goes by columns, f and its other parameters, and d."""
+        self._gar = gar
+        self._parameters = parameters
+        self._grad_d = np.empty(dim, np.float32)  # memory that is not touched before it is needed
+        self._made: list[np.ndarray] = []
+
+    def __call__(self, stack_nd: np.ndarray, ranges_k2: np.ndarray) -> None:
+        """Aggregates columns that all rows have: ranges [begin, end), int64 [k, 2]."""
+        self._aggregate(stack_nd, ranges_k2)
+        self._made.append(ranges_k2)
+
+    def has_begun(self) -> bool:
+        """Whether there is anything to finish."""
+        return bool(self._made)
+
+    def finish(self, stack_nd: np.ndarray) -> Explained:
+        """Aggregates all other columns.
+
+        Returns:
+          The aggregate, and the shares if they are not of the columns.
+        """
+        return self._aggregate(stack_nd, others(self._made, stack_nd.shape[1]))
+
+    def _aggregate(self, stack_nd: np.ndarray, ranges_k2: np.ndarray) -> Explained:
+        return self._gar.aggregate_columns(stack_nd, ranges_k2, self._grad_d, **self._parameters)
+
+
+def others(ranges: list[np.ndarray], dim: int) -> np.ndarray:
+    """Returns the columns of 0..dim in no range: ranges [begin, end), int64 [k, 2], increasing."""
+    ranges_k2 = np.concatenate(ranges)
+    ranges_k2 = ranges_k2[np.argsort(ranges_k2[:, 0])]
+    begin_k, end_k = np.append(0, ranges_k2[:, 1]), np.append(ranges_k2[:, 0], dim)
+    between = begin_k < end_k
+    return np.stack([begin_k[between], end_k[between]], axis=1)
