@@ -17,6 +17,8 @@ namespace {
 
 const Kernels<float>& Table() { return KernelsFor<float>(); }
 Parallel Threads() { return Pool::OfProcess().AsParallel(); }
+// For what follows upon the distances, which have read the same stack.
+Parallel ThreadsBackwards() { return Pool::OfProcess().Backwards(); }
 Parallel Alone() {
   return {
       [](void*, int64_t total, int64_t, Parallel::Body body, void* arg) { body(arg, 0, total); },
@@ -111,13 +113,13 @@ AGGREGATHOR_EXPORT int64_t aggregathor_bulyan_select(const double* sq_dist_nn, i
 
 AGGREGATHOR_EXPORT void aggregathor_mean_of_rows(const float* stack_nd, int64_t n, int64_t d,
                                                  const int64_t* rows_m, int64_t m, float* out_d) {
-  Table().mean_of_rows({stack_nd, n, d}, rows_m, m, out_d, Threads());
+  Table().mean_of_rows({stack_nd, n, d}, rows_m, m, out_d, ThreadsBackwards());
 }
 
 AGGREGATHOR_EXPORT void aggregathor_bulyan_tail(const float* stack_nd, int64_t n, int64_t d,
                                                 const int64_t* groups_tm, int64_t theta, int64_t m,
                                                 int64_t f, float* out_d) {
-  Table().bulyan_tail({stack_nd, n, d}, groups_tm, theta, m, f, out_d, Threads());
+  Table().bulyan_tail({stack_nd, n, d}, groups_tm, theta, m, f, out_d, ThreadsBackwards());
 }
 
 AGGREGATHOR_EXPORT void aggregathor_geometric_median(const float* stack_nd, int64_t n, int64_t d,
