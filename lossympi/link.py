@@ -203,7 +203,7 @@ class ServerLink(Protocol):
         """Returns the gradients that arrived in `round`, which must be later than any before.
 
         Where gradients come in parts `ahead` is told, on this thread, of the columns that all rows
-        have while it waits for the rest: of each once, and never of all.
+        have while it waits for the rest: of each once, and of the last ones perhaps never.
         """
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
