@@ -9,7 +9,7 @@ CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 # Tests in which threads, processes and hosts meet deadlines: they have the machine to themselves.
-TIMED := tests/lossympi tests/mpi tests/native
+TIMED := tests/lossympi tests/mpi
 SANITIZED := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 # Runs a command and shows what it says only if it fails.
 QUIETLY := @scripts/quietly

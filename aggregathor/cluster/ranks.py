@@ -101,6 +101,10 @@ class Ranks:
             if self._process_state(rank) in ("Z", "X", "") or (may_ask and self._has_left(rank))
         ]
 
+    def _may_take(self, rank: int) -> bool:
+        """Whether a rank is neither stopped nor dead, nor has ended its script."""
+        return self._process_state(rank) not in "TZX" and not self._has_left(rank)
+
     def _has_left(self, rank: int) -> bool:
         try:
             return self.says_goodbye(rank)
@@ -295,14 +299,14 @@ class Ranks:
         return bytes(message)
 
     def _flush(self) -> None:
-        """Waits until what was sent has left, but not for ever, nor for who was stopped.
+        """Waits until what was sent has left, but not for ever, nor for who takes nothing any more.
 
         MPI sends while it is called, which the links of UDP and shared memory never do.
         """
         until = time.monotonic() + _FLUSH_S
         while True:
             self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
-            awaited = [s for s in self._sending if self._process_state(s.rank) not in "TZX"]
+            awaited = [sent for sent in self._sending if self._may_take(sent.rank)]
             if not awaited or time.monotonic() > until:
                 return
             time.sleep(_POLL_S / 10)
