@@ -71,8 +71,9 @@ class ServerChannel:
         with context.eager_mode():
             self.aggregator = Aggregator(setting, link.dim)
         self._gar = GARS[setting.gar]
-        self._attack = ATTACKS[setting.attack] if setting.attack else None
-        self._hits_coordinates = self._attack is not None and self._attack.form == "coordinates"
+        attack = ATTACKS[setting.attack] if setting.attack else None
+        # Others are the workers' business.
+        self._attack = attack if attack is not None and attack.form == "coordinates" else None
         self._stop_after_s = config.start_s  # in the first round
         self._later_stop_after_s = config.stop_after_s
         self._watched = _Watched(self._whom, self._look_for_gone)
@@ -149,8 +150,8 @@ class ServerChannel:
         self._link.close()
 
     def _aggregate_once(self) -> RoundReport:
-        # An attack on coordinates hits what has arrived, so no column is what it will be.
-        self._ahead = None if self._hits_coordinates else self.aggregator.ahead()
+        # An attack hits what has arrived, so that no column is what it will be.
+        self._ahead = self.aggregator.ahead() if self._attack is None else None
         self._report = server_aggregates(
             self.round, self._link, fill=self._fill, explain=self._explain, ahead=self._ahead
         )
@@ -160,7 +161,7 @@ class ServerChannel:
         self._collected = collected
         if collected.stats is not None:
             self._tell(collected.stats)
-        if self._attack is not None and self._hits_coordinates:
+        if self._attack is not None:
             # It hits the rows of any worker, as a faulty network or memory does.
             honest = self._setting.num_workers - self._setting.num_byzantine
             view = View(

@@ -17,8 +17,15 @@ namespace {
 
 const Kernels<float>& Table() { return KernelsFor<float>(); }
 Parallel Threads() { return Pool::OfProcess().AsParallel(); }
-// For what follows upon the distances, which have read the same stack.
-Parallel ThreadsBackwards() { return Pool::OfProcess().Backwards(); }
+// From the last range to the first: for what follows upon the distances, which have just read the
+// same stack, of which the end is in the cache.
+Parallel ThreadsBackwards() {
+  return {[](void*, int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg) {
+            For(Threads(), total, cycles_per_unit,
+                [=](int64_t begin, int64_t end) { body(arg, total - end, total - begin); });
+          },
+          nullptr};
+}
 Parallel Alone() {
   return {
       [](void*, int64_t total, int64_t, Parallel::Body body, void* arg) { body(arg, 0, total); },
@@ -46,21 +53,15 @@ void ForColumns(Stack<float> stack, const int64_t* ranges_k2, int64_t k, F f) {
       columns += pieces.back().second - j;
     }
   }
-  auto take = [&](int64_t begin, int64_t end) {
+  if (pieces.empty()) return;
+  const int64_t total = static_cast<int64_t>(pieces.size());
+  const int64_t cycles = kCyclesPerValue * stack.n * columns / total;
+  For(Threads(), total, cycles, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const auto [first, last] = pieces[p];
       f({stack.data + first, stack.n, last - first, stack.stride}, first, Alone());
     }
-  };
-  const Parallel threads = Threads();
-  const int64_t total = static_cast<int64_t>(pieces.size());
-  const int64_t cycles = total == 0 ? 0 : kCyclesPerValue * stack.n * columns / total;
-  threads.run(
-      threads.pool, total, cycles,
-      [](void* arg, int64_t begin, int64_t end) {
-        (*static_cast<decltype(take)*>(arg))(begin, end);
-      },
-      &take);
+  });
 }
 
 AGGREGATHOR_EXPORT void aggregathor_mean(const float* stack_nd, int64_t n, int64_t d,

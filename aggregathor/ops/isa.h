@@ -58,14 +58,6 @@ class Scratch {
   T* data_;
 };
 
-// Runs body(begin, end) over [0, total) on the threads of `parallel`.
-template <typename F>
-void For(Parallel parallel, int64_t total, int64_t cycles_per_unit, F body) {
-  parallel.run(
-      parallel.pool, total, cycles_per_unit,
-      [](void* arg, int64_t begin, int64_t end) { (*static_cast<F*>(arg))(begin, end); }, &body);
-}
-
 template <typename T>
 void Mean(Stack<T>, bool skip_missing, T* out, Parallel);
 template <typename T>

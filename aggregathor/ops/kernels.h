@@ -19,6 +19,15 @@ struct Parallel {
   void* pool;
 };
 
+// Runs body(begin, end), a lambda, over [0, total) on the threads of `parallel`. A lambda's type is
+// that of the function it is in, so each instruction set has a copy of its own.
+template <typename F>
+void For(Parallel parallel, int64_t total, int64_t cycles_per_unit, F body) {
+  parallel.run(
+      parallel.pool, total, cycles_per_unit,
+      [](void* arg, int64_t begin, int64_t end) { (*static_cast<F*>(arg))(begin, end); }, &body);
+}
+
 // n rows of d coordinates, which begin `stride` values apart. NaN is a missing value, an infinity
 // is a value.
 template <typename T>

@@ -45,17 +45,14 @@ Pool::Pool(const std::vector<int>& cores) {
   for (Helper& helper : helpers_) std::thread([this, &helper] { Serve(&helper); }).detach();
 }
 
-template <bool kBackwards>
-void Pool::RunIn(void* pool, int64_t total, int64_t cycles_per_unit, Parallel::Body body,
-                 void* arg) {
-  static_cast<Pool*>(pool)->Run(kBackwards, total, cycles_per_unit, body, arg);
+Parallel Pool::AsParallel() {
+  return {[](void* pool, int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg) {
+            static_cast<Pool*>(pool)->Run(total, cycles_per_unit, body, arg);
+          },
+          this};
 }
 
-Parallel Pool::AsParallel() { return {RunIn<false>, this}; }
-Parallel Pool::Backwards() { return {RunIn<true>, this}; }
-
-void Pool::Run(bool backwards, int64_t total, int64_t cycles_per_unit, Parallel::Body body,
-               void* arg) {
+void Pool::Run(int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg) {
   if (total <= 0) return;
   const double cycles = static_cast<double>(total) * static_cast<double>(cycles_per_unit);
   const double worth = std::min(cycles / kLeastCycles, static_cast<double>(helpers_.size()));
@@ -63,8 +60,7 @@ void Pool::Run(bool backwards, int64_t total, int64_t cycles_per_unit, Parallel:
   if (threads < 2) return body(arg, 0, total);
 
   const std::lock_guard<std::mutex> turn(turn_);
-  Work work{body, arg, total, std::max<int64_t>(1, total / (threads * kRangesPerThread)),
-            backwards};
+  Work work{body, arg, total, std::max<int64_t>(1, total / (threads * kRangesPerThread))};
   std::unique_lock<std::mutex> lock(mutex_);
   const int core = sched_getcpu();
   int64_t called = 1;  // this thread
@@ -102,11 +98,7 @@ void Pool::Take(Work* work, std::unique_lock<std::mutex>* lock) {
     const int64_t begin = work->next, end = std::min(begin + work->size, work->total);
     work->next = end;
     lock->unlock();
-    if (work->backwards) {
-      work->body(work->arg, work->total - end, work->total - begin);
-    } else {
-      work->body(work->arg, begin, end);
-    }
+    work->body(work->arg, begin, end);
     lock->lock();
   }
 }

@@ -26,9 +26,6 @@ class Pool {
 
   // What kernels take. The caller's thread works too; calls from several threads take turns.
   Parallel AsParallel();
-  // The same, but ranges are taken from the last to the first: for whoever reads again what has
-  // just been read, and is in the cache from its end on.
-  Parallel Backwards();
 
  private:
   // A call: its ranges are taken one by one. All is guarded by mutex_.
@@ -36,7 +33,6 @@ class Pool {
     const Parallel::Body body;
     void* const arg;
     const int64_t total, size;
-    const bool backwards;
     int64_t next = 0;
     int helpers = 0;  // at work
   };
@@ -46,10 +42,7 @@ class Pool {
     std::condition_variable is_called;
   };
 
-  template <bool kBackwards>
-  static void RunIn(void* pool, int64_t total, int64_t cycles_per_unit, Parallel::Body body,
-                    void* arg);
-  void Run(bool backwards, int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg);
+  void Run(int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg);
   void Serve(Helper* helper);
   // Takes ranges until none is left; `lock` is held before and after.
   static void Take(Work* work, std::unique_lock<std::mutex>* lock);

@@ -120,7 +120,7 @@ const Outbox::Action& Outbox::Ask(Flow& flow, uint32_t num_ends, double now) {
 
 // After so many ENDs since datagrams were sent last.
 double Outbox::Pause(int num_ends) const {
-  if (num_ends < kEnds - 1) return 0;
+  if (num_ends < kEnds - 1 || (num_ends == kEnds && !until_done_)) return 0;
   return std::min(kThirdAfter * std::exp2(num_ends - kEnds + 1), kLongestPause);
 }
 

@@ -15,11 +15,10 @@ from aggregathor.cluster.config import Config
 from aggregathor.cluster.server import ServerChannel
 from aggregathor.gars import GARS
 from aggregathor.setting import Setting
-from lossympi.endpoint import Setup
 from lossympi.link import columns_of
 from lossympi.options import Options
-from lossympi.planes import choose_plane
 from lossympi.udp import UdpServer, UdpWorker
+from tests.lossympi.conftest import PLANES, Job
 
 N, D, ROUNDS = 4, 100_003, 3
 RATE_BPS = 4e8  # 100 kfloats of 4 workers take 30 ms
@@ -29,23 +28,13 @@ pytestmark = pytest.mark.skipif(not ops.has_arrays(), reason="needs the native l
 @pytest.fixture(params=["native", "python"])
 def ends(request):
     """Returns a function that makes the server's and the workers' ends of a link over UDP."""
-    with contextlib.ExitStack() as opened:
+    with contextlib.closing(Job(PLANES[request.param])) as job:
 
         def make(drop, **options):
-            plane, chosen = choose_plane(request.param), Options(**options)
-            endpoints = [
-                plane.Endpoint(Setup(rank, N, "127.0.0.1", 1, D, drop=drop, drop_seed=rank))
-                for rank in range(N + 1)
-            ]
-            for rank, worker in enumerate(endpoints[1:], 1):
-                worker.add_peer(0, "127.0.0.1", endpoints[0].port, b"", b"")
-                endpoints[0].add_peer(rank, "127.0.0.1", worker.port, b"", b"")
-            for endpoint in endpoints:
-                opened.callback(endpoint.close)
-                endpoint.start()
-            server = UdpServer(endpoints[0], N, D, RATE_BPS, chosen)
-            workers = [UdpWorker(each, rank, D, chosen) for rank, each in enumerate(endpoints[1:])]
-            return server, workers
+            chosen = Options(**options)
+            server, workers = job.connected(N, D, drop=drop)
+            links = [UdpWorker(each, rank, D, chosen) for rank, each in enumerate(workers)]
+            return UdpServer(server, N, D, RATE_BPS, chosen), links
 
         yield make
 

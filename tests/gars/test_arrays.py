@@ -19,7 +19,7 @@ N, F = 11, 2
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", ["complete", "missing", "infinite", "ties"])
 @pytest.mark.parametrize("d", [1, 64, 5_003, 200_003])
-def test_arrays_give_what_tensors_give(case, kind, d, rng):
+def test_arrays_give_what_tensors_give(case, kind, d, rng, each_kernel):
     name, parameters, _ = CASES[case]
     stack_nd = stack_of(kind, N, F, d, "float32", rng)
     expected = GARS[name].explain(stack_nd, f=F, **parameters)

@@ -40,6 +40,9 @@ def test_bursts_then_three_ends_and_no_more():
         ("end", 0, 2, 0),  # one of them may be lost
         ("end", 0, 3, 0.0004),
     ]
+    box = outbox(until_done=False, silence=9.0)
+    run(box, 0.0004)
+    assert [box.next(0.0004)[0] for _ in range(2)] == ["end", "finished"]  # nothing is waited for
 
 
 def test_a_report_is_asked_for_after_each_quarter():

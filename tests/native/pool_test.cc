@@ -44,12 +44,10 @@ int main() {
   // Of no core, of one, of two, of more than there are; a core that is not there binds to nothing.
   for (const std::vector<int>& cores :
        {std::vector<int>{}, {0}, {0, 1}, {0, 1, 0, 1, 0, 1}, {0, 1000}}) {
-    Pool& pool = *new Pool(cores);  // its threads never end
-    RunAll(pool.AsParallel());
+    const Parallel parallel = (new Pool(cores))->AsParallel();  // its threads never end
+    RunAll(parallel);
     std::vector<std::thread> callers;
-    for (int i = 0; i < 3; ++i) {
-      callers.emplace_back(RunAll, i == 0 ? pool.Backwards() : pool.AsParallel());
-    }
+    for (int i = 0; i < 3; ++i) callers.emplace_back(RunAll, parallel);
     for (std::thread& caller : callers) caller.join();
   }
   RunAll(Pool::OfProcess().AsParallel());
