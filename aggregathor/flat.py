@@ -38,11 +38,17 @@ class FlatLayout:
         return tf.concat(parts, axis=0)
 
     def dense(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
-        """Returns a tensor for each gradient: zeros for None, an IndexedSlices is made dense."""
-        return [
+        """Returns a tensor of known shape for each gradient.
+
+        Zeros for None; an IndexedSlices is made dense.
+        """
+        tensors = [
             tf.zeros(shape, tf.float32) if gradient is None else tf.convert_to_tensor(gradient)
             for gradient, shape in zip(gradients, self.shapes, strict=True)
         ]
+        for tensor, shape in zip(tensors, self.shapes, strict=True):
+            tensor.set_shape(shape)
+        return tensors
 
     def unflatten(self, vector_d: tf.Tensor) -> list[tf.Tensor]:
         """Cuts [d] into tensors of the variables' shapes and dtypes."""

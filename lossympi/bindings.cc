@@ -397,6 +397,7 @@ class PyWorkerRounds {
     rounds_ = std::make_unique<WorkerRounds>(end_.get(), [this](auto... of) { return Ask(of...); });
   }
   WorkerRounds& get() { return *rounds_; }
+  bool sends_parts() const { return !py::isinstance<PySharedWorker>(kept_); }
 
  private:
   int Ask(bool is_sending, bool has_left, double waited, char* message) {
@@ -591,6 +592,7 @@ PYBIND11_MODULE(_core, m) {
       }))
       .def("heard", &CloseRule::Heard)
       .def("ended", &CloseRule::Ended)
+      .def("pauses", &CloseRule::Pauses)
       .def("check",
            [](CloseRule& rule, double now) {
              const CloseRule::Answer answer = rule.Check(now);
@@ -602,6 +604,9 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Outbox>(m, "Outbox")
       .def(py::init<std::vector<int>, uint32_t, size_t, bool, double, double>())
+      .def("add", py::overload_cast<const std::vector<uint32_t>&>(&Outbox::Add))
+      .def("add_rest", &Outbox::AddRest)
+      .def("has_wanted", &Outbox::has_wanted)
       .def("nacked", &Outbox::Nacked)
       .def("done", &Outbox::Done)
       .def("leave", &Outbox::Leave)
@@ -658,6 +663,7 @@ PYBIND11_MODULE(_core, m) {
       .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
       .def("leave", &PySharedServer::Leave)
       .def_property_readonly("exchange", [](PySharedServer&) { return 0; })
+      .def_property_readonly("fill", [](PySharedServer&) { return 0; })
       .def_property_readonly("outgoing",
                              [](PySharedServer&) { return AddressOf(&PySharedServer::NextParams); })
       .def_property_readonly("is_intact", [](PySharedServer&) { return 0; })
@@ -673,6 +679,9 @@ PYBIND11_MODULE(_core, m) {
           "round", [](PyWorkerRounds& rounds) { return rounds.get().round.load(); },
           [](PyWorkerRounds& rounds, uint64_t round) { rounds.get().round = round; })
       .def_property_readonly("exchange", [](PyWorkerRounds&) { return AddressOf(&ExchangeRound); })
+      .def_property_readonly(
+          "fill",
+          [](PyWorkerRounds& rounds) { return rounds.sends_parts() ? AddressOf(&FillRound) : 0; })
       .def_property_readonly("outgoing", [](PyWorkerRounds&) { return AddressOf(&NextGrad); })
       .def_property_readonly("is_intact", [](PyWorkerRounds&) { return AddressOf(&IsIntact); })
       .def_property_readonly("context",

@@ -139,7 +139,10 @@ class Endpoint(Protocol):
         """
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
-        """Worker: sends float32 [d] when granted; False if the round was closed before all left."""
+        """Worker: sends float32 [d] when granted; False if not all has left.
+
+        The round was closed, or `timeout_s` has passed: then another call goes on.
+        """
 
     def broadcast(
         self,

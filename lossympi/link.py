@@ -154,6 +154,9 @@ class CFunctions(Protocol):
     Attributes:
       exchange: ``int (void* context, const float* sent, const float** received, char* message)``:
         makes a round, between [d] floats; 0, or an ``absl::StatusCode`` and why, in 1024 bytes.
+      fill: ``int (void* context, const float* sent, int64_t step, int64_t first, int64_t count,
+        char* message)``: is told, before `exchange`, of floats [first, first + count) of `sent`
+        that a step has written; they may leave at once. Returns as `exchange`.
       outgoing: ``float* (void* context)``: where the [d] floats that leave next may be written at
         once, and are not copied then; NULL for nowhere.
       is_intact: ``int (void* context)``: whether what was received is still what it was; where it
@@ -162,6 +165,7 @@ class CFunctions(Protocol):
     """
 
     exchange: int
+    fill: int
     outgoing: int
     is_intact: int
     context: int
@@ -244,7 +248,7 @@ class WorkerLink(Protocol):
 
         Returns:
           False if the server closed the round before all of it had left. None, only if `wait_s` is
-          given, if it has not left within that: call again.
+          given, if it has not left within that: call again, with the same gradient.
         """
 
     def receive(self, round: int, wait_s: float | None = None) -> Model | None:

@@ -223,7 +223,7 @@ class UdpWorker:
           wait_s: how long the grant and the sending may take; None for `give_up_s`.
         Returns:
           False if the server closed the round before all of it had left; None if `wait_s` has
-          passed first: another call begins anew.
+          passed first: another call, with the same gradient, goes on.
         Raises:
           ValueError: the end is closed, or the gradient has another shape or dtype.
           LinkError: the server has left, or says nothing for `give_up_s`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ import tensorflow as tf
 # Takes the values, or None where there are none; returns the results, or None. The values are valid
 # until it is called again, and so must the results be. float32 [d] both.
 Function = Callable[[np.ndarray | None], np.ndarray | None]
+# A part of a gradient that is shorter leaves with the rest: it costs a switch of threads.
+LEAST_PART = 16384  # floats
 # What the native op takes and gives; the rest is cast.
 DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
 
@@ -33,6 +36,7 @@ class Native(Protocol):
     """What stands behind a channel in C: addresses of functions, see `exchange.h`; 0 for none."""
 
     exchange: int
+    fill: int
     outgoing: int
     is_intact: int
     context: int
@@ -82,22 +86,42 @@ class NativeChannel:
             transport.context = native.context
             transport.outgoing = native.outgoing
             transport.is_intact = native.is_intact
+            transport.fill = native.fill
+        # With one thread TensorFlow runs what waits for a gradient after the last of them.
+        self._has_fill = bool(transport.fill) and _num_op_threads() > 1
         library.aggregathor_channel_open.restype = ctypes.c_int64
         self._handle = library.aggregathor_channel_open(ctypes.byref(transport))
         _open.append(self)
 
     def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
+        parts = _place(values)
         with tf.device("/CPU:0"):
-            results = self._ops.aggregathor_exchange(
-                values=[v if v.dtype in DTYPES else tf.cast(v, tf.float32) for v in values],
-                U=[form.dtype if form.dtype in DTYPES else tf.float32 for form in forms],
-                shapes=[form.shape for form in forms],
-                handle=self._handle,
-            )
+            early = [part for part in parts if self._leaves_early(part)]
+            late = [part for part in parts if not self._leaves_early(part)]
+            with tf.control_dependencies(self._fill(early)):
+                results = self._ops.aggregathor_exchange(
+                    values=[part.value for part in late],
+                    firsts=[part.first for part in late],
+                    filled=sum(part.size for part in early),
+                    U=[form.dtype if form.dtype in DTYPES else tf.float32 for form in forms],
+                    shapes=[form.shape for form in forms],
+                    handle=self._handle,
+                )
         if not forms:
             return results
         return [tf.cast(result, form.dtype) for result, form in zip(results, forms, strict=True)]
+
+    def _leaves_early(self, part: _Part) -> bool:
+        """Whether a part of what is sent is worth its own op, which sends it once it is there."""
+        return self._has_fill and part.size >= LEAST_PART and not tf.executing_eagerly()
+
+    def _fill(self, parts: Sequence[_Part]) -> list[tf.Operation]:
+        # A `tf.function` runs them in this order, and backpropagation comes from the end.
+        return [
+            self._ops.aggregathor_fill(value=part.value, first=part.first, handle=self._handle)
+            for part in reversed(parts)
+        ]
 
     def close(self, wait_s: float) -> None:
         """Lets later exchanges fail; a call that runs has this long to end."""
@@ -185,6 +209,37 @@ class _Transport(ctypes.Structure):
         ("d", ctypes.c_int64),
         ("outgoing", ctypes.c_void_p),
         ("is_intact", ctypes.c_void_p),
+        ("fill", ctypes.c_void_p),
+    )
+
+
+class _Part(NamedTuple):
+    """A tensor, where it goes in the vector, and its size."""
+
+    value: tf.Tensor
+    first: int
+    size: int
+
+
+def _place(values: Sequence[tf.Tensor]) -> list[_Part]:
+    """Places tensors one after the other."""
+    parts: list[_Part] = []
+    first = 0
+    for value in values:
+        size = value.shape.num_elements()
+        known = value if value.dtype in DTYPES else tf.cast(value, tf.float32)
+        parts.append(_Part(known, first, size))
+        first += size
+    return parts
+
+
+def _num_op_threads() -> int:
+    """How many ops TensorFlow runs at once."""
+    told = os.environ.get("TF_NUM_INTEROP_THREADS", "")
+    return (
+        tf.config.threading.get_inter_op_parallelism_threads()
+        or (int(told) if told.isdigit() else 0)
+        or len(os.sched_getaffinity(0))
     )
 
 

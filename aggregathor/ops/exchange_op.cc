@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -29,6 +30,8 @@ REGISTER_OP("AggregathorExchange")
     .Output("results: U")
     .Attr("T: list({float, half, bfloat16, double}) >= 0")
     .Attr("U: list({float, half, bfloat16, double}) >= 0")
+    .Attr("firsts: list(int) >= 0")
+    .Attr("filled: int >= 0")
     .Attr("shapes: list(shape) >= 0")
     .Attr("handle: int")
     .SetIsStateful()
@@ -49,9 +52,27 @@ REGISTER_OP("AggregathorExchange")
     .Doc(R"doc(
 Sends the values as one float32 vector over a channel and cuts what it receives into the results.
 
-values: nothing, or d numbers in all.
+values: nothing, or d numbers in all, less those that AggregathorFill has written.
 results: nothing, or d numbers in all.
+firsts: where in the vector each of the values begins.
+filled: how many numbers of it AggregathorFill writes, in ops that this one is after.
 shapes: of the results, known in full.
+handle: what aggregathor_channel_open returned in this process.
+)doc");
+
+REGISTER_OP("AggregathorFill")
+    .Input("value: T")
+    .Attr("T: {float, half, bfloat16, double}")
+    .Attr("first: int >= 0")
+    .Attr("handle: int")
+    .SetIsStateful()
+    .SetIsDistributedCommunication()
+    .SetShapeFn([](InferenceContext*) { return absl::OkStatus(); })
+    .Doc(R"doc(
+Lets a part of what the next AggregathorExchange sends leave before the rest is there.
+
+value: some of the d numbers.
+first: where in the vector they begin.
 handle: what aggregathor_channel_open returned in this process.
 )doc");
 
@@ -93,16 +114,26 @@ void FromFloats(const float* from, tf::Tensor* tensor) {
   }
 }
 
-// One execution of an op: it waits for its turn, is in its turn, and ends once. Its tensors belong
-// to TensorFlow and are there until it has ended; it may end by cancellation at any time.
+// A part of what leaves next.
+struct Part {
+  tf::Tensor value;
+  int64_t first, step;
+};
+
+// One execution of an AggregathorExchange: it waits for its turn, is in its turn, and ends once.
+// Its tensors belong to TensorFlow and are there until it has ended; it may end by cancellation at
+// any time.
 class Call {
  public:
-  Call(tf::OpKernelContext* ctx, tf::AsyncOpKernel::DoneCallback done)
-      : ctx_(ctx), done_(std::move(done)) {}
+  // firsts: where each input goes; it outlives the call.
+  Call(tf::OpKernelContext* ctx, const std::vector<int64_t>* firsts, bool sends,
+       tf::AsyncOpKernel::DoneCallback done)
+      : ctx_(ctx), firsts_(firsts), sends_(sends), done_(std::move(done)) {}
 
   std::vector<tf::Tensor*> outputs;
 
-  bool has_inputs() const { return num_inputs_ > 0; }
+  bool sends() const { return sends_; }
+  int64_t step() const { return step_; }
   bool has_outputs() const { return !outputs.empty(); }
 
   // Registers with whoever may cancel it; false if that has happened already.
@@ -119,9 +150,8 @@ class Call {
   bool TakeInputs(float* sent_d) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (has_ended_) return false;
-    for (int i = 0; i < num_inputs_; ++i) {
-      ToFloats(ctx_->input(i), sent_d);
-      sent_d += ctx_->input(i).NumElements();
+    for (size_t i = 0; i < firsts_->size(); ++i) {
+      ToFloats(ctx_->input(static_cast<int>(i)), sent_d + (*firsts_)[i]);
     }
     return true;
   }
@@ -155,7 +185,9 @@ class Call {
 
  private:
   tf::OpKernelContext* const ctx_;
-  const int num_inputs_ = ctx_->num_inputs();
+  const std::vector<int64_t>* const firsts_;
+  const bool sends_;
+  const int64_t step_ = ctx_->step_id();
   tf::AsyncOpKernel::DoneCallback done_;
   tf::CancellationToken token_ = tf::CancellationManager::kInvalidToken;
   std::mutex mutex_;
@@ -175,32 +207,43 @@ class Channel {
   int64_t d() const { return transport_.d; }
 
   void Post(std::shared_ptr<Call> call) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!is_closed_) {
-        waiting_.push_back(std::move(call));
-        changed_.notify_all();
-        return;
-      }
-    }
-    call->End(Closed());
+    if (!Add({call, {}})) call->End(Closed());
+  }
+
+  absl::Status Post(Part part) {
+    return Add({nullptr, std::move(part)}) ? absl::OkStatus() : Closed();
   }
 
   bool Close(double wait_s) {
-    std::deque<std::shared_ptr<Call>> waiting;
+    std::deque<Item> waiting;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       is_closed_ = true;
       waiting.swap(waiting_);
       changed_.notify_all();
     }
-    for (const std::shared_ptr<Call>& call : waiting) call->End(Closed());
+    for (const Item& item : waiting) {
+      if (item.call) item.call->End(Closed());
+    }
     std::unique_lock<std::mutex> lock(mutex_);
     return changed_.wait_for(lock, std::chrono::duration<double>(wait_s),
                              [this] { return has_stopped_; });
   }
 
  private:
+  struct Item {
+    std::shared_ptr<Call> call;
+    Part part;  // where there is no call
+  };
+
+  bool Add(Item item) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (is_closed_) return false;
+    waiting_.push_back(std::move(item));
+    changed_.notify_all();
+    return true;
+  }
+
   static absl::Status Closed() {
     return absl::CancelledError("the channel of this exchange was closed: the training has ended");
   }
@@ -211,21 +254,37 @@ class Channel {
     for (;;) {
       changed_.wait(lock, [this] { return is_closed_ || !waiting_.empty(); });
       if (is_closed_) break;  // `Close` has taken those that waited
-      const std::shared_ptr<Call> call = std::move(waiting_.front());
+      const Item item = std::move(waiting_.front());
       waiting_.pop_front();
       lock.unlock();
-      Serve(call.get());
+      item.call ? Serve(item.call.get()) : Serve(item.part);
       lock.lock();
     }
     has_stopped_ = true;
     changed_.notify_all();
   }
 
+  // What fails here is told to the next call that sends.
+  void Serve(const Part& part) {
+    part_step_ = part.step;
+    if (!part_status_.ok()) return;
+    float* const sent_d = Outgoing();
+    ToFloats(part.value, sent_d + part.first);
+    Fill(sent_d, part.step, part.first, part.value.NumElements());
+  }
+
   void Serve(Call* call) {
-    float* const sent_d = call->has_inputs() ? Outgoing() : nullptr;
+    float* const sent_d = call->sends() ? Outgoing() : nullptr;
     if (!call->TakeInputs(sent_d)) return;
     const float* received_d = nullptr;
-    absl::Status status = Exchange(sent_d, call->has_outputs() ? &received_d : nullptr);
+    absl::Status status;
+    if (call->sends()) {
+      const int64_t step = call->step();
+      if (part_step_.value_or(step) != step) Fill(sent_d, step, 0, 0);  // the parts are not its own
+      part_step_.reset();
+      status = std::exchange(part_status_, {});
+    }
+    if (status.ok()) status = Exchange(sent_d, call->has_outputs() ? &received_d : nullptr);
     if (call->has_outputs()) {
       while (status.ok() && call->GiveOutputs(received_d) && !IsIntact()) {
         status = Exchange(nullptr, &received_d);
@@ -242,15 +301,31 @@ class Channel {
     return sent_d_.get();
   }
 
+  void Fill(const float* sent_d, int64_t step, int64_t first, int64_t count) {
+    if (transport_.fill == nullptr) return;
+    part_status_.Update(StatusOf([&](char* message) {
+      return transport_.fill(transport_.context, sent_d, step, first, count, message);
+    }));
+  }
+
   absl::Status Exchange(const float* sent_d, const float** received_d) {
-    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
-    const int code = transport_.exchange(transport_.context, sent_d, received_d, message);
-    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
-    if (code != 0) return absl::Status(static_cast<absl::StatusCode>(code), message);
-    if (received_d != nullptr && *received_d == nullptr) {
+    absl::Status status = StatusOf([&](char* message) {
+      return transport_.exchange(transport_.context, sent_d, received_d, message);
+    });
+    if (status.ok() && received_d != nullptr && *received_d == nullptr) {
       return absl::InternalError("the transport of this exchange returned nothing");
     }
-    return absl::OkStatus();
+    return status;
+  }
+
+  // f(message) is a function of the transport.
+  template <typename F>
+  static absl::Status StatusOf(F f) {
+    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
+    const int code = f(message);
+    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
+    return code == 0 ? absl::OkStatus()
+                     : absl::Status(static_cast<absl::StatusCode>(code), message);
   }
 
   bool IsIntact() const {
@@ -262,10 +337,12 @@ class Channel {
   };
 
   const AggregathorTransport transport_;
-  std::unique_ptr<float[], Free> sent_d_;  // the thread's own
+  std::unique_ptr<float[], Free> sent_d_;  // the thread's own, as is
+  absl::Status part_status_;               // of the parts since the last call that sent
+  std::optional<int64_t> part_step_;       // and whose they are
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::shared_ptr<Call>> waiting_;
+  std::deque<Item> waiting_;
   bool is_closed_ = false;
   bool has_stopped_ = false;
 };
@@ -284,10 +361,16 @@ class Table {
     return last_;
   }
 
-  std::shared_ptr<Channel> Find(int64_t handle) {
+  absl::Status Find(int64_t handle, std::shared_ptr<Channel>* channel) {
     std::lock_guard<std::mutex> lock(mutex_);
     const auto found = channels_.find(handle);
-    return found == channels_.end() ? nullptr : found->second;
+    if (found == channels_.end()) {
+      return absl::NotFoundError(
+          absl::StrCat("this process has no open channel ", handle,
+                       ": the training has ended, or another process made this graph"));
+    }
+    *channel = found->second;
+    return absl::OkStatus();
   }
 
   std::shared_ptr<Channel> Remove(int64_t handle) {
@@ -305,10 +388,16 @@ class Table {
   int64_t last_ = 0;
 };
 
+bool IsWithin(int64_t first, int64_t size, int64_t d) { return first <= d && size <= d - first; }
+
 class ExchangeOp : public tf::AsyncOpKernel {
  public:
   explicit ExchangeOp(tf::OpKernelConstruction* ctx) : AsyncOpKernel(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("handle", &handle_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("firsts", &firsts_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("filled", &filled_));
+    OP_REQUIRES(ctx, firsts_.size() == static_cast<size_t>(ctx->num_inputs()),
+                absl::InvalidArgumentError("firsts must be as many as values"));
     std::vector<tf::PartialTensorShape> shapes;
     OP_REQUIRES_OK(ctx, ctx->GetAttr("shapes", &shapes));
     for (const tf::PartialTensorShape& shape : shapes) {
@@ -322,22 +411,24 @@ class ExchangeOp : public tf::AsyncOpKernel {
   }
 
   void ComputeAsync(tf::OpKernelContext* ctx, DoneCallback done) override {
-    const std::shared_ptr<Channel> channel = Table::Get().Find(handle_);
-    OP_REQUIRES_ASYNC(ctx, channel != nullptr,
-                      absl::NotFoundError(absl::StrCat(
-                          "this process has no open channel ", handle_,
-                          ": the training has ended, or another process made this graph")),
-                      done);
-    int64_t values_size = 0;
-    for (int i = 0; i < ctx->num_inputs(); ++i) values_size += ctx->input(i).NumElements();
+    std::shared_ptr<Channel> channel;
+    OP_REQUIRES_OK_ASYNC(ctx, Table::Get().Find(handle_, &channel), done);
+    int64_t values_size = filled_;
+    bool fit = true;
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      const int64_t size = ctx->input(i).NumElements();
+      values_size += size;
+      fit = fit && IsWithin(firsts_[i], size, channel->d());
+    }
+    const bool sends = filled_ > 0 || ctx->num_inputs() > 0;
     OP_REQUIRES_ASYNC(ctx,
-                      (ctx->num_inputs() == 0 || values_size == channel->d()) &&
+                      fit && (!sends || values_size == channel->d()) &&
                           (shapes_.empty() || results_size_ == channel->d()),
                       absl::InvalidArgumentError(absl::StrCat(
                           "the channel takes and gives ", channel->d(), " numbers; values have ",
                           values_size, " and results ", results_size_)),
                       done);
-    auto call = std::make_shared<Call>(ctx, std::move(done));
+    auto call = std::make_shared<Call>(ctx, &firsts_, sends, std::move(done));
     for (int i = 0; i < ctx->num_outputs(); ++i) {
       tf::Tensor* output = nullptr;
       const absl::Status status = ctx->allocate_output(i, shapes_[i], &output);
@@ -352,11 +443,37 @@ class ExchangeOp : public tf::AsyncOpKernel {
 
  private:
   int64_t handle_;
+  std::vector<int64_t> firsts_;
+  int64_t filled_;
   std::vector<tf::TensorShape> shapes_;
   int64_t results_size_ = 0;
 };
 
+class FillOp : public tf::OpKernel {
+ public:
+  explicit FillOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("handle", &handle_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("first", &first_));
+  }
+
+  void Compute(tf::OpKernelContext* ctx) override {
+    std::shared_ptr<Channel> channel;
+    OP_REQUIRES_OK(ctx, Table::Get().Find(handle_, &channel));
+    const tf::Tensor& value = ctx->input(0);
+    OP_REQUIRES(ctx, IsWithin(first_, value.NumElements(), channel->d()),
+                absl::InvalidArgumentError(
+                    absl::StrCat("the channel takes ", channel->d(), " numbers; the value has ",
+                                 value.NumElements(), " from ", first_, " on")));
+    // The tensor is held, not copied: TensorFlow does not write what others hold.
+    OP_REQUIRES_OK(ctx, channel->Post(Part{value, first_, ctx->step_id()}));
+  }
+
+ private:
+  int64_t handle_, first_;
+};
+
 REGISTER_KERNEL_BUILDER(Name("AggregathorExchange").Device(tf::DEVICE_CPU), ExchangeOp);
+REGISTER_KERNEL_BUILDER(Name("AggregathorFill").Device(tf::DEVICE_CPU), FillOp);
 
 }  // namespace
 }  // namespace aggregathor

@@ -31,7 +31,7 @@ def has_arrays() -> bool:
 
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
     """A way from a graph to a function of Python, or to what does the same in C."""
-    if not hasattr(_ops, "aggregathor_exchange"):  # a library of before
+    if not hasattr(_ops, "aggregathor_fill"):  # a library of before
         return PythonChannel(function, dim)
     return NativeChannel(_ops, _library, function, dim, native)
 

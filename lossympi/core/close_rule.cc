@@ -14,7 +14,7 @@ CloseRule::CloseRule(ClosePolicy policy, uint32_t num_datagrams, double now)
     : policy_(std::move(policy)),
       most_missing_(static_cast<uint32_t>(std::floor(policy_.max_loss * num_datagrams))),
       opened_at_(now),
-      rows_(policy_.live.size(), Row{num_datagrams, false, false, now, kNot}) {
+      rows_(policy_.live.size(), Row{num_datagrams, false, false, false, now, kNot}) {
   for (const bool live : policy_.live) num_live_ += live;
 }
 
@@ -25,6 +25,7 @@ void CloseRule::Heard(int row, double now, uint32_t missing) {
   Settle(r, now);  // it may have been quiet for long enough before this came
   if (!r.ended && r.missing > 0) r.settled_at = kNot;  // if so it was only interrupted
   r.begun = true;
+  r.pauses = false;
   r.missing = missing;
   r.last_at = now;
   Settle(r, now);
@@ -37,6 +38,13 @@ void CloseRule::Ended(int row, double now) {
   r.begun = r.ended = true;
   r.last_at = now;
   Settle(r, now);
+}
+
+void CloseRule::Pauses(int row) {
+  Row& r = rows_[row];
+  if (r.ended || r.missing == 0) return;
+  r.pauses = true;
+  r.settled_at = kNot;
 }
 
 void CloseRule::Settle(Row& row, double now) const {

@@ -26,6 +26,7 @@ class CloseRule {
 
   void Heard(int row, double now, uint32_t missing);  // a datagram of the row was accepted
   void Ended(int row, double now);  // the sender says that it has sent all; only the first counts
+  void Pauses(int row);             // it says that more will come: quiet tells nothing until then
 
   struct Answer {
     Reason reason;
@@ -41,12 +42,14 @@ class CloseRule {
  private:
   struct Row {
     uint32_t missing;
-    bool begun = false, ended = false;
+    bool begun = false, ended = false, pauses = false;
     double last_at, settled_at;
   };
 
   bool IsSettled(const Row& row) const;
-  bool MaySettleByQuiet(const Row& row) const { return row.begun && row.missing <= most_missing_; }
+  bool MaySettleByQuiet(const Row& row) const {
+    return row.begun && !row.pauses && row.missing <= most_missing_;
+  }
   void Settle(Row& row, double now) const;
 
   const ClosePolicy policy_;

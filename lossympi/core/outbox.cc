@@ -19,8 +19,7 @@ Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most
   for (const int row : rows) {
     Flow flow;
     flow.row = row;
-    flow.wanted.assign(num_datagrams, 1);
-    flow.num_wanted = num_datagrams;
+    flow.wanted.assign(num_datagrams, kLater);
     flow.report_at = std::max(num_datagrams / kReports, kShort);
     flow.end_at = now;
     flow.asked_at = kNever;
@@ -35,10 +34,29 @@ Outbox::Flow* Outbox::Find(int row) {
   return nullptr;
 }
 
+void Outbox::Add(Flow& flow, uint32_t seq) {
+  if (flow.wanted[seq] != kLater) return;
+  flow.wanted[seq] = kNow;
+  ++flow.num_wanted;
+}
+
+void Outbox::Add(const std::vector<uint32_t>& seqs) {
+  for (Flow& flow : flows_) {
+    for (const uint32_t seq : seqs) Add(flow, seq);
+  }
+}
+
+void Outbox::AddRest() {
+  has_all_ = true;
+  for (Flow& flow : flows_) {
+    for (uint32_t seq = 0; seq < flow.wanted.size(); ++seq) Add(flow, seq);
+  }
+}
+
 void Outbox::Nacked(int row, uint32_t seq) {
   Flow* flow = Find(row);
-  if (flow == nullptr || !flow->asked || flow->wanted[seq]) return;
-  flow->wanted[seq] = 1;
+  if (flow == nullptr || !flow->asked || flow->wanted[seq] != kNot) return;
+  flow->wanted[seq] = kNow;
   ++flow->num_wanted;
 }
 
@@ -69,6 +87,11 @@ bool Outbox::all_sent(int row) const {
   return flow != nullptr && flow->num_sent >= flow->wanted.size();
 }
 
+bool Outbox::has_wanted() const {
+  return std::any_of(flows_.begin(), flows_.end(),
+                     [](const Flow& flow) { return !flow.finished && flow.num_wanted > 0; });
+}
+
 const Outbox::Action& Outbox::Next(double now) {
   action_.what = What::kFinished;
   size_t num_done = 0;
@@ -95,6 +118,7 @@ const Outbox::Action& Outbox::Next(double now) {
       action_.what = What::kSend;
       return action_;
     }
+    if (!has_all_) continue;
     if (now >= flow.end_at) {
       if (!until_done_ && flow.ends_now == kEnds) {
         flow.finished = true;
@@ -127,8 +151,8 @@ double Outbox::Pause(int num_ends) const {
 void Outbox::TakeBack() {
   Flow& flow = *Find(action_.row);
   for (const uint32_t seq : action_.seqs) {
-    flow.num_wanted += flow.wanted[seq] == 0;  // it may have been NACKed since
-    flow.wanted[seq] = 1;
+    flow.num_wanted += flow.wanted[seq] == kNot;  // it may have been NACKed since
+    flow.wanted[seq] = kNow;
   }
   flow.num_sent -= static_cast<uint32_t>(action_.seqs.size());
 }
@@ -139,8 +163,8 @@ void Outbox::TakeBurst(Flow& flow, double now) {
   while (action_.seqs.size() < most_at_once_ && flow.num_wanted > 0) {
     const uint32_t seq = flow.next;
     flow.next = seq + 1 < c ? seq + 1 : 0;
-    if (flow.wanted[seq]) {
-      flow.wanted[seq] = 0;
+    if (flow.wanted[seq] == kNow) {
+      flow.wanted[seq] = kNot;
       --flow.num_wanted;
       ++flow.num_sent;
       action_.seqs.push_back(seq);

@@ -19,12 +19,16 @@ class Outbox {
   // short: most of what is lost is on its way again before the last datagram has left.
   static constexpr uint32_t kReports = 4, kShort = 64;
 
-  // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. With `until_done`
+  // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. What may leave is
+  // told by Add and AddRest. With `until_done`
   // what is NACKed is sent again until the row is Done, or not Heard for `silence` after an END.
   // Once most rows are Done, t after the start, the others have until 4 t + silence: a worker that
   // never has enough must not hold up the others for long.
   Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once, bool until_done,
          double silence, double now);
+
+  void Add(const std::vector<uint32_t>& seqs);  // they may leave
+  void AddRest();                               // so may all others, and then END
 
   void Nacked(int row, uint32_t seq);  // ignored before an END, which alone is answered
   void Done(int row);
@@ -40,33 +44,37 @@ class Outbox {
     double wake_at;              // kWait: ask again then, or after Nacked or Done
   };
   // What to do now; it is taken to be done. The action is valid until the next call. Rows take
-  // turns.
+  // turns. kFinished before AddRest: nothing is left of what was added.
   const Action& Next(double now);
   void TakeBack();  // what the last kSend told to send has not been sent
 
   bool is_finished(int row) const;  // nothing more is sent to it; true for a row not served
   bool is_done(int row) const;      // false for a row that is not served
   bool all_sent(int row) const;     // each datagram at least once
+  bool has_wanted() const;          // something is to be sent now, to whoever
+  size_t most_at_once() const { return most_at_once_; }
 
  private:
+  enum Want : uint8_t { kNot, kNow, kLater };
   struct Flow {
     int row;
-    std::vector<uint8_t> wanted;  // [c], 0 or 1
-    uint32_t num_wanted;
-    uint32_t next = 0;       // where the search for a wanted one goes on
-    uint32_t num_sent = 0;   // datagrams
-    uint32_t report_at = 0;  // datagrams sent
-    uint32_t num_ends = 0;   // in all
-    int ends_now = 0;        // since datagrams were sent last
-    double end_at;           // when the next END is due
-    bool asked = false;      // an END was sent, for whatever reason
-    double asked_at;         // the first since the row was heard; infinity for none
-    bool finished = false;   // nothing is sent any more
-    bool done = false;       // because the row said so
+    std::vector<Want> wanted;  // [c]
+    uint32_t num_wanted = 0;   // now
+    uint32_t next = 0;         // where the search for a wanted one goes on
+    uint32_t num_sent = 0;     // datagrams
+    uint32_t report_at = 0;    // datagrams sent
+    uint32_t num_ends = 0;     // in all
+    int ends_now = 0;          // since datagrams were sent last
+    double end_at;             // when the next END is due
+    bool asked = false;        // an END was sent, for whatever reason
+    double asked_at;           // the first since the row was heard; infinity for none
+    bool finished = false;     // nothing is sent any more
+    bool done = false;         // because the row said so
   };
   Flow* Find(int row);
   const Flow* Find(int row) const { return const_cast<Outbox*>(this)->Find(row); }
   double Pause(int num_ends) const;
+  static void Add(Flow& flow, uint32_t seq);
   void TakeBurst(Flow& flow, double now);
   const Action& Ask(Flow& flow, uint32_t num_ends, double now);
 
@@ -74,7 +82,8 @@ class Outbox {
   const bool until_done_;
   const double silence_;
   const double begun_at_;
-  double leave_at_;  // when the rows that are not done are given up
+  double leave_at_;       // when the rows that are not done are given up
+  bool has_all_ = false;  // after AddRest
   std::vector<Flow> flows_;
   size_t turn_ = 0;
   Action action_;

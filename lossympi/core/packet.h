@@ -24,6 +24,8 @@ enum class Kind : uint8_t {
   kBye = 9,
 };
 
+inline constexpr uint32_t kPause = 1;  // `seq` of a READY from who sends on later
+
 struct Header {
   Kind kind;
   uint16_t rank;

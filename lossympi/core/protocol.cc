@@ -91,7 +91,7 @@ bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size
     case Kind::kGrant:
       return !server && of_round && header.seq > 0 && header.total == 0 && bare;
     case Kind::kReady:
-      return server && of_round && plain;
+      return server && of_round && header.seq <= kPause && header.total == 0 && bare;
     case Kind::kEnd:
       return of_round && header.total == c && bare;
     case Kind::kNack:
@@ -128,6 +128,7 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
     case Kind::kReady:
       peer.heard = true;
       if (rule_ && header.round == assembler_.round()) {
+        if (header.seq == kPause) rule_->Pauses(row);
         Send(row, Kind::kGrant, header.round, rate_kbps_);
       } else if (header.round <= assembler_.closed_round()) {
         Send(row, Kind::kDone, assembler_.closed_round());

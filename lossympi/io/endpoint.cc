@@ -209,19 +209,21 @@ void Endpoint::CallInterrupt(Lock& lock, const Interrupt& interrupt) {
   interrupt_at_ = Now() + kInterruptEvery;
 }
 
-Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
-                          const std::vector<int>& rows, double bytes_per_s, bool until_done,
-                          double deadline, double silence, const Interrupt& interrupt) {
-  const uint32_t c = shape_.cut.NumDatagrams();
-  const size_t each = kHeaderBytes + shape_.cut.PayloadOf(0) + shape_.tag_bytes;
-  const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(each);
+Outbox Endpoint::MakeOutbox(const std::vector<int>& rows, double bytes_per_s, bool until_done,
+                            double silence) const {
+  const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(LongestData());
   const size_t most = std::clamp<size_t>(static_cast<size_t>(std::min(in_burst, 1e6)), 1,
-                                         socket_.most_at_once(each));
-  std::vector<uint8_t> staged(most * each);
-  Pacer pacer(bytes_per_s);
-  Outbox outbox(rows, c, most, until_done, silence, Now());
+                                         socket_.most_at_once(LongestData()));
+  return Outbox(rows, shape_.cut.NumDatagrams(), most, until_done, silence, Now());
+}
 
-  protocol_.SetOutbox(&outbox, round);
+void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, Outbox* outbox,
+                        double bytes_per_s, double deadline, const Interrupt& interrupt) {
+  const size_t each = LongestData();
+  std::vector<uint8_t> staged(outbox->most_at_once() * each);
+  Pacer pacer(bytes_per_s);
+
+  protocol_.SetOutbox(outbox, round);
   struct Unregister {  // whatever is thrown
     Endpoint* endpoint;
     Lock* lock;
@@ -233,17 +235,18 @@ Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
 
   for (;;) {
     const double now = Now();
-    if (now >= deadline) return outbox;
+    if (now >= deadline) return;
     if (now >= interrupt_at_) CallInterrupt(lock, interrupt);
     if (state_ != State::kRunning) {
       throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
     }
-    const Outbox::Action& action = outbox.Next(now);
+    const Outbox::Action& action = outbox->Next(now);
     switch (action.what) {
       case Outbox::What::kFinished:
-        return outbox;
+        return;
       case Outbox::What::kEnd:
-        Reply(action.row, Kind::kEnd, round, action.num_ends, c, nullptr, 0);
+        Reply(action.row, Kind::kEnd, round, action.num_ends, shape_.cut.NumDatagrams(), nullptr,
+              0);
         break;
       case Outbox::What::kWait: {
         const uint64_t seen = changes_;
@@ -262,8 +265,8 @@ Outbox Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector,
         // A sleep cannot be ended, so a long one waits first.
         if (send_at - now > kLongSleep &&
             WaitFor(lock, send_at - kLongSleep, interrupt,
-                    [&outbox, row] { return outbox.is_finished(row); })) {
-          outbox.TakeBack();
+                    [outbox, row] { return outbox->is_finished(row); })) {
+          outbox->TakeBack();
           break;
         }
         lock.unlock();
@@ -366,24 +369,50 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
   return *std::move(protocol_.closed());
 }
 
-bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double timeout,
-                    const Interrupt& interrupt) {
-  const double deadline = Now() + timeout;
-  Verb verb(this);
-  Lock& lock = verb.lock;
+Outbox* Endpoint::OutboxOf(Lock& lock, uint64_t round, double max_loss, double deadline,
+                           const Interrupt& interrupt) {
   const auto decided = [&] { return protocol_.IsGranted(round) || protocol_.IsOver(round); };
   for (double pause = kReadyFirst; !decided() && Now() < deadline;
        pause = std::min(2 * pause, kReadyLast)) {
     Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
     WaitFor(lock, std::min(deadline, Now() + pause), interrupt, decided);
   }
-  if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return false;
-  const double rate = protocol_.granted_kbps() * 1000.0 / 8;
-  const bool repairs = max_loss < 1;
-  const Outbox outbox =
-      Transmit(lock, round, grad, {0}, rate, repairs, deadline, kNever, interrupt);
+  if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return nullptr;
+  if (!gradient_ || gradient_round_ != round) {
+    gradient_.emplace(MakeOutbox({0}, granted_rate(), max_loss < 1, kNever));
+    gradient_round_ = round;
+  }
+  return &*gradient_;
+}
+
+bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double timeout,
+                    const Interrupt& interrupt) {
+  const double deadline = Now() + timeout;
+  Verb verb(this);
+  Outbox* const outbox = OutboxOf(verb.lock, round, max_loss, deadline, interrupt);
+  if (outbox == nullptr) return false;
+  outbox->AddRest();
+  Transmit(verb.lock, round, grad, outbox, granted_rate(), deadline, interrupt);
   // BYE tells what a lost DONE would have.
-  return outbox.all_sent(0) && (!repairs || outbox.is_done(0) || protocol_.IsOver(round));
+  const bool enough =
+      max_loss == 1 ? outbox->is_finished(0) : outbox->is_done(0) || protocol_.IsOver(round);
+  const bool sent = enough && outbox->all_sent(0);
+  if (sent) gradient_.reset();
+  return sent;
+}
+
+bool Endpoint::SendPart(uint64_t round, const float* grad, const std::vector<uint32_t>& seqs,
+                        double max_loss, double timeout, const Interrupt& interrupt) {
+  const double deadline = Now() + timeout;
+  Verb verb(this);
+  Outbox* const outbox = OutboxOf(verb.lock, round, max_loss, deadline, interrupt);
+  if (outbox == nullptr) return false;
+  outbox->Add(seqs);
+  Transmit(verb.lock, round, grad, outbox, granted_rate(), deadline, interrupt);
+  if (outbox->has_wanted()) return false;
+  // As with END: one may be lost.
+  for (int i = 0; i < Outbox::kEnds; ++i) Reply(0, Kind::kReady, round, kPause, 0, nullptr, 0);
+  return true;
 }
 
 std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
@@ -395,8 +424,10 @@ std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
   for (int row = 0; row < shape_.num_peers(); ++row) {
     if (to[row]) rows.push_back(row);
   }
-  const Outbox outbox = Transmit(verb.lock, round, params, rows, rate_kbps * 1000.0 / 8, true,
-                                 Now() + timeout, silence, interrupt);
+  const double rate = rate_kbps * 1000.0 / 8;
+  Outbox outbox = MakeOutbox(rows, rate, true, silence);
+  outbox.AddRest();
+  Transmit(verb.lock, round, params, &outbox, rate, Now() + timeout, interrupt);
   std::vector<uint8_t> done(shape_.num_peers());
   for (const int row : rows) done[row] = outbox.is_done(row);
   return done;

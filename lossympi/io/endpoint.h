@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,6 +52,7 @@ class Endpoint : private Surroundings {
 
   int port() const { return socket_.port(); }
   const Setup& setup() const { return setup_; }
+  const Cut& cut() const { return shape_.cut; }
   void AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
                const std::string& receive_key);
   void Start();
@@ -59,8 +61,14 @@ class Endpoint : private Surroundings {
   // on_whole: on this thread, while the round is open; may be empty.
   Closed Collect(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
                  const OnWhole& on_whole, const Interrupt& interrupt);
+  // False if not all of it has left: the round is over, or else another call goes on. Another call
+  // after true, or in another round, begins anew.
   bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
             const Interrupt& interrupt);
+  // The same for some datagrams of a gradient of which the rest is not written yet; `Send` then
+  // sends what is left.
+  bool SendPart(uint64_t round, const float* grad, const std::vector<uint32_t>& seqs,
+                double max_loss, double timeout, const Interrupt& interrupt);
   std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,
                                  uint32_t rate_kbps, double timeout, double silence,
                                  const Interrupt& interrupt);
@@ -97,11 +105,17 @@ class Endpoint : private Surroundings {
   void CheckRunning() const;  // with the lock held
   void CloseSocketIfUnused();
   void CallInterrupt(Lock& lock, const Interrupt& interrupt);
-  // Sends `vector` to `rows` at bytes_per_s in all, until the outbox has finished or the deadline
-  // has passed.
-  Outbox Transmit(Lock& lock, uint64_t round, const float* vector, const std::vector<int>& rows,
-                  double bytes_per_s, bool until_done, double deadline, double silence,
-                  const Interrupt& interrupt);
+  // Waits for the grant; null if there is none in time, or the round is over.
+  Outbox* OutboxOf(Lock& lock, uint64_t round, double max_loss, double deadline,
+                   const Interrupt& interrupt);
+  double granted_rate() const { return protocol_.granted_kbps() * 1000.0 / 8; }  // bytes/s
+  size_t LongestData() const { return kHeaderBytes + shape_.cut.PayloadOf(0) + shape_.tag_bytes; }
+  Outbox MakeOutbox(const std::vector<int>& rows, double bytes_per_s, bool until_done,
+                    double silence) const;
+  // Sends what is in the outbox at bytes_per_s in all, until it has finished or the deadline has
+  // passed.
+  void Transmit(Lock& lock, uint64_t round, const float* vector, Outbox* outbox, double bytes_per_s,
+                double deadline, const Interrupt& interrupt);
   size_t Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to);
   // Waits until ready() or the time `until`; returns ready().
   template <typename F>
@@ -120,6 +134,9 @@ class Endpoint : private Surroundings {
   enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
   bool is_busy_ = false;     // a verb is at work
   double interrupt_at_ = 0;  // when the verb at work calls its interrupt next
+  // A worker's gradient that has not left completely, and its round.
+  std::optional<Outbox> gradient_;
+  uint64_t gradient_round_ = 0;
   Protocol protocol_;
   Drop drop_;
   uint64_t dropped_ = 0, overflow_ = 0;

@@ -26,12 +26,40 @@ int Until(WorkerEnd* end, const WorkerRounds::Idle& idle, bool is_sending, char*
   return 0;
 }
 
+template <typename F>
+int Try(char* message, F f) {
+  try {
+    return f();
+  } catch (const std::exception& error) {  // the link was closed
+    std::snprintf(message, kMessageBytes, "%s", error.what());
+    return kInternal;
+  }
+}
+
 }  // namespace
 
 bool UdpEnd::Send(uint64_t round, const float* grad, double seconds) {
   const double until = Now() + seconds;
-  const bool sent = endpoint_->Send(round + kFirst, grad, max_loss_, seconds, NoInterrupt);
-  return sent || (Now() < until && !endpoint_->server_left());  // closed, where time was left
+  return IsOver(endpoint_->Send(round + kFirst, grad, max_loss_, seconds, NoInterrupt), until);
+}
+
+bool UdpEnd::SendFilled(uint64_t round, const float* grad, double seconds) {
+  for (const uint32_t seq : filling_.TakeWhole()) leaving_.push_back(seq);
+  const double until = Now() + seconds;
+  const bool left = leaving_.empty() || endpoint_->SendPart(round + kFirst, grad, leaving_,
+                                                            max_loss_, seconds, NoInterrupt);
+  if (!IsOver(left, until)) return false;
+  leaving_.clear();
+  return true;
+}
+
+void UdpEnd::Empty() {
+  filling_.Clear();
+  leaving_.clear();
+}
+
+bool UdpEnd::IsOver(bool is_done, double until) const {
+  return is_done || (Now() < until && !endpoint_->server_left());  // closed, where time was left
 }
 
 WorkerEnd::Model UdpEnd::Receive(uint64_t round, double seconds) {
@@ -49,12 +77,27 @@ WorkerEnd::Model SharedEnd::Receive(uint64_t round, double seconds) {
   return {model_.round, model_.params};
 }
 
+int WorkerRounds::Fill(const float* sent, int64_t step, int64_t first, int64_t count,
+                       char* message) {
+  gives_up_ = gives_up_ || (step_ && *step_ != step);
+  step_ = step;
+  if (gives_up_) return 0;
+  wanted_ = round;
+  end_->Fill(first, count);
+  return Until(end_, idle_, true, message,
+               [&](double seconds) { return end_->SendFilled(wanted_, sent, seconds); });
+}
+
 int WorkerRounds::Exchange(const float* sent, const float** received, char* message) {
   int code = 0;
   if (sent != nullptr) {
     wanted_ = round;
-    code = Until(end_, idle_, true, message,
-                 [&](double seconds) { return end_->Send(wanted_, sent, seconds); });
+    end_->Empty();
+    step_.reset();
+    if (!std::exchange(gives_up_, false)) {
+      code = Until(end_, idle_, true, message,
+                   [&](double seconds) { return end_->Send(wanted_, sent, seconds); });
+    }
   }
   if (code != 0) return code;
   return Until(end_, idle_, false, message, [&](double seconds) {
@@ -67,12 +110,16 @@ int WorkerRounds::Exchange(const float* sent, const float** received, char* mess
 }
 
 int ExchangeRound(void* context, const float* sent, const float** received, char* message) {
-  try {
+  return Try(message, [&] {
     return static_cast<WorkerRounds*>(context)->Exchange(sent, received, message);
-  } catch (const std::exception& error) {  // the link was closed
-    std::snprintf(message, kMessageBytes, "%s", error.what());
-    return kInternal;
-  }
+  });
+}
+
+int FillRound(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
+              char* message) {
+  return Try(message, [&] {
+    return static_cast<WorkerRounds*>(context)->Fill(sent, step, first, count, message);
+  });
 }
 
 float* NextGrad(void* context) { return static_cast<WorkerRounds*>(context)->end()->next_grad(); }

@@ -5,8 +5,11 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <utility>
+#include <vector>
 
+#include "lossympi/core/filling.h"
 #include "lossympi/io/endpoint.h"
 #include "lossympi/io/shared.h"
 
@@ -24,6 +27,13 @@ class WorkerEnd {
   virtual ~WorkerEnd() = default;
   // False if it has not left; true also if the server has closed the round.
   virtual bool Send(uint64_t round, const float* grad, double seconds) = 0;
+  // What is written of the next gradient may leave before the rest is. `Fill` notes a part of it;
+  // `SendFilled` lets it leave, false if it has not. After `Empty` nothing is written.
+  virtual void Fill(int64_t /*first*/, int64_t /*count*/) {}
+  virtual bool SendFilled(uint64_t /*round*/, const float* /*grad*/, double /*seconds*/) {
+    return true;
+  }
+  virtual void Empty() {}
   virtual Model Receive(uint64_t round, double seconds) = 0;
   virtual bool server_left() = 0;
   // Where the next gradient may be written, null for anywhere; and whether what `Receive` returned
@@ -34,14 +44,23 @@ class WorkerEnd {
 
 class UdpEnd : public WorkerEnd {
  public:
-  UdpEnd(Endpoint* endpoint, double max_loss) : endpoint_(endpoint), max_loss_(max_loss) {}
+  UdpEnd(Endpoint* endpoint, double max_loss)
+      : endpoint_(endpoint), max_loss_(max_loss), filling_(endpoint->cut()) {}
   bool Send(uint64_t round, const float* grad, double seconds) override;
+  void Fill(int64_t first, int64_t count) override { return filling_.Add(first, count); }
+  bool SendFilled(uint64_t round, const float* grad, double seconds) override;
+  void Empty() override;
   Model Receive(uint64_t round, double seconds) override;
   bool server_left() override { return endpoint_->server_left(); }
 
  private:
+  // What it means that a verb that was to end until then has, or has not, done what it shall.
+  bool IsOver(bool is_done, double until) const;
+
   Endpoint* const endpoint_;
   const double max_loss_;
+  Filling filling_;
+  std::vector<uint32_t> leaving_;  // datagrams that are to leave before the rest
 };
 
 class SharedEnd : public WorkerEnd {
@@ -66,6 +85,13 @@ class WorkerRounds {
 
   WorkerRounds(WorkerEnd* end, Idle idle) : end_(end), idle_(std::move(idle)) {}
 
+  // Floats [first, first + count) of the next `sent` have been written, and are as they will be:
+  // they may leave at once. Returns as `Exchange`.
+  //
+  // Where another `step` has filled it, that one has ended without an exchange. What has left of
+  // its gradient cannot be called back, so this round goes without one of this worker.
+  int Fill(const float* sent, int64_t step, int64_t first, int64_t count, char* message);
+
   // Sends `sent` and stores in `received` where the parameters are that come of it, or of a later
   // round; without `sent` it only receives those of the same round again, or newer ones. Returns 0,
   // or what `idle` returned.
@@ -77,11 +103,15 @@ class WorkerRounds {
  private:
   WorkerEnd* const end_;
   const Idle idle_;
-  uint64_t wanted_ = 0;  // the round that is being exchanged
+  uint64_t wanted_ = 0;          // the round that is being exchanged
+  std::optional<int64_t> step_;  // that fills the gradient
+  bool gives_up_ = false;        // the gradient
 };
 
 // The same in plain C, with a WorkerRounds as context.
 int ExchangeRound(void* context, const float* sent, const float** received, char* message);
+int FillRound(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
+              char* message);
 float* NextGrad(void* context);
 int IsIntact(void* context);
 

@@ -41,6 +41,7 @@ class CloseRule:
         self._tolerated = policy.max_loss * c
         self._last = [math.nan] * num_rows  # when something came, NaN: never
         self._has_ended = [False] * num_rows
+        self._pauses = [False] * num_rows
 
     def heard(self, row: int, now: float, missing: int) -> bool:
         """Notes a DATA that was accepted, which leaves `missing`.
@@ -53,6 +54,7 @@ class CloseRule:
         if not self._has_ended[row] and self._missing[row] > 0:
             self.settled_s[row] = math.nan  # if so it was only interrupted
         self._last[row] = now
+        self._pauses[row] = False
         self._missing[row] = missing
         self._settle(row, now)
         return self._stage(row) != before
@@ -65,6 +67,12 @@ class CloseRule:
         self._last[row] = now
         self._has_ended[row] = True
         self._settle(row, now)
+
+    def pauses(self, row: int) -> None:
+        """Notes that more will come for a row: quiet tells nothing until then."""
+        if not self._has_ended[row] and self._missing[row] > 0:
+            self._pauses[row] = True
+            self.settled_s[row] = math.nan
 
     def check(self, now: float) -> tuple[str | None, float]:
         """Returns why the round is to be closed or None, and when to ask if nothing comes."""
@@ -108,4 +116,5 @@ class CloseRule:
         return self._missing[row] <= self._tolerated
 
     def _may_settle_by_quiet(self, row: int) -> bool:
-        return not math.isnan(self._last[row]) and self._is_tolerable(row)
+        has_begun = not math.isnan(self._last[row])
+        return has_begun and not self._pauses[row] and self._is_tolerable(row)

@@ -70,6 +70,8 @@ class Endpoint(interface.Endpoint):
         self._tell_at = 0  # so many datagrams that all rows have wake the caller
         # A worker's: the newest grant, and models: what the caller holds is never written.
         self._granted_round, self._granted_kbps = 0, 0
+        # Its gradient that has not left completely, and the round.
+        self._gradient: tuple[int, Outgoing] | None = None
         self._models = () if self._is_server else (self._new_model(), self._new_model())
         self._model_at = 0  # the one that is assembled
         self._held: int | None = None
@@ -211,8 +213,9 @@ class Endpoint(interface.Endpoint):
             )
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
-        """Worker: sends float32 [d] when granted; False if the round was closed before all left.
+        """Worker: sends float32 [d] when granted; False if not all has left.
 
+        The round was closed, or `timeout_s` has passed: then another call goes on.
         With `max_loss` below 1 it returns True only if the server also said that it has enough, or
         has left since.
         """
@@ -229,10 +232,16 @@ class Endpoint(interface.Endpoint):
                 if not self._wait_for_grant(server, round, deadline):
                     return False
                 rate_kbps = self._granted_kbps
-            outgoing = Outgoing(self._assembler.c, repeats=max_loss < 1)
+            if self._gradient is None or self._gradient[0] != round:
+                self._gradient = round, Outgoing(self._assembler.c, repeats=max_loss < 1)
+            outgoing = self._gradient[1]
             self._deliver(round, grad_d, {server: outgoing}, rate_kbps, deadline, math.inf)
-        # BYE tells what a lost DONE would have.
-        return outgoing.all_left and (max_loss == 1 or self._is_over(server, round))
+            # BYE tells what a lost DONE would have.
+            enough = outgoing.next_at() == math.inf or self._is_over(server, round)
+            sent = outgoing.all_left and enough
+            if sent:
+                self._gradient = None
+        return sent
 
     def broadcast(
         self,
@@ -508,6 +517,8 @@ class Endpoint(interface.Endpoint):
             self._granted_round, self._granted_kbps = round, seq
         elif kind == Kind.READY:
             if round == self._assembler.round:
+                if seq == packet.PAUSE and self._rule is not None:
+                    self._rule.pauses(max(rank, 1) - 1)
                 self._channel.send(peer, Kind.GRANT, round, self._rate_kbps)
             elif round <= self._assembler.closed_round:
                 self._channel.send(peer, Kind.DONE, self._assembler.closed_round)

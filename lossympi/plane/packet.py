@@ -10,6 +10,7 @@ VERSION = 1
 HEADER_BYTES = 32
 TAG_BYTES = 16
 IP_UDP_BYTES = 28  # 20 of IPv4, 8 of UDP
+PAUSE = 1  # `seq` of a READY from who sends on later
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 _LAYOUT = struct.Struct("<BBHIQIIQ")
@@ -133,7 +134,7 @@ def is_well_formed(header: Header, payload: bytes, c: int, max_payload_bytes: in
         case Kind.GRANT:
             return rank == 0 and round > 0 and seq > 0 and total == 0 and not payload
         case Kind.READY:
-            return rank != 0 and round > 0 and seq == 0 and total == 0 and not payload
+            return rank != 0 and round > 0 and seq <= PAUSE and total == 0 and not payload
         case Kind.DONE:
             return round > 0 and seq == 0 and total == 0 and not payload
         case Kind.BYE:

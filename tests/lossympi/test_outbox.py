@@ -6,7 +6,9 @@ core = pytest.importorskip("lossympi._core")
 
 
 def outbox(rows=(0,), c=4, most_at_once=2, until_done=True, silence=0.5, now=0.0):
-    return core.Outbox(list(rows), c, most_at_once, until_done, silence, now)
+    box = core.Outbox(list(rows), c, most_at_once, until_done, silence, now)
+    box.add_rest()
+    return box
 
 
 def run(box, until, now=0.0, hears=()):
@@ -214,3 +216,42 @@ def test_who_need_not_answer_is_not_waited_for():
             assert action[-1] > now
             now = action[-1]
     assert now > 0.0001
+
+
+def test_parts_leave_as_they_are_added_and_ends_follow_the_last():
+    box = core.Outbox([0], 6, 2, False, 9.0, 0.0)
+    assert run(box, 1.0) == ([], True)
+    box.add([4, 3])
+    box.add([4])
+    assert box.has_wanted()
+    box.nacked(0, 5)  # it is not there yet
+    assert run(box, 1.0) == ([("send", 0, [3, 4], 0)], True)
+    assert not box.has_wanted()
+    box.add([4])  # it has left
+    assert run(box, 1.0) == ([], True)
+    assert not box.is_finished(0)
+    box.add_rest()
+    done, finished = run(box, 1.0)
+    assert finished
+    assert box.all_sent(0)
+    assert box.is_finished(0)
+    # From where it was on; the last of all, which may be short, ends a burst.
+    assert [seqs for what, _, seqs, _ in done if what == "send"] == [[5], [0, 1], [2]]
+    assert len(ends(done)) == 3
+
+
+def test_what_was_taken_back_is_sent_after_all():
+    box = core.Outbox([0], 6, 2, False, 9.0, 0.0)
+    box.add([3])
+    assert box.next(0.0) == ("send", 0, [3])
+    box.take_back()
+    assert box.has_wanted()
+    assert box.next(0.0) == ("send", 0, [3])
+
+
+def test_nothing_is_wanted_by_who_has_enough():
+    box = core.Outbox([0], 6, 2, True, 9.0, 0.0)
+    box.add([3])
+    box.done(0)
+    assert not box.has_wanted()
+    assert box.next(0.0) == ("finished",)

@@ -12,17 +12,13 @@ import pytest
 
 from lossympi import LinkError, planes
 from lossympi.options import Options
+from tests.lossympi.rounds import Caller, outgoing
 
 pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
 if planes.core() is not None:
     from lossympi.shared import SharedServer, SharedWorker
 
 D = 1003
-EXCHANGE = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p
-)
-OUTGOING = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-IS_INTACT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
 @contextlib.contextmanager
@@ -100,8 +96,7 @@ def test_late_early_and_double_gradients_are_counted_and_change_nothing():
 def test_a_worker_that_goes_on_writing_changes_its_row_only_until_it_is_copied():
     with link(2, 2_000_000, timeout_s=10.0) as (server, (honest, attacker)):
         native = attacker.native(lambda *_: None)
-        address = OUTGOING(native.outgoing)(native.context)
-        mailbox_d = np.ctypeslib.as_array((ctypes.c_float * 2_000_000).from_address(address))
+        mailbox_d = outgoing(native, 2_000_000)
         stop = threading.Event()
 
         def scribble():
@@ -149,7 +144,7 @@ def test_a_worker_can_neither_write_the_model_nor_shrink_what_it_shares():
 def test_nonsense_in_bell_and_counters_delays_nobody_for_long():
     with link(2, timeout_s=5.0) as (server, (honest, attacker)):
         native = attacker.native(lambda *_: None)
-        address = OUTGOING(native.outgoing)(native.context)
+        address = outgoing(native, D).ctypes.data
         header = (ctypes.c_uint8 * 64).from_address(address - 64)
         stop = threading.Event()
 
@@ -192,27 +187,6 @@ def test_nothing_is_left_open():
         assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-class Caller:
-    """Calls a worker's rounds as an op does."""
-
-    def __init__(self, worker, idle=lambda *_: None):
-        self.native = worker.native(idle)
-        self.message = ctypes.create_string_buffer(1024)
-
-    def exchange(self, sent_d):
-        received = ctypes.c_void_p()
-        code = EXCHANGE(self.native.exchange)(
-            self.native.context,
-            None if sent_d is None else sent_d.ctypes.data,
-            ctypes.addressof(received),
-            self.message,
-        )
-        return code or np.ctypeslib.as_array((ctypes.c_float * D).from_address(received.value))
-
-    def is_intact(self):
-        return bool(IS_INTACT(self.native.is_intact)(self.native.context))
-
-
 def test_nothing_is_left_open_where_memory_runs_out_half_way(monkeypatch):
     made, create = [], os.memfd_create
 
@@ -234,8 +208,7 @@ def test_nothing_is_left_open_where_memory_runs_out_half_way(monkeypatch):
 def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
     with link(1) as (server, (worker,)):
         caller = Caller(worker)
-        address = OUTGOING(caller.native.outgoing)(caller.native.context)
-        outgoing_d = np.ctypeslib.as_array((ctypes.c_float * D).from_address(address))
+        outgoing_d = outgoing(caller.native, D)
         rows, models = [], []
 
         def serve():
@@ -265,10 +238,9 @@ def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
 def test_the_server_may_write_the_model_in_place():
     with link(1) as (server, (worker,)):
         native = server.native()
-        assert native.exchange == native.is_intact == 0
+        assert native.exchange == native.fill == native.is_intact == 0
         for round in range(4):
-            address = OUTGOING(native.outgoing)(native.context)
-            params_d = np.ctypeslib.as_array((ctypes.c_float * D).from_address(address))
+            params_d = outgoing(native, D)
             params_d[:] = vector(round)
             server.broadcast(round, params_d)
             np.testing.assert_array_equal(worker.receive(round).params_d, vector(round))

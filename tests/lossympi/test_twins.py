@@ -213,7 +213,7 @@ def test_the_native_assembler_has_no_other_rows(row):
 
 
 TIMES = st.sampled_from([0.0, 0.0, 0.125, 0.25, 0.5, 1.0, 3.0])
-EVENTS = st.tuples(TIMES, st.sampled_from(["heard", "heard", "ended", "check"]), ints(1))
+EVENTS = st.tuples(TIMES, st.sampled_from(["heard", "heard", "ended", "pauses", "check"]), ints(1))
 POLICIES = st.builds(
     ClosePolicy,
     deadline_s=st.sampled_from([0.0, 1.0, 8.0, math.inf]),
@@ -241,6 +241,9 @@ def test_close_rules(policy, c, events):
         elif event == "ended":
             native.ended(row, now)
             python.ended(row, now)
+        elif event == "pauses":
+            native.pauses(row)
+            python.pauses(row)
         assert native.check(now) == python.check(now)
         for each in range(2):
             settled = native.settled_at(each) - opened

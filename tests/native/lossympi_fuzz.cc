@@ -224,6 +224,11 @@ class Fuzzed : private lossympi::Surroundings {
     }
     outbox_round_ = 1 + argument / 16;
     outbox_.emplace(rows, c_, 1 + argument % 5, argument / 8 % 2 == 0, 0.5, now_);
+    if (argument % 3 == 0) {
+      outbox_->Add({argument % c_, argument / 3 % c_});  // the rest is never written
+    } else {
+      outbox_->AddRest();
+    }
     protocol_.SetOutbox(&*outbox_, outbox_round_);
     served_.assign(shape_.num_peers(), false);
     for (const int row : rows) served_[row] = true;

@@ -420,6 +420,8 @@ def test_a_library_of_before_goes_without_the_op(monkeypatch):
 class FunctionsOfC:
     """A transport that the op calls by address, with memory of its own; the first n are torn."""
 
+    fill = 0
+
     def __init__(self, torn=0, code=0):
         self.out_d, self.in_d = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
         self.context = 1234
@@ -465,6 +467,144 @@ def test_what_a_function_of_c_says_is_raised(opened):
     channel = opened("native", None, native=FunctionsOfC(code=9))
     with pytest.raises(tf.errors.FailedPreconditionError, match="no more"):
         channel.exchange(values(np.random.default_rng(3)), forms())
+
+
+class TakesParts(FunctionsOfC):
+    """One that is told of parts; the first of them fails where there is a code."""
+
+    def __init__(self, code=0):
+        super().__init__()
+        self.parts, self.steps = [], []
+        self.came = threading.Event()
+        of, whole = ctypes.c_void_p, ctypes.c_int64
+
+        @ctypes.CFUNCTYPE(ctypes.c_int, of, of, whole, whole, whole, of)
+        def fill(context, sent, step, first, count, message):
+            assert (context, sent) == (1234, self.out_d.ctypes.data)
+            part = self.out_d[first : first + count].tolist()
+            self.parts.append((len(self.calls), first, part))
+            self.steps.append(step)
+            self.came.set()
+            ctypes.memmove(message, b"not that", 8)
+            return code if len(self.parts) == 1 else 0
+
+        self._fill = fill
+        self.fill = ctypes.cast(fill, ctypes.c_void_p).value
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Lets tensors of 5 values leave early, though it has few threads."""
+    monkeypatch.setattr("aggregathor.ops.channel.LEAST_PART", 5)
+    monkeypatch.setattr("aggregathor.ops.channel._num_op_threads", lambda: 2)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.int32], ids=str)
+@pytest.mark.parametrize("mode", ["function", "graph"])
+def test_parts_that_are_long_come_before_the_rest(mode, dtype, opened, small_parts, rng):
+    native = TakesParts()
+    channel = opened("native", None, native=native)
+    run = MODES[mode](lambda given: channel.exchange(given, forms()))
+    for step in range(3):
+        sent = [tf.cast(100 * value, dtype) for value in values(rng)]
+        before = native.in_d.copy()
+        received = run(sent)
+        np.testing.assert_array_equal(native.out_d, flat(sent))
+        np.testing.assert_array_equal(flat(received), before + native.out_d)
+        parts = [(step, first, flat([sent[at]]).tolist()) for first, at in ((7, 3), (0, 0))]
+        came = native.parts[2 * step :]
+        assert (came if mode == "function" else sorted(came, reverse=True)) == parts
+        assert native.steps[-1] == native.steps[-2]
+    assert len(set(native.steps)) == 3
+    assert native.calls == [(1234, True, False)] * 3
+
+
+@pytest.mark.parametrize("shapes", [[(5,), (7,)], [(12,)]], ids=str)
+def test_all_may_come_in_parts(shapes, opened, small_parts, rng):
+    native = TakesParts()
+    channel = opened("native", None, dim=12, native=native)
+    sent = values(rng, shapes=shapes)
+    as_function(lambda given: channel.exchange(given, forms(shapes=shapes)))(sent)
+    np.testing.assert_array_equal(native.out_d, flat(sent))
+    assert len(native.parts) == len(shapes)
+
+
+def test_a_part_does_not_wait_for_the_others(opened, small_parts, rng):
+    native = TakesParts()
+    channel = opened("native", None, native=native)
+
+    def after_it_came(value):
+        assert native.came.wait(WAIT_S)
+        return value
+
+    @tf.function
+    def step(given):
+        first = tf.numpy_function(after_it_came, [given[0]], tf.float32, stateful=False)
+        first.set_shape(SHAPES[0])
+        return channel.exchange([first, *given[1:]], forms())
+
+    sent = values(rng)
+    step(sent)
+    np.testing.assert_array_equal(native.out_d, flat(sent))
+    assert [first for _, first, _ in native.parts] == [7, 0]
+
+
+def test_a_part_that_fails_fails_the_exchange_and_no_other(opened, small_parts, rng):
+    native = TakesParts(code=9)
+    channel = opened("native", None, native=native)
+    run = as_function(lambda given: channel.exchange(given, forms()))
+    with pytest.raises(tf.errors.FailedPreconditionError, match="not that"):
+        run(values(rng))
+    assert native.calls == []
+    run(values(rng))
+    assert len(native.calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["function", "eager"])
+def test_whose_the_parts_are_is_told(mode, opened, small_parts, rng):
+    """A step fails after a part of its gradient has come; the next may come as a whole."""
+    native = TakesParts()
+    channel = opened("native", None, native=native)
+
+    def fails(value):
+        assert native.came.wait(WAIT_S)
+        raise ValueError("as it shall")
+
+    @tf.function
+    def failing(given):
+        first = tf.numpy_function(fails, [given[0]], tf.float32, stateful=False)
+        first.set_shape(SHAPES[0])
+        return channel.exchange([first, *given[1:]], forms())
+
+    sent = values(rng)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="as it shall"):
+        failing(values(rng))
+    MODES[mode](lambda given: channel.exchange(given, forms()))(sent)
+    np.testing.assert_array_equal(native.out_d, flat(sent))
+    came = [(first, len(part)) for _, first, part in native.parts]
+    assert came == [(7, 5), *{"function": [(7, 5), (0, 6)], "eager": [(0, 0)]}[mode]]
+    assert len(set(native.steps)) == 2
+    assert native.calls == [(1234, True, False)]
+
+
+@pytest.mark.parametrize("mode", ["eager", "one thread", "no function"])
+def test_where_nothing_is_won_there_are_no_parts(mode, opened, small_parts, rng, monkeypatch):
+    if mode == "one thread":
+        monkeypatch.setattr("aggregathor.ops.channel._num_op_threads", lambda: 1)
+    native = FunctionsOfC() if mode == "no function" else TakesParts()
+    channel = opened("native", None, native=native)
+    sent = values(rng)
+    run = MODES["eager" if mode == "eager" else "function"]
+    run(lambda given: channel.exchange(given, forms()))(sent)
+    np.testing.assert_array_equal(native.out_d, flat(sent))
+    assert not getattr(native, "parts", [])
+
+
+@pytest.mark.parametrize("first", [8, 13, 2**62])
+def test_a_part_stays_within_the_vector(first, opened):
+    channel = opened("native", None, native=TakesParts())
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"5 from {first} on"):
+        channel._ops.aggregathor_fill(value=tf.zeros(5), first=first, handle=channel._handle)
 
 
 def test_only_where_to_write_may_be_of_c(opened):

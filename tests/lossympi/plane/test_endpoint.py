@@ -169,6 +169,37 @@ def test_a_rate_is_kept(job, background, policy):
     assert 0.09 < closed.elapsed_s < 1.0
 
 
+@pytest.mark.parametrize("max_loss", [1.0, 0.0])
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_a_gradient_that_leaves_in_several_calls_leaves_once(
+    job, background, policy, max_loss, drop
+):
+    """Who waits in slices must not begin anew in each: the end of a long gradient never leaves."""
+    dim = 352 * 200
+    server, workers = job.connected(1, dim, drop=drop)
+    grad_d = np.arange(dim, dtype=np.float32)
+
+    def send():
+        calls = 1
+        while not workers[0].send(1, grad_d, max_loss, timeout_s=0.01):
+            calls += 1
+            assert calls < 500
+        return calls
+
+    call = background(send)
+    stack_nd = np.full((1, dim), np.nan, np.float32)
+    # 0.1 s for the whole.
+    slow = policy(live_n=(True,), rate_kbps=24_000, max_loss=max_loss)
+    closed = server.collect(1, stack_nd, slow)
+    assert call.result() >= 5
+    there_d = ~np.isnan(stack_nd[0])
+    assert (stack_nd[0][there_d] == grad_d[there_d]).all()
+    assert there_d.all() if max_loss == 0 or drop == 0 else 0.6 < there_d.mean() < 0.95
+    assert closed.reason == ("complete" if there_d.all() else "early")
+    if drop == 0:
+        assert server.counters()[1]["duplicate"] == 0
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.1])
 def test_columns_that_all_rows_have_are_told_while_the_round_is_open(job, background, policy, drop):
     dim = 352 * 200 + 5

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lossympi.plane.packet import (
+    PAUSE,
     Header,
     Kind,
     decode_floats,
@@ -166,7 +167,7 @@ FORMED = [
     (Kind.PROBE, 1, 0, 7, 0, bytes(1440)),
     (Kind.ECHO, 0, 0, 7, 0, b""),
     (Kind.GRANT, 0, 1, 1, 0, b""),
-    (Kind.READY, 1, 1, 0, 0, b""),
+    (Kind.READY, 1, 1, PAUSE, 0, b""),
     (Kind.END, 1, 1, 1, C, b""),
     (Kind.NACK, 0, 1, 16, C, b"\x0f"),
     (Kind.DONE, 1, 1, 0, 0, b""),

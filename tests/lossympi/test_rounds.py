@@ -1,0 +1,200 @@
+"""A worker's rounds over UDP as an op makes them: by C, and in parts where they come so."""
+
+import contextlib
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lossympi import planes
+from lossympi.options import Options
+from lossympi.udp import UdpServer, UdpWorker
+from tests.lossympi.conftest import PLANES, Job
+from tests.lossympi.rounds import Caller
+
+D = 352 * 100 + 7  # the last datagram is short
+FAST_BPS = 1e9
+
+pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
+
+
+@pytest.fixture(params=["native", "native workers"])
+def link(request):
+    """Returns a function that makes a server's end, of either plane, and a worker's rounds."""
+    with contextlib.closing(Job(PLANES[request.param])) as job:
+
+        def make(rate_bps=FAST_BPS, drop=0.0, idle=lambda *_: None, **options):
+            chosen = Options(**options)
+            server, workers = job.connected(1, D, drop=drop)
+            link = UdpServer(server, 1, D, rate_bps, chosen)
+            return link, Caller(UdpWorker(workers[0], 0, D, chosen), idle)
+
+        yield make
+
+
+def vector(seed):
+    return np.random.default_rng(seed).standard_normal(D, dtype=np.float32)
+
+
+def ranges(*cuts):
+    """Returns what lies between the cuts, as (first, count)."""
+    return [(first, end - first) for first, end in itertools.pairwise((0, *cuts, D))]
+
+
+def collect(server, rounds, background):
+    """Lets the server make rounds; returns a call that gives what it has collected."""
+
+    def serve():
+        collected = []
+        for round in range(rounds):
+            got = server.collect(round)
+            collected.append((got.stack_nd[0].copy(), got.stats))
+            server.broadcast(round, vector([2, round]))
+        return collected
+
+    return background(serve)
+
+
+ORDERS = {
+    "whole": [],
+    "from the end": ranges(30_000, 31_000)[::-1],
+    "from the beginning": ranges(1, 353, 704),
+    "all at once": ranges(),
+    "some of it": [(400, 20_000), (0, 10)],
+    "less than a datagram": [(353, 350)],
+    "nothing": [(5, 0), (5, 0)],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_gradient_arrives_however_it_is_written(link, background, order):
+    server, worker = link()
+    served = collect(server, 3, background)
+    sent_d = np.empty(D, np.float32)
+    for round in range(3):
+        grad_d = vector(round)
+        sent_d[:] = np.nan  # what is not written must not leave
+        for first, count in ORDERS[order]:
+            sent_d[first : first + count] = grad_d[first : first + count]
+            assert worker.fill(sent_d, first, count) == 0
+        sent_d[:] = grad_d
+        np.testing.assert_array_equal(worker.exchange(sent_d), vector([2, round]))
+        assert worker.native.round == round + 1
+    for round, (row_d, stats) in enumerate(served.result()):
+        np.testing.assert_array_equal(row_d, vector(round))
+        assert stats.workers[0].duplicate == 0
+        assert stats.workers[0].rejected == {}
+
+
+def test_a_part_arrives_while_the_rest_is_not_there(link, background):
+    server, worker = link()
+    endpoint = server._endpoint
+    served = collect(server, 1, background)
+    grad_d = vector(0)
+    worker.fill(grad_d, D - 352 * 50, 352 * 50)
+    deadline = time.monotonic() + 5
+    while endpoint.counters()[1]["accepted"] < 49:  # the first of them is not whole
+        assert time.monotonic() < deadline
+    assert server.waiting_for() == [0]
+    worker.exchange(grad_d)
+    np.testing.assert_array_equal(served.result()[0][0], grad_d)
+
+
+@pytest.mark.parametrize("max_loss", [1.0, 0.5])
+def test_a_pause_is_not_the_end(link, background, max_loss):
+    server, worker = link(quiet_s=0.05, max_loss=max_loss)
+    served = collect(server, 1, background)
+    grad_d = vector(0)
+    for first, count in ranges(9_000)[::-1]:
+        worker.fill(grad_d, first, count)
+        time.sleep(0.3)
+    worker.exchange(grad_d)
+    row_d, stats = served.result()[0]
+    np.testing.assert_array_equal(row_d, grad_d)
+    assert (stats.closed_by, stats.workers[0].delivered) == ("complete", 1.0)
+
+
+@pytest.mark.parametrize("max_loss", [1.0, 0.0])
+def test_losses_of_parts_are_borne_as_others(link, background, max_loss):
+    server, worker = link(drop=0.2, max_loss=max_loss)
+    served = collect(server, 3, background)
+    for round in range(3):
+        grad_d = vector(round)
+        for first, count in ranges(9_000, 20_000)[::-1]:
+            assert worker.fill(grad_d, first, count) == 0
+        np.testing.assert_array_equal(worker.exchange(grad_d), vector([2, round]))
+    for round, (row_d, stats) in enumerate(served.result()):
+        there_d = row_d == vector(round)
+        assert there_d.mean() == pytest.approx(stats.workers[0].delivered)
+        assert there_d.all() if max_loss == 0 else 0.5 < there_d.mean() < 1
+
+
+def test_a_long_gradient_leaves_though_calls_are_short(link, background):
+    """A wait is looked at every 0.2 s, and this takes 0.5 s."""
+    waits = []
+    server, worker = link(rate_bps=D * 4 * 8 * 2, idle=lambda *wait: waits.append(wait))
+    served = collect(server, 2, background)
+    for round, parts in enumerate([ranges(), []]):
+        grad_d = vector(round)
+        for first, count in parts:
+            worker.fill(grad_d, first, count)
+        worker.exchange(grad_d)
+    for round, (row_d, stats) in enumerate(served.result()):
+        np.testing.assert_array_equal(row_d, vector(round))
+        assert stats.workers[0].duplicate == 0
+    assert len(waits) >= 4
+
+
+def test_a_step_that_ends_half_way_costs_its_round(link, background):
+    """Half of its gradient has left; the other half of another must not join it."""
+    server, worker = link(timeout_s=1.0)
+    served = collect(server, 2, background)
+    worker.fill(vector(8), 0, D // 2)
+    again_d = vector(9)  # the next step
+    for first, count in ranges(D // 2)[::-1]:
+        assert worker.fill(again_d, first, count, step=1) == 0
+    np.testing.assert_array_equal(worker.exchange(again_d), vector([2, 0]))
+    for first, count in ranges(D // 2):
+        worker.fill(again_d, first, count, step=2)
+    worker.exchange(again_d)
+    (half_d, first), (row_d, second) = served.result()
+    assert first.workers[0].delivered == pytest.approx((half_d == vector(8)).mean())
+    assert 0.4 < first.workers[0].delivered < 0.6
+    assert not (half_d == vector(9)).any()
+    np.testing.assert_array_equal(row_d, again_d)
+    assert (first.closed_by, second.closed_by) == ("deadline", "complete")
+
+
+def test_parts_of_a_round_that_is_over_are_not_sent(link, background):
+    server, worker = link(timeout_s=0.1)
+    served = collect(server, 1, background)
+    assert served.result()[0][1].workers[0].delivered == 0
+    grad_d = vector(0)
+    for first, count in ranges(9_000):
+        assert worker.fill(grad_d, first, count) == 0
+    np.testing.assert_array_equal(worker.exchange(grad_d), vector([2, 0]))
+
+
+def test_what_ends_a_wait_ends_a_part(link):
+    def idle(is_sending, has_left, waited_s):
+        raise RuntimeError(f"enough: {is_sending} {has_left}")
+
+    _, worker = link(idle=idle)
+    assert worker.fill(vector(0), 0, D) == 2
+    assert worker.message.value == b"RuntimeError: enough: True False"
+
+
+def test_a_server_that_left_is_told_to_a_part(link):
+    told = threading.Event()
+
+    def idle(is_sending, has_left, waited_s):
+        if has_left:
+            told.set()
+            raise RuntimeError("it has left")
+
+    server, worker = link(idle=idle)
+    server.close()
+    assert worker.fill(vector(0), 0, D) == 2
+    assert told.is_set()
