@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from aggregathor.errors import UserError
+
 
 class FlatLayout:
     """Where each variable lies in the vector [d] of all of them, in the order given.
@@ -21,6 +23,7 @@ class FlatLayout:
 
     def __init__(self, variables: Sequence[Any]) -> None:
         """Takes ``tf.Variable`` or Keras variables; their shapes must be known."""
+        self._names = [v.name for v in variables]
         self.shapes = [tuple(int(size) for size in v.shape) for v in variables]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dim = sum(self.sizes)
@@ -41,12 +44,20 @@ class FlatLayout:
         """Returns a tensor of known shape for each gradient.
 
         Zeros for None; an IndexedSlices is made dense.
+
+        Raises:
+          UserError: a gradient has another shape than its variable.
         """
         tensors = [
             tf.zeros(shape, tf.float32) if gradient is None else tf.convert_to_tensor(gradient)
             for gradient, shape in zip(gradients, self.shapes, strict=True)
         ]
-        for tensor, shape in zip(tensors, self.shapes, strict=True):
+        for tensor, shape, name in zip(tensors, self.shapes, self._names, strict=True):
+            if not tensor.shape.is_compatible_with(shape):
+                raise UserError(
+                    f"the gradient of {name} has the shape {list(tensor.shape)}, and the variable "
+                    f"{list(shape)}. Pass gradients in the order of their variables."
+                )
             tensor.set_shape(shape)
         return tensors
 

@@ -113,13 +113,21 @@ class Liveness:
         self.live = (True,) * num_workers
         self._patience = patience
         self._silent_rounds_n = np.zeros(num_workers, np.int64)
+        self._gone: set[int] = set()  # since the last round
 
     def forget(self, row: int) -> None:
         """Learns that a worker is gone, before its silence tells."""
+        self._gone.add(row)
         self._silent_rounds_n[row] = self._patience
         self.live = tuple((self._silent_rounds_n < self._patience).tolist())
 
     def observe(self, heard_n: np.ndarray) -> None:
-        """Learns who was heard in a round, bool [n]."""
+        """Learns who was heard in a round, bool [n].
+
+        Of who was forgotten meanwhile it was before that, as far as anybody knows.
+        """
+        heard_n = np.array(heard_n)
+        while self._gone:
+            heard_n[self._gone.pop()] = False
         self._silent_rounds_n = np.where(heard_n, 0, self._silent_rounds_n + 1)
         self.live = tuple((self._silent_rounds_n < self._patience).tolist())

@@ -70,6 +70,9 @@ class Job:
         self.setting.check()
         if ranks.is_server and config.byzantine > config.f:
             say(f"{config.byzantine} workers attack, and {config.gar} is told of f={config.f}")
+        loses_to_nan = config.transport == "udp" and config.fill == "nan"
+        if ranks.is_server and loses_to_nan and config.gar == "average":
+            say("a value that UDP loses is NaN, and so is their average: see --gar=average-nan")
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
         self._observer = observe(self.meeting, self.config, self.setting)

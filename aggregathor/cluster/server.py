@@ -97,7 +97,8 @@ class ServerChannel:
                     break
                 except RuleError as error:
                     self._observer.refuse()
-                    if self._leaving or time.monotonic() - begun >= self._stop_after_s:
+                    too_long = time.monotonic() - begun >= self._stop_after_s
+                    if self._leaving or too_long or self._is_hopeless():
                         raise TrainingStopped(f"round {self.round}: {error}") from None
                 self.publish(self.params_d)
         self._stop_after_s = self._later_stop_after_s
@@ -209,6 +210,18 @@ class ServerChannel:
             self._forgotten.add(row)
             say(f"{workers([row])} has ended")
             self._link.forget(row)
+
+    def _is_hopeless(self) -> bool:
+        """Whether the rule cannot be applied any more, as too many processes have ended."""
+        gone, f = len(self._forgotten), self._setting.f
+        if gone <= f:
+            return False
+        try:
+            n = self._setting.num_workers - gone
+            self._gar.check(n=n, f=f, **self._setting.gar_parameters)
+        except UserError:
+            return True
+        return False
 
     def _whom(self) -> str:
         return f"{workers(self._link.waiting_for())} in round {self.round}"

@@ -29,8 +29,8 @@ typedef struct AggregathorTransport {
   int (*is_intact)(void* context);
   // Is told that floats [first, first + count) of what will be `sent` in the next `exchange` are
   // written, by an op AggregathorFill in a step of TensorFlow's: they may leave at once. Where
-  // another step fills, or with count 0 exchanges, what one has filled, that one has ended without
-  // an exchange. Returns as `exchange`. NULL: `sent` leaves as a whole.
+  // another step has filled it, that one has ended without an exchange. Returns as `exchange`.
+  // NULL: `sent` leaves as a whole.
   int (*fill)(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
               char message[AGGREGATHOR_MESSAGE_BYTES]);
 } AggregathorTransport;

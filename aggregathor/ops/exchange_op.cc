@@ -8,7 +8,6 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -133,7 +132,6 @@ class Call {
   std::vector<tf::Tensor*> outputs;
 
   bool sends() const { return sends_; }
-  int64_t step() const { return step_; }
   bool has_outputs() const { return !outputs.empty(); }
 
   // Registers with whoever may cancel it; false if that has happened already.
@@ -187,7 +185,6 @@ class Call {
   tf::OpKernelContext* const ctx_;
   const std::vector<int64_t>* const firsts_;
   const bool sends_;
-  const int64_t step_ = ctx_->step_id();
   tf::AsyncOpKernel::DoneCallback done_;
   tf::CancellationToken token_ = tf::CancellationManager::kInvalidToken;
   std::mutex mutex_;
@@ -266,11 +263,14 @@ class Channel {
 
   // What fails here is told to the next call that sends.
   void Serve(const Part& part) {
-    part_step_ = part.step;
     if (!part_status_.ok()) return;
     float* const sent_d = Outgoing();
     ToFloats(part.value, sent_d + part.first);
-    Fill(sent_d, part.step, part.first, part.value.NumElements());
+    if (transport_.fill == nullptr) return;
+    part_status_ = StatusOf([&](char* message) {
+      return transport_.fill(transport_.context, sent_d, part.step, part.first,
+                             part.value.NumElements(), message);
+    });
   }
 
   void Serve(Call* call) {
@@ -278,12 +278,7 @@ class Channel {
     if (!call->TakeInputs(sent_d)) return;
     const float* received_d = nullptr;
     absl::Status status;
-    if (call->sends()) {
-      const int64_t step = call->step();
-      if (part_step_.value_or(step) != step) Fill(sent_d, step, 0, 0);  // the parts are not its own
-      part_step_.reset();
-      status = std::exchange(part_status_, {});
-    }
+    if (call->sends()) status = std::exchange(part_status_, {});
     if (status.ok()) status = Exchange(sent_d, call->has_outputs() ? &received_d : nullptr);
     if (call->has_outputs()) {
       while (status.ok() && call->GiveOutputs(received_d) && !IsIntact()) {
@@ -299,13 +294,6 @@ class Channel {
     if (theirs != nullptr) return theirs;
     if (sent_d_ == nullptr) sent_d_.reset(new (std::align_val_t{64}) float[d()]);
     return sent_d_.get();
-  }
-
-  void Fill(const float* sent_d, int64_t step, int64_t first, int64_t count) {
-    if (transport_.fill == nullptr) return;
-    part_status_.Update(StatusOf([&](char* message) {
-      return transport_.fill(transport_.context, sent_d, step, first, count, message);
-    }));
   }
 
   absl::Status Exchange(const float* sent_d, const float** received_d) {
@@ -339,7 +327,6 @@ class Channel {
   const AggregathorTransport transport_;
   std::unique_ptr<float[], Free> sent_d_;  // the thread's own, as is
   absl::Status part_status_;               // of the parts since the last call that sent
-  std::optional<int64_t> part_step_;       // and whose they are
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Item> waiting_;

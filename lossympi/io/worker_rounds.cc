@@ -79,9 +79,8 @@ WorkerEnd::Model SharedEnd::Receive(uint64_t round, double seconds) {
 
 int WorkerRounds::Fill(const float* sent, int64_t step, int64_t first, int64_t count,
                        char* message) {
-  gives_up_ = gives_up_ || (step_ && *step_ != step);
+  if (step_ && *step_ != step) end_->Empty();
   step_ = step;
-  if (gives_up_) return 0;
   wanted_ = round;
   end_->Fill(first, count);
   return Until(end_, idle_, true, message,
@@ -94,10 +93,8 @@ int WorkerRounds::Exchange(const float* sent, const float** received, char* mess
     wanted_ = round;
     end_->Empty();
     step_.reset();
-    if (!std::exchange(gives_up_, false)) {
-      code = Until(end_, idle_, true, message,
-                   [&](double seconds) { return end_->Send(wanted_, sent, seconds); });
-    }
+    code = Until(end_, idle_, true, message,
+                 [&](double seconds) { return end_->Send(wanted_, sent, seconds); });
   }
   if (code != 0) return code;
   return Until(end_, idle_, false, message, [&](double seconds) {

@@ -89,7 +89,8 @@ class WorkerRounds {
   // they may leave at once. Returns as `Exchange`.
   //
   // Where another `step` has filled it, that one has ended without an exchange. What has left of
-  // its gradient cannot be called back, so this round goes without one of this worker.
+  // its gradient cannot be called back and stays; what has not is sent of the later one. Both are
+  // gradients of the same parameters.
   int Fill(const float* sent, int64_t step, int64_t first, int64_t count, char* message);
 
   // Sends `sent` and stores in `received` where the parameters are that come of it, or of a later
@@ -105,7 +106,6 @@ class WorkerRounds {
   const Idle idle_;
   uint64_t wanted_ = 0;          // the round that is being exchanged
   std::optional<int64_t> step_;  // that fills the gradient
-  bool gives_up_ = false;        // the gradient
 };
 
 // The same in plain C, with a WorkerRounds as context.

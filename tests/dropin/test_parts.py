@@ -20,22 +20,10 @@ def test_gradients_that_leave_in_parts_train_as_whole_ones():
         TF_CPP_MIN_LOG_LEVEL="2",
     )
     said = check(done)
-    parts, whole, after = (
-        dict(re.findall(rf"rank (\d), {name}: (.+)", said))
-        for name in ("in parts", "as a whole", "after it")
-    )
-    assert {rank: told.split(",")[0] for rank, told in parts.items()} == {
-        "0": "0 parts",
-        "1": "2 parts",
-        "2": "2 parts",
-    }
-    assert {told.split(",")[0] for told in whole.values()} == {"0 parts"}
-    # Nothing was lost, so that both ways give the same parameters on all ranks, bit for bit.
-    assert len({told.split(",")[1] for told in (*parts.values(), *whole.values())}) == 1
-
-    # The worker whose step failed has sent the second layer's weights alone, of 49,600 values.
-    failed, other = map(float, re.search(r"delivered \[(.+), (.+)\]", said).groups())
-    assert failed == pytest.approx(30_000 / 49_600, abs=0.02)
-    assert other == 1.0
-    assert "then [1.0, 1.0]" in said
-    assert len(set(after.values())) == 1
+    trained = re.findall(r"rank (\d), ([a-z ]+): (\d) parts, weights (\w+)", said)
+    assert len(trained) == 9
+    for rank, name, num_parts, _ in trained:
+        assert num_parts == ("0" if rank == "0" or name == "as a whole" else "2")
+    # Nothing was lost, and a step that failed was made again with the same batch, so that all ways
+    # give the same parameters on all ranks, bit for bit.
+    assert len({weights for *_, weights in trained}) == 1

@@ -95,3 +95,16 @@ def test_a_deadline_stays_above_its_floor_and_below_its_cap():
         for _ in range(20):
             deadline.observe(0.01, "complete")
         assert deadline.current == pytest.approx(expected)
+
+
+def test_who_was_forgotten_is_back_only_when_it_is_heard_in_a_later_round():
+    """What came of it in the round in which it went may have come before."""
+    liveness = Liveness(2)
+    liveness.forget(1)
+    assert liveness.live == (True, False)
+    liveness.observe(np.array([True, True]))
+    assert liveness.live == (True, False)
+    liveness.observe(np.array([True, False]))
+    assert liveness.live == (True, False)
+    liveness.observe(np.array([True, True]))
+    assert liveness.live == (True, True)
