@@ -10,10 +10,12 @@ from typing import Any
 
 from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
+from lossympi.options import Options
 
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
+LOCKS = ("scan", "off")
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
@@ -45,6 +47,8 @@ class Config:
       checkpoint_every: rounds between two checkpoints.
       output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
         that of "all". Standard error is everybody's.
+      lock: "scan" looks at the graphs that a worker traces, and refuses those that could write
+        what only the server writes; "off" looks at nothing.
       stop_after_s: seconds after which the server stops the training where too few gradients arrive
         for the rule, round after round.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
@@ -66,6 +70,7 @@ class Config:
     checkpoint: str = ""
     checkpoint_every: int = 100
     output: str = "server"
+    lock: str = "scan"
     stop_after_s: float = 60.0
     start_s: float = 300.0
 
@@ -96,7 +101,7 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS)):
+        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS), ("lock", LOCKS)):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
@@ -106,6 +111,11 @@ class Config:
         for name in ("start_s", "stop_after_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
+        options_of = Options.of if self.transport == "udp" else Options.of_lossless
+        try:
+            options_of(self.link_args)
+        except ValueError as error:
+            raise UserError(f"link_args: {error}") from None
 
     def to_environment(self) -> dict[str, str]:
         """Returns the variables that say the same as this, without those that are defaults."""

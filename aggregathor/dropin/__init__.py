@@ -16,6 +16,7 @@ from aggregathor.dropin.resume import Checkpoints
 from aggregathor.dropin.seeds import Seeds
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
+from aggregathor.lock import Guard
 
 _installed: list[Optimizers | V1] = []  # Keras's, then v1's
 
@@ -28,13 +29,17 @@ def install(job: Job) -> None:
             "KERAS_BACKEND, or set it to tensorflow."
         )
     checkpoints = Checkpoints(job)
-    optimizers = Optimizers(job, checkpoints)
+    guard = None
+    if not job.is_server and job.config.lock == "scan":
+        guard = Guard(f"rank {job.ranks.rank}")
+        job.at_close(guard.close)
+    optimizers = Optimizers(job, checkpoints, guard)
     Fit(job, optimizers, checkpoints)
     job.at_begin(Seeds(job.ranks.rank).begin)
     if not job.is_server:
         job.at_close(PrivateFiles(job.ranks.rank).remove)
     strategies.refuse()
-    _installed.extend([optimizers, V1(job)])
+    _installed.extend([optimizers, V1(job, guard)])
 
 
 def distribute_all() -> None:

@@ -8,6 +8,7 @@ the server's ``fit`` ends, early or not, so does the worker's, and not before.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 from collections.abc import Callable, Mapping
@@ -57,6 +58,7 @@ class Fit:
         self._without_data: Any = None  # the model that the server trains without any of its own
         self._fit = TensorFlowTrainer.fit
         self._make_train_function = TensorFlowTrainer.make_train_function
+        self._maybe_build = TensorFlowTrainer._maybe_symbolic_build
         outer = self
 
         def fit(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -65,9 +67,13 @@ class Fit:
         def make_train_function(model: Any, force: bool = False) -> None:
             outer._make(model, force)
 
+        def maybe_symbolic_build(model: Any, *args: Any, **kwargs: Any) -> None:
+            outer._build(model, *args, **kwargs)
+
         fit.__signature__ = inspect.signature(self._fit)  # type: ignore[attr-defined]
         TensorFlowTrainer.fit = fit
         TensorFlowTrainer.make_train_function = make_train_function
+        TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
 
     def _takes_part(self, model: Any) -> bool:
         optimizer = getattr(model, "optimizer", None)
@@ -151,6 +157,18 @@ class Fit:
         """Gives every rank the server's variables of the model; collective."""
         shared = [v for v in model.variables if not _is_own(v)] if model.built else []
         synchronise(self._job, shared)
+
+    def _build(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Builds a model by its first batch, as Keras does where it knows of distribution.
+
+        Else its variables would be made while the step is traced, and have no values then.
+        """
+        if not self._takes_part(model) or model._distribute_strategy is not None:
+            self._maybe_build(model, *args, **kwargs)
+            return
+        # A model that has only a train step of its own cannot be called: its parts are built.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            model._symbolic_build(*args, **kwargs)
 
     def _make(self, model: Any, force: bool) -> None:
         """Makes the train function; what XLA shall compile is split first."""

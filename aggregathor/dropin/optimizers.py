@@ -25,6 +25,7 @@ from aggregathor.dropin.patches import as_method
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
+from aggregathor.lock import Guard
 
 
 class Optimizers:
@@ -34,10 +35,11 @@ class Optimizers:
       all: whether every optimizer takes part, marked or not.
     """
 
-    def __init__(self, job: Job, checkpoints: Checkpoints) -> None:
-        """Patches Keras."""
+    def __init__(self, job: Job, checkpoints: Checkpoints, guard: Guard | None) -> None:
+        """Patches Keras; a worker's ``guard`` locks what takes part."""
         self.all = False
         self._job = job
+        self._guard = guard
         self._checkpoints = checkpoints
         self._saved: dict[str, list[Any]] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
@@ -64,10 +66,14 @@ class Optimizers:
             if optimizer not in self._marked:
                 self._marked.append(optimizer)
             with tf.init_scope():  # the values of now, even while a function is being traced
+                _check_values(variables)
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
-                exchange = Exchange(self._job, [variable_of(v) for v in variables], params_d)
+                shared = [variable_of(v) for v in variables]
+                exchange = Exchange(self._job, shared, params_d)
+                if self._guard is not None:
+                    self._guard.lock(variables)
             self._exchanges[key] = exchange
         return self._exchanges[key]
 
@@ -109,8 +115,14 @@ class Optimizers:
         else:
             values = self.exchange(optimizer, variables).replace(grads)
             for variable, value in zip(variables, values, strict=True):
-                variable_of(variable).assign(value)
+                self._overwrite(variable_of(variable), value)
             optimizer.iterations.assign_add(1)
+
+    def _overwrite(self, variable: tf.Variable, value: tf.Tensor) -> None:
+        """Worker: takes over what the server has published."""
+        written = variable.assign(value, read_value=False)
+        if self._guard is not None and isinstance(written, tf.Operation):  # in a graph
+            self._guard.allow(written)
 
     def _apply_aggregate(
         self, optimizer: Any, aggregate: Sequence[tf.Tensor], grads: Sequence[Any], variables: Any
@@ -154,9 +166,7 @@ class Optimizers:
             sum_d = strategy.reduce(tf.distribute.ReduceOp.SUM, flat, axis=None)
             values = exchange.replace(exchange.unflatten(sum_d))
             for variable, value in zip(variables, values, strict=True):
-                strategy.extended.update(
-                    variable_of(variable), lambda v, new: v.assign(new), args=(value,)
-                )
+                strategy.extended.update(variable_of(variable), self._overwrite, args=(value,))
 
         grad_d = FlatLayout(variables).flatten(grads)
         replicas.merge_call(replace, args=(grad_d,))
@@ -208,6 +218,16 @@ def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
     return values
+
+
+def _check_values(variables: Sequence[Any]) -> None:
+    """Raises ``UserError`` for variables that a first call makes, and that have no values in it."""
+    for variable in map(variable_of, variables):
+        if not getattr(variable, "values", None) and not variable.is_initialized():
+            raise UserError(
+                f"{variable.name} has no value yet: the step that trains it makes it. Build the "
+                "model before, by an Input, model.build(shape), or a call outside of the step."
+            )
 
 
 def variable_of(variable: Any) -> tf.Variable:

@@ -21,6 +21,7 @@ from aggregathor.cluster.job import Job
 from aggregathor.dropin.exchange import Exchange
 from aggregathor.dropin.patches import as_method
 from aggregathor.flat import FlatLayout
+from aggregathor.lock import Guard
 
 v1 = tf.compat.v1
 
@@ -32,10 +33,14 @@ class V1:
       all: whether every optimizer takes part, marked or not.
     """
 
-    def __init__(self, job: Job) -> None:
-        """Patches TensorFlow."""
+    def __init__(self, job: Job, guard: Guard | None) -> None:
+        """Patches TensorFlow; a worker's ``guard`` locks what takes part."""
         self.all = False
         self._job = job
+        self._guard = guard
+        self._shared: dict[tf.Graph, list[tf.Variable]] = {}
+        # What a guard has looked at, of each graph whose variables are locked.
+        self._checked: dict[tf.Graph, set[frozenset[tf.Operation]]] = {}
         self._marked: list[Any] = []
         self._inside = False
         self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
@@ -69,6 +74,10 @@ class V1:
         else:
             values = exchange.replace([gradient for gradient, _ in pairs])
             assignments = [v1.assign(v, x) for v, x in zip(variables, values, strict=True)]
+            if self._guard is not None:
+                for assignment in assignments:
+                    self._guard.allow(assignment.op)
+                self._shared.setdefault(tf.compat.v1.get_default_graph(), []).extend(variables)
             if global_step is not None:
                 assignments.append(v1.assign_add(global_step, 1))
             op = tf.group(*assignments, name=name)
@@ -96,7 +105,19 @@ class V1:
         if waiting and _needs(session.graph, fetches, waiting):
             del self._unsynchronised[session.graph]
             self._synchronise(session)
+            if self._guard is not None:
+                self._guard.lock(self._shared.pop(session.graph))
+                self._checked[session.graph] = set()
+        if self._guard is not None and session.graph in self._checked:
+            self._check(self._guard, session.graph, fetches)
         return self._run(session, fetches, *args, **kwargs)
+
+    def _check(self, guard: Guard, graph: tf.Graph, fetches: Any) -> None:
+        """Looks at what is run for the first time since variables were locked."""
+        wanted = frozenset(_operation(graph, fetch) for fetch in _flattened(fetches))
+        if wanted not in self._checked[graph]:
+            guard.check(graph, wanted)
+            self._checked[graph].add(wanted)
 
     def _synchronise(self, session: Any) -> None:
         """Gives every rank the server's variables; collective."""

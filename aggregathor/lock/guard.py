@@ -1,0 +1,171 @@
+"""Looks at every graph that a process traces, before it can run, for writes of locked variables."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import traceback
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.eager.polymorphic_function import transform
+from tensorflow.python.framework import graph_util
+from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.ops import script_ops
+
+import aggregathor
+from aggregathor.errors import UserError
+from aggregathor.lock.python import reachable
+from aggregathor.lock.scan import PythonCall, Scan, Write
+
+_RESOURCE = re.compile(r'ResourceHandle\(name="([^"]*)".*?container="([^"]*)"', re.S)
+_MOST_NAMED = 3  # variables in an error
+_NOT_THE_USERS = tuple(str(Path(str(each.__file__)).parent) for each in (tf, keras, aggregathor))
+
+
+class LockError(UserError):
+    """A graph would write a variable that only the server writes."""
+
+
+class Guard:
+    """Variables that this process may not write, and the graphs that it traces.
+
+    A ``tf.function``, each branch and each loop body in it, and what a dataset calls are looked at
+    when they have been traced; what was traced before a variable was locked is looked at then.
+    """
+
+    def __init__(self, who: str) -> None:
+        """Begins to look; ``who`` may not write, such as "rank 2"."""
+        self._who = who
+        self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
+        self._names: dict[tuple[str, str], str] = {}  # by container and name of the resource
+        self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
+        transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """Looks no more; nothing is waited for."""
+        transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
+
+    def lock(self, variables: Iterable[tf.Variable | keras.Variable]) -> None:
+        """Locks more variables, of TensorFlow or Keras.
+
+        Raises:
+          LockError: what was traced before would write one.
+        """
+        for variable in variables:
+            is_keras = isinstance(variable, keras.Variable)
+            name = variable.path if is_keras else variable.name.removesuffix(":0")
+            shared = variable.value if is_keras else variable
+            for each in getattr(shared, "values", [shared]):  # the replicas of one
+                self._names[_key_of(each)] = name
+        for graph in list(self._traced):
+            self._check(graph)
+
+    def allow(self, operation: tf.Operation) -> None:
+        """Lets an operation write, of a graph that is not finished."""
+        name, value = self._allowed
+        operation._set_attr(name, attr_value_pb2.AttrValue(s=value))
+
+    def check(self, graph: tf.Graph, wanted: Iterable[tf.Operation]) -> None:
+        """Looks at what a session is about to run of a graph of v1.
+
+        Raises:
+          LockError: it would write a locked variable.
+        """
+        graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), [op.name for op in wanted])
+        self._refuse(graph, graph_def, {})
+
+    def _look(self, graph: FuncGraph) -> None:
+        self._traced.add(graph)
+        if self._names:
+            self._check(graph)
+
+    def _check(self, graph: FuncGraph) -> None:
+        self._refuse(graph, graph.as_graph_def(), self._handles(graph))
+
+    def _refuse(self, graph: tf.Graph, graph_def: Any, handles: dict[str, str]) -> None:
+        scan = Scan(graph_def, aliases=self._names, allowed=self._allowed).run(handles)
+        writes = scan.writes or [w for w in map(self._by_python, scan.python) if w is not None]
+        if writes:
+            raise LockError(self._words(graph, writes[0], len(writes) - 1))
+
+    def _by_python(self, call: PythonCall) -> Write | None:
+        """Returns what a call of Python could write: what it can reach."""
+        function = script_ops._py_funcs.get(call.token)
+        if function is None or _is_ours(function):
+            return None
+        variable = reachable(function, lambda each: _key_of(each) in self._names)
+        if variable is None:
+            return None
+        named = self._names[_key_of(variable)]
+        return Write((named,), call.op, call.node, call.function)
+
+    def _handles(self, graph: FuncGraph) -> dict[str, str]:
+        """Returns which locked variable each captured placeholder holds."""
+        held = {}
+        for outer, inner in graph.captures:
+            if outer.dtype == tf.resource and hasattr(outer, "numpy"):
+                name = self._names.get(_resource_of(outer))
+                if name is not None:
+                    held[inner.op.name] = name
+        return held
+
+    def _words(self, graph: tf.Graph, write: Write, others: int) -> str:
+        named = ", ".join(write.variables[:_MOST_NAMED])
+        more = f" (and {others} more)" if others else ""
+        where = _line_of(graph, write)
+        return (
+            f"{self._who} would write {named}, which only the server writes: {write.op} "
+            f"{write.node!r}{where}{more}. Let the server do it, where agt.is_server(), or write "
+            "to a variable of your own."
+        )
+
+
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("aggregathor.")
+
+
+def _key_of(variable: Any) -> tuple[str, str]:
+    """Returns the container and the name of a variable, by which graphs know it too."""
+    if not isinstance(variable, tf.Variable) or hasattr(variable, "handle"):
+        if hasattr(variable.handle, "numpy"):
+            return _resource_of(variable.handle)
+        maker = variable.handle.op
+    else:
+        maker = variable.op  # a reference of v1
+    container, name = maker.get_attr("container"), maker.get_attr("shared_name")
+    return container.decode(), name.decode() or maker.name
+
+
+def _resource_of(handle: Any) -> tuple[str, str]:
+    """Returns the container and the name of a variable's resource, the same for all its handles."""
+    found = _RESOURCE.search(repr(handle))
+    return (found[2], found[1]) if found else ("", "")
+
+
+def _line_of(graph: tf.Graph, write: Write) -> str:
+    """Returns where in the user's script a node was made, as far as that is known."""
+    home = next((g for g in _graphs(graph) if g[0] == write.function), None)
+    if home is None:
+        return ""
+    operation = home[1].get_operation_by_name(write.node)
+    frames = [f for f in operation.traceback if not f.filename.startswith(_NOT_THE_USERS)]
+    return f" made at {_place(frames[-1])}" if frames else ""
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def _graphs(graph: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Gives a graph and those of the functions that it calls, with their names."""
+    yield name, graph
+    for function, atomic in getattr(graph, "_functions", {}).items():
+        inner = getattr(atomic, "cached_graph", None) or getattr(atomic, "graph", None)
+        if inner is not None:
+            yield from _graphs(inner, function)

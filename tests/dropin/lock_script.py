@@ -1,0 +1,51 @@
+"""Scripts whose workers write a shared variable in a step: each names the line that does it."""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import aggregathor as agt
+
+agt.init(gar="average", link_args={"timeout_s": 2.0})
+inputs = np.ones([8, 4], np.float32)
+
+
+def clipping():
+    """Keras: a train step that clips the weights, as a critic's does."""
+
+    class Critic(keras.Sequential):
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self(data[0]))
+            variables = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            for variable in variables:
+                variable.assign(keras.ops.clip(variable, -0.1, 0.1))  # the line
+            return {"loss": loss}
+
+    model = Critic([keras.layers.Dense(1)])  # not built yet
+    model.compile(agt.DistributedOptimizer(keras.optimizers.SGD(1.0)))
+    model.fit(inputs, inputs[:, :1], epochs=3, verbose=0)
+    sys.stdout.write(f"rank {agt.rank()}: {np.abs(model.get_weights()[0]).max() < 0.11}\n")
+
+
+def session():
+    """v1: a session that a worker sets a weight in, between two steps."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        weights = v1.get_variable("weights", [4], use_resource=True)
+        optimizer = agt.DistributedOptimizer(v1.train.GradientDescentOptimizer(0.1))
+        step = optimizer.minimize(tf.reduce_sum((inputs @ weights[:, None]) ** 2))
+        reset = v1.assign(weights, tf.zeros([4]))  # the line
+        session.run(v1.global_variables_initializer())
+        for _ in range(3):
+            session.run(step)
+        if not agt.is_server():
+            session.run(reset)
+        session.run(step)
+        sys.stdout.write(f"rank {agt.rank()}: True\n")
+
+
+{"clipping": clipping, "session": session}[sys.argv[1]]()
