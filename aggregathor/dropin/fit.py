@@ -163,11 +163,13 @@ class Fit:
 
         Else its variables would be made while the step is traced, and have no values then.
         """
-        if not self._takes_part(model) or model._distribute_strategy is not None:
+        is_built = all(layer.built for layer in model._flatten_layers())
+        if is_built or not self._takes_part(model) or model._distribute_strategy is not None:
             self._maybe_build(model, *args, **kwargs)
             return
-        # A model that has only a train step of its own cannot be called: its parts are built.
-        with contextlib.suppress(NotImplementedError, RuntimeError):
+        # A model that has only a train step of its own cannot be called; it has built parts. What
+        # else is wrong the step tells.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             model._symbolic_build(*args, **kwargs)
 
     def _make(self, model: Any, force: bool) -> None:

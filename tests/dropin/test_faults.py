@@ -86,8 +86,10 @@ def test_training_stops_where_the_rule_cannot_be_kept(tmp_path):
         STEPS="60",
     )
     assert done.returncode != 0
-    words = "nothing came from workers 1, 2, 3 (ranks 2, 3, 4), and median needs n >= 2f + 1"
-    assert words in done.stderr
+    # Two that have ended are too many for ever; the third may have gone meanwhile.
+    gone = r"workers 1, 2 \(ranks 2, 3\)|workers 1, 2, 3 \(ranks 2, 3, 4\)"
+    words = rf"nothing came from ({gone}), and median needs n >= 2f \+ 1"
+    assert re.search(words, done.stderr)
     assert f"Saved in {tmp_path / 'server.npz'}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not ends(done)
