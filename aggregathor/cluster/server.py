@@ -181,7 +181,7 @@ class ServerChannel:
             return self.aggregator.explain(stack_nd, self._ahead)
         present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
-            self._gar.check(n=len(present), f=self._setting.f, **self._setting.gar_parameters)
+            self._check_rule(len(present))
             explained = self.aggregator.explain(stack_nd[present])
         except UserError as error:
             raise RuleError(f"nothing came from {workers(missing)}, and {error}") from None
@@ -213,15 +213,18 @@ class ServerChannel:
 
     def _is_hopeless(self) -> bool:
         """Whether the rule cannot be applied any more, as too many processes have ended."""
-        gone, f = len(self._forgotten), self._setting.f
-        if gone <= f:
+        gone = len(self._forgotten)
+        if gone <= self._setting.f:
             return False
         try:
-            n = self._setting.num_workers - gone
-            self._gar.check(n=n, f=f, **self._setting.gar_parameters)
+            self._check_rule(self._setting.num_workers - gone)
         except UserError:
             return True
         return False
+
+    def _check_rule(self, n: int) -> None:
+        """Raises ``UserError`` where the rule cannot be applied to so many gradients."""
+        self._gar.check(n=n, f=self._setting.f, **self._setting.gar_parameters)
 
     def _whom(self) -> str:
         return f"{workers(self._link.waiting_for())} in round {self.round}"

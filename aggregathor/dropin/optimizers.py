@@ -70,8 +70,7 @@ class Optimizers:
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
-                shared = [variable_of(v) for v in variables]
-                exchange = Exchange(self._job, shared, params_d)
+                exchange = Exchange(self._job, [variable_of(v) for v in variables], params_d)
                 if self._guard is not None:
                     self._guard.lock(variables)
             self._exchanges[key] = exchange

@@ -132,7 +132,7 @@ def _is_ours(function: Any) -> bool:
 
 def _key_of(variable: Any) -> tuple[str, str]:
     """Returns the container and the name of a variable, by which graphs know it too."""
-    if not isinstance(variable, tf.Variable) or hasattr(variable, "handle"):
+    if hasattr(variable, "handle"):
         if hasattr(variable.handle, "numpy"):
             return _resource_of(variable.handle)
         maker = variable.handle.op
@@ -143,9 +143,9 @@ def _key_of(variable: Any) -> tuple[str, str]:
 
 
 def _resource_of(handle: Any) -> tuple[str, str]:
-    """Returns the container and the name of a variable's resource, the same for all its handles."""
+    """Returns the container and the name of a resource, the same for all its handles."""
     found = _RESOURCE.search(repr(handle))
-    return (found[2], found[1]) if found else ("", "")
+    return (found[2], found[1]) if found else ("", f"handle {id(handle)}")  # as nobody else
 
 
 def _line_of(graph: tf.Graph, write: Write) -> str:

@@ -84,9 +84,7 @@ class Scan:
         body = self._bodies[function] if function else self._graph
         return function, list(body.nodes).index(node)
 
-    def _follow(
-        self, body: _Body, held: dict[_Port, frozenset[str]]
-    ) -> dict[_Port, frozenset[str]]:
+    def _follow(self, body: _Body, held: _Held) -> _Held:
         """Returns which ports of a body refer to which variables, from those that are known to."""
         waiting = {reader for port in held for reader in body.readers[port[0]]}
         for node in body.interesting:
@@ -124,7 +122,7 @@ class Scan:
         if not union or op in effects.READS or self._is_allowed(node):
             return ()
         if op in effects.PASSES:
-            pairs = op in ("IdentityN", *effects.LOOPS) and len(operands) == len(types)
+            pairs = op == "IdentityN"
             return [
                 (operands[at] if pairs else union) if _may_hold(kind) else _NOTHING
                 for at, kind in enumerate(types)

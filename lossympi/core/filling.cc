@@ -1,7 +1,6 @@
 #include "lossympi/core/filling.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace lossympi {
 
@@ -20,12 +19,6 @@ void Filling::Add(int64_t first, int64_t count) {
     if ((lacking_[seq] -= next - at) == 0) whole_.push_back(static_cast<uint32_t>(seq));
     at = next;
   }
-}
-
-std::vector<uint32_t> Filling::TakeWhole() {
-  std::vector<uint32_t> whole = std::move(whole_);
-  whole_.clear();
-  return whole;
 }
 
 }  // namespace lossympi

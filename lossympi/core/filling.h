@@ -15,9 +15,8 @@ class Filling {
 
   // Floats [first, first + count), of 0..d-1, have been written, each once.
   void Add(int64_t first, int64_t count);
-  // The datagrams that have become whole since the last call.
-  std::vector<uint32_t> TakeWhole();
   void Clear();
+  const std::vector<uint32_t>& whole() const { return whole_; }  // datagrams, as they became so
 
  private:
   const Cut cut_;

@@ -19,11 +19,11 @@ class Outbox {
   // short: most of what is lost is on its way again before the last datagram has left.
   static constexpr uint32_t kReports = 4, kShort = 64;
 
-  // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst. What may leave is
-  // told by Add and AddRest. With `until_done`
-  // what is NACKed is sent again until the row is Done, or not Heard for `silence` after an END.
-  // Once most rows are Done, t after the start, the others have until 4 t + silence: a worker that
-  // never has enough must not hold up the others for long.
+  // To each of `rows`, `num_datagrams` of them, at most `most_at_once` a burst, when Add and
+  // AddRest have told that they may leave. With `until_done` what is NACKed is sent again until the
+  // row is Done, or not Heard for `silence` after an END. Once most rows are Done, t after the
+  // start, the others have until 4 t + silence: a worker that never has enough must not hold up the
+  // others for long.
   Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once, bool until_done,
          double silence, double now);
 

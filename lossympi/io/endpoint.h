@@ -65,8 +65,8 @@ class Endpoint : private Surroundings {
   // after true, or in another round, begins anew.
   bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
             const Interrupt& interrupt);
-  // The same for some datagrams of a gradient of which the rest is not written yet; `Send` then
-  // sends what is left.
+  // The same for some datagrams of a gradient of which the rest is not written yet, less those that
+  // have left; `Send` then sends what is left.
   bool SendPart(uint64_t round, const float* grad, const std::vector<uint32_t>& seqs,
                 double max_loss, double timeout, const Interrupt& interrupt);
   std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,

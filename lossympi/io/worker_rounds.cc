@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <vector>
 
 #include "lossympi/io/udp_socket.h"
 
@@ -44,18 +45,11 @@ bool UdpEnd::Send(uint64_t round, const float* grad, double seconds) {
 }
 
 bool UdpEnd::SendFilled(uint64_t round, const float* grad, double seconds) {
-  for (const uint32_t seq : filling_.TakeWhole()) leaving_.push_back(seq);
   const double until = Now() + seconds;
-  const bool left = leaving_.empty() || endpoint_->SendPart(round + kFirst, grad, leaving_,
-                                                            max_loss_, seconds, NoInterrupt);
-  if (!IsOver(left, until)) return false;
-  leaving_.clear();
-  return true;
-}
-
-void UdpEnd::Empty() {
-  filling_.Clear();
-  leaving_.clear();
+  const std::vector<uint32_t>& whole = filling_.whole();  // some may have left already
+  return whole.empty() ||
+         IsOver(endpoint_->SendPart(round + kFirst, grad, whole, max_loss_, seconds, NoInterrupt),
+                until);
 }
 
 bool UdpEnd::IsOver(bool is_done, double until) const {

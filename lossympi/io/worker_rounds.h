@@ -7,7 +7,6 @@
 #include <functional>
 #include <optional>
 #include <utility>
-#include <vector>
 
 #include "lossympi/core/filling.h"
 #include "lossympi/io/endpoint.h"
@@ -47,9 +46,9 @@ class UdpEnd : public WorkerEnd {
   UdpEnd(Endpoint* endpoint, double max_loss)
       : endpoint_(endpoint), max_loss_(max_loss), filling_(endpoint->cut()) {}
   bool Send(uint64_t round, const float* grad, double seconds) override;
-  void Fill(int64_t first, int64_t count) override { return filling_.Add(first, count); }
+  void Fill(int64_t first, int64_t count) override { filling_.Add(first, count); }
   bool SendFilled(uint64_t round, const float* grad, double seconds) override;
-  void Empty() override;
+  void Empty() override { filling_.Clear(); }
   Model Receive(uint64_t round, double seconds) override;
   bool server_left() override { return endpoint_->server_left(); }
 
@@ -60,7 +59,6 @@ class UdpEnd : public WorkerEnd {
   Endpoint* const endpoint_;
   const double max_loss_;
   Filling filling_;
-  std::vector<uint32_t> leaving_;  // datagrams that are to leave before the rest
 };
 
 class SharedEnd : public WorkerEnd {

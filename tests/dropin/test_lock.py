@@ -3,18 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.mpi.launch import check, run_on_one_host
+from tests.mpi.launch import check, train
 
 SCRIPT = Path(__file__).with_name("lock_script.py")
-QUIET = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
-
-
-def run(way, **environment):
-    return run_on_one_host(3, SCRIPT, way, warnings=(), timeout_s=120, **QUIET, **environment)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +16,7 @@ def run(way, **environment):
     ],
 )
 def test_a_worker_that_would_write_a_shared_variable_is_refused(way, variable, op):
-    done = run(way)
+    done = train(3, SCRIPT, way, TF_NUM_INTEROP_THREADS="1")
     assert done.returncode != 0
     found = re.search(
         r"rank [12] would write (\S+), which only the server writes: (\w+) '\S+' made at "
@@ -41,5 +32,5 @@ def test_a_worker_that_would_write_a_shared_variable_is_refused(way, variable, o
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["clipping", "session"])
 def test_without_the_lock_it_goes_on(way):
-    said = check(run(way, AGGREGATHOR_LOCK="off"))
+    said = check(train(3, SCRIPT, way, TF_NUM_INTEROP_THREADS="1", AGGREGATHOR_LOCK="off"))
     assert len(re.findall(r"rank \d: True", said)) == 3

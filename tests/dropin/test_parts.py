@@ -4,22 +4,14 @@ from pathlib import Path
 import pytest
 
 from lossympi import planes
-from tests.mpi.launch import check, run_on_one_host
+from tests.mpi.launch import check, train
 
 SCRIPT = Path(__file__).with_name("parts_script.py")
 
 
 @pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
 def test_gradients_that_leave_in_parts_train_as_whole_ones():
-    done = run_on_one_host(
-        *(3, SCRIPT),
-        warnings=(),
-        timeout_s=120,
-        TF_NUM_INTRAOP_THREADS="1",
-        TF_NUM_INTEROP_THREADS="2",
-        TF_CPP_MIN_LOG_LEVEL="2",
-    )
-    said = check(done)
+    said = check(train(3, SCRIPT, TF_NUM_INTEROP_THREADS="2"))
     trained = re.findall(r"rank (\d), ([a-z ]+): (\d) parts, weights (\w+)", said)
     assert len(trained) == 9
     for rank, name, num_parts, _ in trained:

@@ -46,6 +46,14 @@ def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), survives=False
     return run([*ONE_HOST, *flags, "-n", num_ranks, sys.executable, *warnings, *python], **more)
 
 
+def train(num_ranks, script, *words, **environment):
+    """Runs a training script on this machine, whose TensorFlow says little and takes one core."""
+    quiet = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return run_on_one_host(
+        num_ranks, script, *words, warnings=(), timeout_s=120, **quiet, **environment
+    )
+
+
 def check(done):
     """Fails with all that the ranks have said unless each of them ended well."""
     assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"

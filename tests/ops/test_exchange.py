@@ -499,6 +499,18 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("aggregathor.ops.channel._num_op_threads", lambda: 2)
 
 
+def step_with(function, channel):
+    """Returns a step whose first value, and no other, has to pass a function of Python."""
+
+    @tf.function
+    def step(given):
+        first = tf.numpy_function(function, [given[0]], tf.float32, stateful=False)
+        first.set_shape(SHAPES[0])
+        return channel.exchange([first, *given[1:]], forms())
+
+    return step
+
+
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.int32], ids=str)
 @pytest.mark.parametrize("mode", ["function", "graph"])
 def test_parts_that_are_long_come_before_the_rest(mode, dtype, opened, small_parts, rng):
@@ -537,14 +549,8 @@ def test_a_part_does_not_wait_for_the_others(opened, small_parts, rng):
         assert native.came.wait(WAIT_S)
         return value
 
-    @tf.function
-    def step(given):
-        first = tf.numpy_function(after_it_came, [given[0]], tf.float32, stateful=False)
-        first.set_shape(SHAPES[0])
-        return channel.exchange([first, *given[1:]], forms())
-
     sent = values(rng)
-    step(sent)
+    step_with(after_it_came, channel)(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     assert [first for _, first, _ in native.parts] == [7, 0]
 
@@ -570,15 +576,9 @@ def test_a_step_may_fail_after_a_part_has_come(mode, opened, small_parts, rng):
         assert native.came.wait(WAIT_S)
         raise ValueError("as it shall")
 
-    @tf.function
-    def failing(given):
-        first = tf.numpy_function(fails, [given[0]], tf.float32, stateful=False)
-        first.set_shape(SHAPES[0])
-        return channel.exchange([first, *given[1:]], forms())
-
     sent = values(rng)
     with pytest.raises(tf.errors.InvalidArgumentError, match="as it shall"):
-        failing(values(rng))
+        step_with(fails, channel)(values(rng))
     MODES[mode](lambda given: channel.exchange(given, forms()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     came = [(first, len(part)) for _, first, part in native.parts]
