@@ -21,6 +21,7 @@ from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.exchange import Exchange
+from aggregathor.dropin.initial import initialise, note_all
 from aggregathor.dropin.patches import as_method
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
@@ -45,6 +46,7 @@ class Optimizers:
         self._inside = threading.local()  # an original `apply`, which may call `apply`
         self._exchanges: dict[tuple[int, ...], Exchange] = {}
         self._marked: list[Any] = []  # kept alive, as an id is no name once it is free
+        note_all(guard)
         self._apply = BaseOptimizer.apply
         self._scaled_apply = LossScaleOptimizer.apply
         BaseOptimizer.apply = as_method(self._take_part)
@@ -66,7 +68,7 @@ class Optimizers:
             if optimizer not in self._marked:
                 self._marked.append(optimizer)
             with tf.init_scope():  # the values of now, even while a function is being traced
-                _check_values(variables)
+                initialise([v for v in map(variable_of, variables) if not _is_mirrored(v)])
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
@@ -219,16 +221,6 @@ def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
     return values
 
 
-def _check_values(variables: Sequence[Any]) -> None:
-    """Raises ``UserError`` for variables that a first call makes, and that have no values in it."""
-    for variable in map(variable_of, variables):
-        if not getattr(variable, "values", None) and not variable.is_initialized():
-            raise UserError(
-                f"{variable.name} has no value yet: the step that trains it makes it. Build the "
-                "model before, by an Input, model.build(shape), or a call outside of the step."
-            )
-
-
 def variable_of(variable: Any) -> tf.Variable:
     """Returns the ``tf.Variable`` of a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
@@ -236,9 +228,13 @@ def variable_of(variable: Any) -> tf.Variable:
 
 def _value(variable: Any) -> np.ndarray:
     variable = variable_of(variable)
-    if isinstance(variable, tf.distribute.DistributedValues):
+    if _is_mirrored(variable):
         variable = variable.values[0]  # as all its replicas are
     return variable.numpy()
+
+
+def _is_mirrored(variable: tf.Variable) -> bool:
+    return isinstance(variable, tf.distribute.DistributedValues)
 
 
 def _variables(optimizer: Any, given: Any) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
+import threading
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator
@@ -45,6 +47,7 @@ class Guard:
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[tuple[str, str], str] = {}  # by container and name of the resource
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
+        self._thread = threading.local()  # whose TensorFlow may be making a variable
         transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
 
     def close(self, wait_s: float = 0.0) -> None:
@@ -71,6 +74,15 @@ class Guard:
         name, value = self._allowed
         operation._set_attr(name, attr_value_pb2.AttrValue(s=value))
 
+    @contextlib.contextmanager
+    def making_a_variable(self) -> Iterator[None]:
+        """Lets TensorFlow build the branch that gives a variable its initial value."""
+        self._thread.makes = True
+        try:
+            yield
+        finally:
+            self._thread.makes = False
+
     def check(self, graph: tf.Graph, wanted: Iterable[tf.Operation]) -> None:
         """Looks at what a session is about to run of a graph of v1.
 
@@ -81,6 +93,10 @@ class Guard:
         self._refuse(graph, graph_def, {})
 
     def _look(self, graph: FuncGraph) -> None:
+        if getattr(self._thread, "makes", False):
+            for operation in graph.get_operations():
+                if operation.type == "AssignVariableOp":
+                    self.allow(operation)
         self._traced.add(graph)
         if self._names:
             self._check(graph)

@@ -1,0 +1,76 @@
+"""Trains models whose variables are made by the first call of their step, in a `tf.function`."""
+
+import hashlib
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+import aggregathor as agt
+
+agt.init(gar="median", f=1)
+pixels, labels = load_digits(return_X_y=True)
+pixels = (pixels / 16).astype(np.float32)
+loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def of_layers():
+    """Keras's layers, some of which have statistics and seeds, and an optimizer with slots."""
+    keras.utils.set_random_seed(agt.rank())  # the server's values count
+    model = keras.Sequential(
+        [
+            *(keras.layers.Dense(32, "relu"), keras.layers.BatchNormalization()),
+            *(keras.layers.Dropout(0.1), keras.layers.Dense(10)),
+        ]
+    )
+    return model, model, keras.optimizers.Adam(0.01)
+
+
+def nested():
+    """The model's call is a function of its own within the step."""
+    model, _, optimizer = of_layers()
+    return model, tf.function(model), optimizer
+
+
+def of_a_module():
+    """A module of TensorFlow's, which draws its initial values while it is traced."""
+
+    class Lazy(tf.Module):
+        weights = None
+
+        def __call__(self, x, training):
+            if self.weights is None:
+                self.weights = tf.Variable(tf.random.normal([64, 10], stddev=0.1))
+                self.bias = tf.Variable(tf.zeros([10]))
+            return x @ self.weights + self.bias
+
+    model = Lazy()
+    return model, model, keras.optimizers.SGD(0.5)
+
+
+def train(model, call, optimizer):
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, call(x, training=True))
+        variables = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    rng = np.random.default_rng(agt.rank())
+    for _ in range(60):
+        batch = rng.integers(0, 1400, 64)
+        step(pixels[batch], labels[batch])
+
+
+for make in (of_layers, nested, of_a_module):
+    model, call, optimizer = make()
+    train(model, call, agt.DistributedOptimizer(optimizer))
+    scores = model(pixels[1400:], training=False)
+    accuracy = np.mean(np.argmax(scores, axis=1) == labels[1400:])
+    digest = hashlib.sha256(b"".join(np.asarray(v).tobytes() for v in model.trainable_variables))
+    sys.stdout.write(
+        f"rank {agt.rank()}, {make.__name__}: accuracy {accuracy:.2f}, {digest.hexdigest()}\n"
+    )
