@@ -15,7 +15,7 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
-LOCKS = ("scan", "off")
+LOCKS = ("scan", "digest", "off")
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
@@ -47,8 +47,10 @@ class Config:
       checkpoint_every: rounds between two checkpoints.
       output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
         that of "all". Standard error is everybody's.
-      lock: "scan" looks at the graphs that a worker traces, and refuses those that could write
-        what only the server writes; "off" looks at nothing.
+      lock: what keeps a worker from writing what only the server writes, several with commas
+        between: "scan" looks at the graphs that it traces, and refuses those that could write it;
+        "digest" sees in every round whether it was written; "off" is nothing.
+      digest_every: rounds between two that the digest looks at, plus one.
       stop_after_s: seconds after which the server stops the training where too few gradients arrive
         for the rule, round after round.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
@@ -71,8 +73,14 @@ class Config:
     checkpoint_every: int = 100
     output: str = "server"
     lock: str = "scan"
+    digest_every: int = 1
     stop_after_s: float = 60.0
     start_s: float = 300.0
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The parts of ``lock``."""
+        return tuple(self.lock.split(","))
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
@@ -101,11 +109,17 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS), ("lock", LOCKS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
-        for name in ("monitor_every", "checkpoint_every"):
+        for name, known, values in (
+            ("transport", TRANSPORTS, [self.transport]),
+            ("output", OUTPUTS, [self.output]),
+            ("lock", LOCKS, self.locks),
+        ):
+            for value in values:
+                if value not in known:
+                    raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
+        if "off" in self.locks[1:] or self.locks[0] == "off" != self.lock:
+            raise UserError(f"lock={self.lock!r}: off stands alone.")
+        for name in ("monitor_every", "checkpoint_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")
         for name in ("start_s", "stop_after_s"):

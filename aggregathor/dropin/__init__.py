@@ -30,7 +30,7 @@ def install(job: Job) -> None:
         )
     checkpoints = Checkpoints(job)
     guard = None
-    if not job.is_server and job.config.lock == "scan":
+    if not job.is_server and "scan" in job.config.locks:
         guard = Guard(f"rank {job.ranks.rank}")
         job.at_close(guard.close)
     optimizers = Optimizers(job, checkpoints, guard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,22 +13,23 @@ from aggregathor import ops
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.server import ServerChannel
 from aggregathor.flat import FlatLayout
+from aggregathor.lock import Digest, name_of, variable_of
 from aggregathor.ops.channel import Form
 
 
 class Exchange:
     """A channel for a list of variables; eagerly, in a ``tf.function`` and in a v1 graph."""
 
-    def __init__(self, job: Job, variables: Sequence[tf.Variable], params_d: np.ndarray) -> None:
+    def __init__(self, job: Job, variables: Sequence[Any], params_d: np.ndarray) -> None:
         """Opens the channel; collective.
 
         Args:
           job: of this process.
-          variables: the same on all ranks, in the same order.
+          variables: of TensorFlow or Keras, the same on all ranks, in the same order.
           params_d: their values, float32 [d], as all ranks have them.
         """
         self._job = job
-        self._variables = list(variables)
+        self._variables = [variable_of(v) for v in variables]
         self._layout = FlatLayout(self._variables)
         self._forms = [
             Form(shape, dtype)
@@ -37,6 +39,13 @@ class Exchange:
         native = self._channel.native(self._fail)
         self._way = ops.kernels().channel(self._round, self._layout.dim, native)
         job.at_close(self._way.close)
+        self._digest: Digest | None = None
+        if not job.is_server and "digest" in job.config.locks:
+            who, names = f"rank {job.ranks.rank}", [name_of(v) for v in variables]
+            every = job.config.digest_every
+            self._digest = Digest(who, names, every, lambda: self._channel.round)
+            job.at_synchronise(self._digest.forget)
+            job.at_close(self._digest.close)
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""
@@ -48,7 +57,14 @@ class Exchange:
 
     def replace(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Worker: sends the gradients; gives the variables' new values."""
-        return self._exchange(self._layout.dense(gradients), self._forms)
+        dense = self._layout.dense(gradients)
+        if self._digest is None:
+            return self._exchange(dense, self._forms)
+        # The last moment before the variables may be written.
+        with _after(self._digest.compare(self._variables)):
+            values = self._exchange(dense, self._forms)
+        with _after(self._digest.note(values)):
+            return [tf.identity(value) for value in values]
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
         """Concatenates gradients to float32 [d]."""
@@ -89,3 +105,10 @@ class Exchange:
     def _fail(self, error: Exception) -> None:
         """Keeps an error: within a graph TensorFlow raises one of its own instead."""
         self._job.failure = error
+
+
+def _after(operation: Any) -> contextlib.AbstractContextManager[Any]:
+    """Has what is made in the context wait for an operation of a graph; eagerly it is over."""
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    return tf.control_dependencies([operation])

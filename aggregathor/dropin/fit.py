@@ -23,9 +23,10 @@ from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.server import TrainingStopped
 from aggregathor.cluster.terminal import say
 from aggregathor.dropin import xla
-from aggregathor.dropin.optimizers import Optimizers, synchronise, variable_of
+from aggregathor.dropin.optimizers import Optimizers, synchronise
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
+from aggregathor.lock import variable_of
 
 # What a worker's `fit` leaves out: they write files, or decide for all ranks.
 SERVERS_CALLBACKS = (

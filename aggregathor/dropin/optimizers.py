@@ -26,7 +26,7 @@ from aggregathor.dropin.patches import as_method
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
-from aggregathor.lock import Guard
+from aggregathor.lock import Guard, variable_of
 
 
 class Optimizers:
@@ -72,7 +72,7 @@ class Optimizers:
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
-                exchange = Exchange(self._job, [variable_of(v) for v in variables], params_d)
+                exchange = Exchange(self._job, variables, params_d)
                 if self._guard is not None:
                     self._guard.lock(variables)
             self._exchanges[key] = exchange
@@ -219,11 +219,6 @@ def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
     return values
-
-
-def variable_of(variable: Any) -> tf.Variable:
-    """Returns the ``tf.Variable`` of a Keras variable."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _value(variable: Any) -> np.ndarray:

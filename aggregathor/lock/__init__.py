@@ -1,5 +1,6 @@
 """Keeps what only the server writes from being written by workers."""
 
-from aggregathor.lock.guard import Guard, LockError
+from aggregathor.lock.digest import Digest
+from aggregathor.lock.guard import Guard, LockError, name_of, variable_of
 
-__all__ = ["Guard", "LockError"]
+__all__ = ["Digest", "Guard", "LockError", "name_of", "variable_of"]

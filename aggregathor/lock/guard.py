@@ -61,11 +61,9 @@ class Guard:
           LockError: what was traced before would write one.
         """
         for variable in variables:
-            is_keras = isinstance(variable, keras.Variable)
-            name = variable.path if is_keras else variable.name.removesuffix(":0")
-            shared = variable.value if is_keras else variable
+            shared = variable_of(variable)
             for each in getattr(shared, "values", [shared]):  # the replicas of one
-                self._names[_key_of(each)] = name
+                self._names[_key_of(each)] = name_of(variable)
         for graph in list(self._traced):
             self._check(graph)
 
@@ -140,6 +138,18 @@ class Guard:
             f"{write.node!r}{where}{more}. Let the server do it, where agt.is_server(), or write "
             "to a variable of your own."
         )
+
+
+def variable_of(variable: Any) -> tf.Variable:
+    """Returns the ``tf.Variable`` of a Keras variable."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def name_of(variable: Any) -> str:
+    """Returns what a user knows a variable by: of Keras its path."""
+    if isinstance(variable, keras.Variable):
+        return variable.path
+    return variable.name.removesuffix(":0")
 
 
 def _is_ours(function: Any) -> bool:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from aggregathor.ops import arrays
 from aggregathor.ops.channel import Channel, Function, Native, NativeChannel, PythonChannel
+from aggregathor.ops.notes import NativeNotes, Notes, OnChange, PythonNotes
 
 _ops: Any = None
 _library: Any = None
@@ -34,6 +35,13 @@ def channel(function: Function, dim: int, native: Native | None = None) -> Chann
     if not hasattr(_ops, "aggregathor_fill"):  # a library of before
         return PythonChannel(function, dim)
     return NativeChannel(_ops, _library, function, dim, native)
+
+
+def notes(size: int, every: int, on_change: OnChange) -> Notes:
+    """Notes of what tensors are, taken and compared within a step."""
+    if not hasattr(_ops, "aggregathor_note"):  # a library of before
+        return PythonNotes(size, every, on_change)
+    return NativeNotes(_ops, _library, size, every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.ops.channel import Channel, Function, Native, PythonChannel
+from aggregathor.ops.notes import Notes, OnChange, PythonNotes
 from aggregathor.ops.too_few import too_few
 
 
@@ -22,6 +23,11 @@ def has_arrays() -> bool:
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
     """A way from a graph to a function of Python."""
     return PythonChannel(function, dim)
+
+
+def notes(size: int, every: int, on_change: OnChange) -> Notes:
+    """Notes of what tensors are, taken and compared within a step."""
+    return PythonNotes(size, every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -1,0 +1,101 @@
+"""A job whose second worker changes a shared variable between two steps, in ways no graph shows."""
+
+import ctypes
+import hashlib
+import sys
+import tempfile
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import aggregathor as agt
+from aggregathor import dropin
+
+agt.init(gar="average", lock="scan,digest")
+inputs = np.random.default_rng(agt.rank()).standard_normal((32, 4), dtype=np.float32)
+keras.utils.set_random_seed(1)
+model = keras.Sequential([keras.Input([4]), keras.layers.Dense(3), keras.layers.Dense(1)])
+kernel = model.trainable_variables[0].value
+optimizer = agt.DistributedOptimizer(keras.optimizers.SGD(0.01))
+model.compile(optimizer, "mse")
+
+
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+
+graph_step = tf.function(step)
+
+
+def in_graphs(between):
+    graph_step(inputs)
+    between()
+    graph_step(inputs)
+
+
+def eager(between):
+    step(inputs)
+    between()
+    step(inputs)
+
+
+def fit(between):
+    class Between(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 0:
+                between()
+
+    model.fit(inputs, inputs[:, :1], verbose=0, batch_size=16, callbacks=[Between()])
+
+
+def nothing():
+    """What an honest script does."""
+    model(inputs)
+    np.mean(kernel.numpy())
+
+
+def eagerly():
+    kernel.assign_add(tf.ones_like(kernel))
+
+
+def by_one_bit():
+    bits = tf.bitcast(kernel, tf.int32)
+    kernel.assign(tf.bitcast(tf.tensor_scatter_nd_add(bits, [[0, 0]], [1]), tf.float32))
+
+
+def in_another_thread():
+    thread = threading.Thread(target=eagerly)
+    thread.start()
+    thread.join()
+
+
+def in_memory():
+    """As native code can, which asks nobody."""
+    address = np.asarray(memoryview(kernel.read_value())).ctypes.data
+    ctypes.c_float.from_address(address).value = 7.0
+
+
+def restored():
+    with tempfile.TemporaryDirectory() as folder:
+        path = tf.train.Checkpoint(kernel=tf.Variable(tf.zeros_like(kernel))).write(f"{folder}/a")
+        tf.train.Checkpoint(kernel=kernel).read(path)
+
+
+def seen():
+    """How often a change was seen, on a worker."""
+    exchanges = dropin._installed[0]._exchanges.values()
+    return sum(exchange._digest.changed.total() for exchange in exchanges if exchange._digest)
+
+
+for way in (nothing, eagerly, by_one_bit, in_another_thread, in_memory, restored):
+    for train in (in_graphs, eager, fit):
+        before = seen()
+        train(way if agt.rank() == 2 else nothing)
+        changed = seen() - before
+        digest = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+        name = f"{way.__name__}, {train.__name__}"
+        sys.stdout.write(f"rank {agt.rank()}, {name}: {changed} seen, {digest}\n")
