@@ -11,7 +11,8 @@ wrong where TensorFlow itself does not import:
 For training scripts, started by ``aggregathor run`` or ``mpirun``:
 
 - ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part.
-- ``shard`` gives each worker its own part of the data.
+- ``shard`` gives each worker its own part of the data; ``lock`` keeps workers from writing
+  variables before, or beside, what optimizers train.
 - ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how, the latter by a
   ``RoundReport``.
 """
@@ -30,6 +31,7 @@ _HOMES = {
     "init": "aggregathor.cluster.job",
     "is_server": "aggregathor.cluster.job",
     "last_round": "aggregathor.cluster.job",
+    "lock": "aggregathor.dropin",
     "num_workers": "aggregathor.cluster.job",
     "rank": "aggregathor.cluster.job",
     "shard": "aggregathor.dropin.data",

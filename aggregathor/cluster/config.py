@@ -15,7 +15,7 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
-LOCKS = ("scan", "digest", "off")
+LOCKS = ("scan", "patch", "digest", "off")
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
@@ -49,7 +49,8 @@ class Config:
         that of "all". Standard error is everybody's.
       lock: what keeps a worker from writing what only the server writes, several with commas
         between: "scan" looks at the graphs that it traces, and refuses those that could write it;
-        "digest" sees in every round whether it was written; "off" is nothing.
+        "patch" lets them write a copy instead, where that can be, and refuses the others; "digest"
+        sees in every round whether it was written; "off" is nothing.
       digest_every: rounds between two that the digest looks at, plus one.
       stop_after_s: seconds after which the server stops the training where too few gradients arrive
         for the rule, round after round.

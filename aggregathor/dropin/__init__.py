@@ -19,6 +19,7 @@ from aggregathor.errors import UserError
 from aggregathor.lock import Guard
 
 _installed: list[Optimizers | V1] = []  # Keras's, then v1's
+_guard: Guard | None = None  # of a worker whose graphs are looked at
 
 
 def install(job: Job) -> None:
@@ -28,18 +29,19 @@ def install(job: Job) -> None:
             f"Keras runs on {keras.backend.backend()} and must run on TensorFlow. Unset "
             "KERAS_BACKEND, or set it to tensorflow."
         )
+    global _guard
     checkpoints = Checkpoints(job)
-    guard = None
-    if not job.is_server and "scan" in job.config.locks:
-        guard = Guard(f"rank {job.ranks.rank}")
-        job.at_close(guard.close)
-    optimizers = Optimizers(job, checkpoints, guard)
+    patches = "patch" in job.config.locks
+    if not job.is_server and (patches or "scan" in job.config.locks):
+        _guard = Guard(f"rank {job.ranks.rank}", patches=patches)
+        job.at_close(_guard.close)
+    optimizers = Optimizers(job, checkpoints, _guard)
     Fit(job, optimizers, checkpoints)
     job.at_begin(Seeds(job.ranks.rank).begin)
     if not job.is_server:
         job.at_close(PrivateFiles(job.ranks.rank).remove)
     strategies.refuse()
-    _installed.extend([optimizers, V1(job, guard)])
+    _installed.extend([optimizers, V1(job, _guard)])
 
 
 def distribute_all() -> None:
@@ -74,3 +76,40 @@ def DistributedOptimizer(optimizer: Any) -> Any:
         _installed[0 if isinstance(optimizer, kinds[0]) else 1].mark(optimizer)
     check_initialised("agt.DistributedOptimizer")
     return optimizer
+
+
+def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
+    """Keeps the graphs that a worker traces from now on from writing variables.
+
+    What an optimizer of the job trains is locked as its first step is traced: this locks it sooner,
+    so that whatever is traced before is looked at too, or locks other variables. On the server,
+    which may write, in a process that was started alone, and with ``lock="off"`` it does nothing.
+
+    Args:
+      model_or_variables: variables of Keras or TensorFlow; or what has ``trainable_variables``,
+        which are meant then: those of a model's that are its own, such as the statistics of batch
+        normalisation, stay open.
+      on_violation: "error" refuses a graph that could write; "patch" lets it write a copy of this
+        worker's own instead, and says so, where the graph names the variable itself, and refuses it
+        elsewhere. Unless it is given, as ``lock`` of ``agt.init`` says. Graphs of
+        ``tf.compat.v1`` are always refused.
+    Raises:
+      UserError: there is nothing to lock, or ``agt.init`` was not called.
+      LockError: a graph that was traced before could write one.
+    """
+    check_initialised("agt.lock")
+    if on_violation not in (None, "error", "patch"):
+        raise UserError(f"on_violation must be 'error' or 'patch', got {on_violation!r}.")
+    found = getattr(model_or_variables, "trainable_variables", model_or_variables)
+    variables = list(found) if isinstance(found, (list, tuple)) else [found]
+    kinds = (tf.Variable, keras.Variable, tf.distribute.DistributedValues)
+    for each in variables:
+        if not isinstance(each, kinds):
+            raise UserError(f"agt.lock takes a model or variables, got {type(each).__name__}.")
+    if not variables:
+        raise UserError(
+            "agt.lock was given nothing that has variables: build the model before, by an Input, "
+            "model.build(shape), or a call."
+        )
+    if _guard is not None:
+        _guard.lock(variables, patch=None if on_violation is None else on_violation == "patch")

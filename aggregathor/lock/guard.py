@@ -21,7 +21,10 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
 
 import aggregathor
+from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
+from aggregathor.lock import effects
+from aggregathor.lock.patch import Copies, Key, writes_of
 from aggregathor.lock.python import reachable
 from aggregathor.lock.scan import PythonCall, Scan, Write
 
@@ -41,11 +44,19 @@ class Guard:
     when they have been traced; what was traced before a variable was locked is looked at then.
     """
 
-    def __init__(self, who: str) -> None:
-        """Begins to look; ``who`` may not write, such as "rank 2"."""
+    def __init__(self, who: str, *, patches: bool = False) -> None:
+        """Begins to look.
+
+        Args:
+          who: may not write, such as "rank 2".
+          patches: what ``lock`` does unless it is told.
+        """
         self._who = who
+        self._patches = patches
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
-        self._names: dict[tuple[str, str], str] = {}  # by container and name of the resource
+        self._names: dict[Key, str] = {}  # of locked variables
+        self._patched: dict[Key, tf.Variable] = {}  # those of which a copy is written instead
+        self._copies = Copies()
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
         self._thread = threading.local()  # whose TensorFlow may be making a variable
         transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
@@ -54,9 +65,15 @@ class Guard:
         """Looks no more; nothing is waited for."""
         transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
 
-    def lock(self, variables: Iterable[tf.Variable | keras.Variable]) -> None:
+    def lock(
+        self, variables: Iterable[tf.Variable | keras.Variable], *, patch: bool | None = None
+    ) -> None:
         """Locks more variables, of TensorFlow or Keras.
 
+        Args:
+          variables: of TensorFlow or Keras.
+          patch: lets graphs that are traced from now on write a copy of this process's own instead,
+            where they name the variable itself; else, and elsewhere, they are refused.
         Raises:
           LockError: what was traced before would write one.
         """
@@ -64,6 +81,8 @@ class Guard:
             shared = variable_of(variable)
             for each in getattr(shared, "values", [shared]):  # the replicas of one
                 self._names[_key_of(each)] = name_of(variable)
+                if self._patches if patch is None else patch:
+                    self._patched[_key_of(each)] = each
         for graph in list(self._traced):
             self._check(graph)
 
@@ -96,8 +115,37 @@ class Guard:
                 if operation.type == "AssignVariableOp":
                     self.allow(operation)
         self._traced.add(graph)
+        if self._patched:
+            self._patch(graph)
         if self._names:
             self._check(graph)
+
+    def _patch(self, graph: FuncGraph) -> None:
+        """Turns the writes of a graph to copies, as far as they name the variable itself."""
+        for operation, at, key in list(writes_of(graph, self._key_of_handle)):
+            if self._is_allowed(operation):
+                continue
+            operation._update_input(at, self._copies.handle_in(graph, key, self._patched[key]))
+            say(
+                f"{self._who}: {operation.type} {operation.name!r}{_made_at(operation)} writes a "
+                f"copy of {self._names[key]}, which only the server writes"
+            )
+
+    def _key_of_handle(self, tensor: Any) -> Key | None:
+        """Returns which variable, of those to patch, a handle is of."""
+        if tensor.dtype != tf.resource:
+            return None
+        if hasattr(tensor, "numpy"):
+            key = _resource_of(tensor)
+        elif tensor.op.type in effects.SOURCES:
+            key = _key_of_maker(tensor.op)
+        else:
+            return None
+        return key if key in self._patched else None
+
+    def _is_allowed(self, operation: tf.Operation) -> bool:
+        name, value = self._allowed
+        return operation.node_def.attr[name].s == value
 
     def _check(self, graph: FuncGraph) -> None:
         self._refuse(graph, graph.as_graph_def(), self._handles(graph))
@@ -156,19 +204,21 @@ def _is_ours(function: Any) -> bool:
     return str(getattr(function, "__module__", "")).startswith("aggregathor.")
 
 
-def _key_of(variable: Any) -> tuple[str, str]:
+def _key_of(variable: Any) -> Key:
     """Returns the container and the name of a variable, by which graphs know it too."""
     if hasattr(variable, "handle"):
         if hasattr(variable.handle, "numpy"):
             return _resource_of(variable.handle)
-        maker = variable.handle.op
-    else:
-        maker = variable.op  # a reference of v1
+        return _key_of_maker(variable.handle.op)
+    return _key_of_maker(variable.op)  # a reference of v1
+
+
+def _key_of_maker(maker: tf.Operation) -> Key:
     container, name = maker.get_attr("container"), maker.get_attr("shared_name")
     return container.decode(), name.decode() or maker.name
 
 
-def _resource_of(handle: Any) -> tuple[str, str]:
+def _resource_of(handle: Any) -> Key:
     """Returns the container and the name of a resource, the same for all its handles."""
     found = _RESOURCE.search(repr(handle))
     return (found[2], found[1]) if found else ("", f"handle {id(handle)}")  # as nobody else
@@ -179,7 +229,10 @@ def _line_of(graph: tf.Graph, write: Write) -> str:
     home = next((g for g in _graphs(graph) if g[0] == write.function), None)
     if home is None:
         return ""
-    operation = home[1].get_operation_by_name(write.node)
+    return _made_at(home[1].get_operation_by_name(write.node))
+
+
+def _made_at(operation: tf.Operation) -> str:
     frames = [f for f in operation.traceback if not f.filename.startswith(_NOT_THE_USERS)]
     return f" made at {_place(frames[-1])}" if frames else ""
 

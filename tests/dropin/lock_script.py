@@ -48,4 +48,25 @@ def session():
         sys.stdout.write(f"rank {agt.rank()}: True\n")
 
 
-{"clipping": clipping, "session": session}[sys.argv[1]]()
+def frozen():
+    """A layer that is not trained, which the script locks itself, in front of a loop."""
+    embedding = tf.Variable(tf.ones([4]), name="embedding")
+    dense = tf.Variable(tf.ones([4, 1]))
+    agt.lock([embedding], on_violation=sys.argv[2])
+    optimizer = agt.DistributedOptimizer(keras.optimizers.SGD(0.1))
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(((inputs * embedding) @ dense) ** 2)
+        optimizer.apply(tape.gradient(loss, [dense]), [dense])
+        if agt.rank() > 0:
+            embedding.assign(2 * embedding)  # the line
+
+    for _ in range(3):
+        step()
+    values = np.asarray(embedding)
+    sys.stdout.write(f"rank {agt.rank()}: {values.min() == values.max() == 1}\n")
+
+
+{"clipping": clipping, "session": session, "frozen": frozen}[sys.argv[1]]()
