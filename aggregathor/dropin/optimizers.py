@@ -22,11 +22,11 @@ from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.exchange import Exchange
 from aggregathor.dropin.initial import initialise, note_all
-from aggregathor.dropin.patches import as_method
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
 from aggregathor.lock import Guard, variable_of
+from aggregathor.patches import as_method
 
 
 class Optimizers:

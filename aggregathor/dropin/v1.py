@@ -19,9 +19,9 @@ from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptim
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.exchange import Exchange
-from aggregathor.dropin.patches import as_method
 from aggregathor.flat import FlatLayout
 from aggregathor.lock import Guard
+from aggregathor.patches import as_method
 
 v1 = tf.compat.v1
 
@@ -46,11 +46,15 @@ class V1:
         self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
         self._apply = Optimizer.apply_gradients
         self._run = BaseSession.run
+        self._make_callable = BaseSession.make_callable
+        self._partial_run_setup = BaseSession.partial_run_setup
         Optimizer.apply_gradients = as_method(self._take_part)
         SyncReplicasOptimizer.apply_gradients = as_method(self._take_part)
         # Rounds are synchronous without its queues and tokens.
         SyncReplicasOptimizer.make_session_run_hook = lambda *_, **__: v1.train.SessionRunHook()
         BaseSession.run = as_method(self._run_synchronised)
+        BaseSession.make_callable = as_method(self._make_synchronised)
+        BaseSession.partial_run_setup = as_method(self._set_up_synchronised)
         if not job.is_server:
             _write_nothing()
 
@@ -101,6 +105,24 @@ class V1:
         return tf.group(applied, published, name=name)
 
     def _run_synchronised(self, session: Any, fetches: Any, *args: Any, **kwargs: Any) -> Any:
+        self._before(session, fetches)
+        return self._run(session, fetches, *args, **kwargs)
+
+    def _make_synchronised(self, session: Any, fetches: Any, *args: Any, **kwargs: Any) -> Any:
+        made = self._make_callable(session, fetches, *args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._before(session, fetches)
+            return made(*args, **kwargs)
+
+        return call
+
+    def _set_up_synchronised(self, session: Any, fetches: Any, *args: Any, **kwargs: Any) -> Any:
+        self._before(session, fetches)
+        return self._partial_run_setup(session, fetches, *args, **kwargs)
+
+    def _before(self, session: Any, fetches: Any) -> None:
+        """Is called before fetches are run; the first time they train it is collective."""
         waiting = self._unsynchronised.get(session.graph)
         if waiting and _needs(session.graph, fetches, waiting):
             del self._unsynchronised[session.graph]
@@ -110,7 +132,6 @@ class V1:
                 self._checked[session.graph] = set()
         if self._guard is not None and session.graph in self._checked:
             self._check(self._guard, session.graph, fetches)
-        return self._run(session, fetches, *args, **kwargs)
 
     def _check(self, guard: Guard, graph: tf.Graph, fetches: Any) -> None:
         """Looks at what is run for the first time since variables were locked."""

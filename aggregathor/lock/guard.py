@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager.polymorphic_function import transform
+from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
@@ -27,6 +28,7 @@ from aggregathor.lock import effects
 from aggregathor.lock.patch import Copies, Key, writes_of
 from aggregathor.lock.python import reachable
 from aggregathor.lock.scan import PythonCall, Scan, Write
+from aggregathor.patches import as_method
 
 _RESOURCE = re.compile(r'ResourceHandle\(name="([^"]*)".*?container="([^"]*)"', re.S)
 _MOST_NAMED = 3  # variables in an error
@@ -60,10 +62,13 @@ class Guard:
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
         self._thread = threading.local()  # whose TensorFlow may be making a variable
         transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
+        self._wrap = WrappedFunction.__init__
+        WrappedFunction.__init__ = as_method(self._look_and_wrap)
 
     def close(self, wait_s: float = 0.0) -> None:
         """Looks no more; nothing is waited for."""
         transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
+        WrappedFunction.__init__ = self._wrap
 
     def lock(
         self, variables: Iterable[tf.Variable | keras.Variable], *, patch: bool | None = None
@@ -119,6 +124,11 @@ class Guard:
             self._patch(graph)
         if self._names:
             self._check(graph)
+
+    def _look_and_wrap(self, function: Any, graph: FuncGraph, *args: Any, **kwargs: Any) -> None:
+        """Looks at what ``tf.compat.v1.wrap_function`` makes, which is not told of."""
+        self._look(graph)
+        self._wrap(function, graph, *args, **kwargs)
 
     def _patch(self, graph: FuncGraph) -> None:
         """Turns the writes of a graph to copies, as far as they name the variable itself."""

@@ -1,6 +1,7 @@
 """Scripts whose workers write a shared variable in a step: each names the line that does it."""
 
 import sys
+from functools import partial
 
 import keras
 import numpy as np
@@ -40,11 +41,17 @@ def session():
         step = optimizer.minimize(tf.reduce_sum((inputs @ weights[:, None]) ** 2))
         reset = v1.assign(weights, tf.zeros([4]))  # the line
         session.run(v1.global_variables_initializer())
+        make_step, make_reset = (
+            session.make_callable(each)
+            if sys.argv[2:] == ["callable"]
+            else partial(session.run, each)
+            for each in (step, reset)
+        )
         for _ in range(3):
-            session.run(step)
+            make_step()
         if not agt.is_server():
-            session.run(reset)
-        session.run(step)
+            make_reset()
+        make_step()
         sys.stdout.write(f"rank {agt.rank()}: True\n")
 
 

@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).with_name("lock_script.py")
     [
         pytest.param("clipping", "critic/dense/kernel", "AssignVariableOp", id="Keras"),
         pytest.param("session", "weights", "AssignVariableOp", id="v1"),
+        pytest.param("session callable", "weights", "AssignVariableOp", id="v1 callable"),
         pytest.param("frozen error", "embedding", "AssignVariableOp", id="agt.lock"),
     ],
 )

@@ -99,6 +99,10 @@ def by_destroying(v):
     tf.raw_ops.DestroyResourceOp(resource=v.handle)
 
 
+def by_wrapped_function(v):
+    tf.compat.v1.wrap_function(lambda: v.assign(ONES), [])()
+
+
 def by_numpy_function(v):
     def write():
         v.assign(ONES)
@@ -147,6 +151,7 @@ WRITES = {
     "variable argument": by_variable_as_argument,
     "second optimizer": by_second_optimizer,
     "destroyed": by_destroying,
+    "wrapped function": by_wrapped_function,
     "numpy_function": by_numpy_function,
     "py_function": by_py_function_of_a_model,
 }
@@ -178,6 +183,12 @@ def test_the_same_to_a_variable_of_ones_own_is_allowed(way, guard):
     if way == "count up":
         own = tf.Variable(0)
     run(way, own)
+
+
+def test_a_function_of_v1_is_found(guard):
+    v = locked(guard)
+    with pytest.raises(LockError, match=r"rank 2 would write kernel"):
+        by_wrapped_function(v)
 
 
 def test_what_was_traced_before_the_lock_is_found_then(guard):
