@@ -243,7 +243,8 @@ def _line_of(graph: tf.Graph, write: Write) -> str:
 
 
 def _made_at(operation: tf.Operation) -> str:
-    frames = [f for f in operation.traceback if not f.filename.startswith(_NOT_THE_USERS)]
+    made = operation.traceback or []  # none of what was imported
+    frames = [f for f in made if not f.filename.startswith(_NOT_THE_USERS)]
     return f" made at {_place(frames[-1])}" if frames else ""
 
 

@@ -1,0 +1,52 @@
+"""Every way to write a locked variable meets the layers that the table says, and no others."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from aggregathor import ops
+from aggregathor.lock import Guard, LockError
+from tests.lock.ways import MATRIX
+
+WAYS = pytest.mark.parametrize("way", MATRIX, ids=lambda way: way.__name__)
+
+
+def variable():
+    # On the heap by itself: memory that nobody else shares.
+    return tf.Variable(tf.random.uniform([2, 3]) * 0, name="kernel")
+
+
+@WAYS
+def test_the_scan(way):
+    v = variable()
+    with contextlib.closing(Guard("rank 1")) as guard:
+        guard.lock([v])
+        if "S" in MATRIX[way]:
+            with pytest.raises(LockError, match="rank 1 would write kernel"):
+                way(v)
+            np.testing.assert_array_equal(v, 0)
+        else:
+            way(v)
+            assert (v.numpy() != 0).any()
+
+
+@WAYS
+def test_the_digest(way):
+    v = variable()
+    told = []
+    notes = ops.kernels().notes(1, 1, told.append)
+    with contextlib.closing(notes):
+        notes.note([tf.zeros([2, 3])])
+        notes.compare([v.read_value()], [0])
+        assert told == []
+        way(v)
+        notes.compare([v.read_value()], [0])
+    # What it does not see has changed nothing.
+    assert bool(told) == ("D" in MATRIX[way]) == bool((v.numpy() != 0).any())
+
+
+def test_none_is_met_by_nothing():
+    assert len(MATRIX) >= 25
+    assert all(MATRIX.values())
