@@ -48,7 +48,8 @@ def test_training_goes_on_while_no_more_than_f_are_faulty(transport):
     assert {digest for _, digest in found.values()} == {found[0][1]}
 
 
-@pytest.mark.parametrize("transport", ["shm", pytest.param("udp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("transport", ["shm", "udp"])
 def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport):
     """Its steps take 0.5 s and the server waits for 0.2 s: it sends to rounds that are over."""
     flags = ("--gar=median", "--f=1", f"--transport={transport}", "--link_args=timeout_s=0.2")

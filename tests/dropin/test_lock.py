@@ -13,7 +13,11 @@ SCRIPT = Path(__file__).with_name("lock_script.py")
     [
         pytest.param("clipping", "critic/dense/kernel", "AssignVariableOp", id="Keras"),
         pytest.param("session", "weights", "AssignVariableOp", id="v1"),
-        pytest.param("session callable", "weights", "AssignVariableOp", id="v1 callable"),
+        pytest.param(
+            *("session callable", "weights", "AssignVariableOp"),
+            id="v1 callable",
+            marks=pytest.mark.long,
+        ),
         pytest.param("frozen error", "embedding", "AssignVariableOp", id="agt.lock"),
     ],
 )
@@ -38,7 +42,11 @@ def test_without_the_lock_it_goes_on(way):
     assert len(re.findall(r"rank \d: True", said)) == 3
 
 
-@pytest.mark.parametrize("words", [("clipping",), ("frozen", "patch")], ids="-".join)
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(("clipping",), marks=pytest.mark.long), ("frozen", "patch")],
+    ids="-".join,
+)
 def test_a_copy_may_be_written_instead(words):
     lock = "scan" if "patch" in words else "patch"
     done = train(3, SCRIPT, *words, TF_NUM_INTEROP_THREADS="1", AGGREGATHOR_LOCK=lock)

@@ -19,7 +19,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("transport", ["shm", "udp"])
+@pytest.mark.parametrize("transport", [pytest.param("shm", marks=pytest.mark.long), "udp"])
 def test_a_worker_has_its_row_and_nothing_else(transport, tmp_path):
     said = check(train(4, SCRIPT, transport, tmp_path, PYTHONPATH=str(ROOT)))
     assert "ports that answer gRPC: 0 of " in said

@@ -140,6 +140,7 @@ def test_a_model_trains(name, guard, capsys):
         pytest.param("EfficientNetB0", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.parametrize("guard", [False], indirect=True, ids=["error"])
 def test_an_application_trains(name, guard):
     shape = [32, 32, 3]
     make = getattr(keras.applications, name)
