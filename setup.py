@@ -42,7 +42,10 @@ INSTRUCTION_SETS = X86_INSTRUCTION_SETS if platform.machine() == "x86_64" else {
 # Compiled once, for the plainest processor.
 PLAIN_SOURCES = ("arrays.cc", "dispatch.cc", "pool.cc", "selection.cc")
 # These include TensorFlow's headers: its own flags, and no instruction set (see BUILD_NOTES.md).
-OP_SOURCES = ("coordinate_op.cc", "distance_op.cc", "exchange_op.cc", "geometric_median_op.cc")
+OP_SOURCES = (
+    *("coordinate_op.cc", "distance_op.cc", "exchange_op.cc", "geometric_median_op.cc"),
+    "kernel_lock_op.cc",
+)
 # Compiled where nvcc is: the kernels, and their registrations in plain C++.
 CUDA_SOURCES = ("cuda_bulyan.cu", "cuda_columns.cu", "cuda_distances.cu", "cuda_means.cu")
 GPU_OP_SOURCES = ("gpu_ops.cc",)

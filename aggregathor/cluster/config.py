@@ -15,7 +15,7 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
-LOCKS = ("scan", "off")
+LOCKS = ("scan", "kernel")  # layers, of which the lock may have several
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
@@ -47,8 +47,9 @@ class Config:
       checkpoint_every: rounds between two checkpoints.
       output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
         that of "all". Standard error is everybody's.
-      lock: "scan" looks at the graphs that a worker traces, and refuses those that could write
-        what only the server writes; "off" looks at nothing.
+      lock: what keeps a worker from writing what only the server writes, one or more of these with
+        commas: "scan" looks at the graphs that it traces, and refuses those that could; "kernel"
+        lets TensorFlow's CPU kernels refuse, eagerly too. "off" for nothing.
       stop_after_s: seconds after which the server stops the training where too few gradients arrive
         for the rule, round after round.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
@@ -73,6 +74,11 @@ class Config:
     lock: str = "scan"
     stop_after_s: float = 60.0
     start_s: float = 300.0
+
+    @property
+    def locks(self) -> frozenset[str]:
+        """The layers of the lock."""
+        return frozenset() if self.lock == "off" else frozenset(self.lock.split(","))
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
@@ -101,10 +107,12 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS), ("lock", LOCKS)):
+        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS)):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
+        for layer in sorted(self.locks - {*LOCKS}):
+            raise UserError(f"no lock is called {layer!r}: {near(layer, (*LOCKS, 'off'))}")
         for name in ("monitor_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")

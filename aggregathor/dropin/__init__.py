@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job, check_initialised
+from aggregathor.cluster.terminal import say
 from aggregathor.dropin import strategies
 from aggregathor.dropin.files import PrivateFiles
 from aggregathor.dropin.fit import Fit
@@ -16,7 +17,7 @@ from aggregathor.dropin.resume import Checkpoints
 from aggregathor.dropin.seeds import Seeds
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
-from aggregathor.lock import Guard
+from aggregathor.lock import Guard, NoKernelLock
 
 _installed: list[Optimizers | V1] = []  # Keras's, then v1's
 
@@ -29,10 +30,7 @@ def install(job: Job) -> None:
             "KERAS_BACKEND, or set it to tensorflow."
         )
     checkpoints = Checkpoints(job)
-    guard = None
-    if not job.is_server and job.config.lock == "scan":
-        guard = Guard(f"rank {job.ranks.rank}")
-        job.at_close(guard.close)
+    guard = _guard(job)
     optimizers = Optimizers(job, checkpoints, guard)
     Fit(job, optimizers, checkpoints)
     job.at_begin(Seeds(job.ranks.rank).begin)
@@ -40,6 +38,22 @@ def install(job: Job) -> None:
         job.at_close(PrivateFiles(job.ranks.rank).remove)
     strategies.refuse()
     _installed.extend([optimizers, V1(job, guard)])
+
+
+def _guard(job: Job) -> Guard | None:
+    """Returns what locks a worker's variables, with the layers of the lock that it can have."""
+    layers = job.config.locks
+    if job.is_server or not layers:
+        return None
+    who = f"rank {job.ranks.rank}"
+    guard = Guard(who, scans="scan" in layers)
+    job.at_close(guard.close)
+    if "kernel" in layers:
+        try:
+            guard.lock_kernels()
+        except NoKernelLock as reason:
+            say(f"{who} goes on without the lock of kernels, because {reason}")
+    return guard
 
 
 def distribute_all() -> None:

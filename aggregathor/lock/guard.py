@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import traceback
@@ -20,6 +21,7 @@ from tensorflow.python.ops import script_ops
 
 import aggregathor
 from aggregathor.errors import UserError
+from aggregathor.lock.kernels import KernelLock
 from aggregathor.lock.python import reachable
 from aggregathor.lock.scan import PythonCall, Scan, Write
 
@@ -33,23 +35,38 @@ class LockError(UserError):
 
 
 class Guard:
-    """Variables that this process may not write, and the graphs that it traces.
+    """Variables that this process may not write, the graphs that it traces, and its kernels.
 
     A ``tf.function``, each branch and each loop body in it, and what a dataset calls are looked at
     when they have been traced; what was traced before a variable was locked is looked at then.
     """
 
-    def __init__(self, who: str) -> None:
-        """Begins to look; ``who`` may not write, such as "rank 2"."""
+    def __init__(self, who: str, *, scans: bool = True) -> None:
+        """Begins to look at graphs if it ``scans``; ``who`` may not write, such as "rank 2"."""
         self._who = who
+        self._scans = scans
+        self._kernels: KernelLock | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[tuple[str, str], str] = {}  # by container and name of the resource
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
-        transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
+        if scans:
+            transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
+
+    def lock_kernels(self) -> KernelLock:
+        """Lets kernels refuse too to write what is locked from now on.
+
+        Raises:
+          NoKernelLock: they cannot, and everything is as it was.
+        """
+        self._kernels = KernelLock(self._who, self._allowed)
+        return self._kernels
 
     def close(self, wait_s: float = 0.0) -> None:
         """Looks no more; nothing is waited for."""
-        transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
+        if self._scans:
+            transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
+        if self._kernels is not None:
+            self._kernels.close()
 
     def lock(self, variables: Iterable[tf.Variable | keras.Variable]) -> None:
         """Locks more variables, of TensorFlow or Keras.
@@ -58,13 +75,26 @@ class Guard:
           LockError: what was traced before would write one.
         """
         for variable in variables:
-            is_keras = isinstance(variable, keras.Variable)
-            name = variable.path if is_keras else variable.name.removesuffix(":0")
-            shared = variable.value if is_keras else variable
-            for each in getattr(shared, "values", [shared]):  # the replicas of one
+            name = _name_of(variable)
+            for each in _parts_of(variable):
                 self._names[_key_of(each)] = name
+                if self._kernels is not None and _is_eager(each):
+                    self._kernels.lock(each, name)
         for graph in list(self._traced):
             self._check(graph)
+
+    def lock_ops(self, variables: Iterable[tf.Variable]) -> list[tf.Operation]:
+        """Makes ops of v1 that let the kernels of a session refuse to write variables."""
+        if self._kernels is None:
+            return []
+        return [self._kernels.lock(each, _name_of(each)) for each in variables]
+
+    def overwrite(self, variable: tf.Variable, value: Any) -> None:
+        """Writes a locked variable: what the server has published. Nothing else does."""
+        with self._kernels.writing() if self._kernels else contextlib.nullcontext():
+            written = variable.assign(value, read_value=False)
+        if isinstance(written, tf.Operation):  # in a graph
+            self.allow(written)
 
     def allow(self, operation: tf.Operation) -> None:
         """Lets an operation write, of a graph that is not finished."""
@@ -77,6 +107,8 @@ class Guard:
         Raises:
           LockError: it would write a locked variable.
         """
+        if not self._scans:
+            return
         graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), [op.name for op in wanted])
         self._refuse(graph, graph_def, {})
 
@@ -124,6 +156,21 @@ class Guard:
             f"{write.node!r}{where}{more}. Let the server do it, where agt.is_server(), or write "
             "to a variable of your own."
         )
+
+
+def _name_of(variable: tf.Variable | keras.Variable) -> str:
+    is_keras = isinstance(variable, keras.Variable)
+    return variable.path if is_keras else variable.name.removesuffix(":0")
+
+
+def _parts_of(variable: tf.Variable | keras.Variable) -> Iterable[tf.Variable]:
+    """Gives the variable of TensorFlow, or the replicas of one."""
+    shared = variable.value if isinstance(variable, keras.Variable) else variable
+    return getattr(shared, "values", [shared])
+
+
+def _is_eager(variable: Any) -> bool:
+    return hasattr(variable, "handle") and hasattr(variable.handle, "numpy")
 
 
 def _is_ours(function: Any) -> bool:
