@@ -87,7 +87,8 @@ class Guard:
         """Makes ops of v1 that let the kernels of a session refuse to write variables."""
         if self._kernels is None:
             return []
-        return [self._kernels.lock(each, _name_of(each)) for each in variables]
+        made = [self._kernels.lock(each, _name_of(each)) for each in variables]
+        return [each for each in made if each is not None]
 
     def overwrite(self, variable: tf.Variable, value: Any) -> None:
         """Writes a locked variable: what the server has published. Nothing else does."""

@@ -93,14 +93,15 @@ class Locked {
     std::shared_lock<std::shared_mutex> lock(mutex_);
     const auto found = references_.find(mutex);
     if (found == references_.end()) return "";
-    const bool is_another = !session.empty() && session != found->second.session;
-    return is_another ? "" : found->second.name;
+    return MayBeOf(session, found->second) ? found->second.name : "";
   }
 
-  std::string Find(const tf::Tensor& memory) {
+  std::string Find(const tf::Tensor& memory, const std::string& session) {
     std::vector<std::pair<std::string, tf::core::RefCountPtr<tf::Var>>> all;
+    bool has_references = false;
     {
       std::shared_lock<std::shared_mutex> lock(mutex_);
+      for (const auto& [_, each] : references_) has_references |= MayBeOf(session, each);
       for (const auto& [_, each] : variables_) all.emplace_back(each.name, each.weak.GetNewRef());
     }
     // The last reference may end here, which takes the mutex.
@@ -109,7 +110,8 @@ class Locked {
       tf::tf_shared_lock lock(*variable->mu());
       if (variable->tensor()->SharesBufferWith(memory)) return name;
     }
-    return "";
+    // Of a variable of v1 the memory is not known: what others hold too may be it.
+    return has_references && !memory.RefCountIsOne() ? "what may be a variable's memory" : "";
   }
 
  private:
@@ -120,6 +122,10 @@ class Locked {
   struct Reference {
     std::string name, session;
   };
+
+  static bool MayBeOf(const std::string& session, const Reference& reference) {
+    return session.empty() || session == reference.session;
+  }
 
   void Forget(const tf::Var* variable) {
     std::unordered_map<const void*, Variable>::node_type gone;
@@ -224,7 +230,7 @@ class Look {
       if (!ctx->has_input(i)) continue;
       std::string name = LockedBy(ctx, i);
       if (name.empty() && is_in_place_ && !ctx->input_is_ref(i)) {
-        name = Locked::Get().Find(ctx->input(i));
+        name = Locked::Get().Find(ctx->input(i), ctx->session_handle());
       }
       if (!name.empty()) return Rules::Get().Refuse(kernel, name);
     }
@@ -447,8 +453,11 @@ class LockReferenceOp : public tf::OpKernel {
   std::string name_;
 };
 
-REGISTER_KERNEL_BUILDER(Name("AggregathorLock").Device(tf::DEVICE_CPU), LockOp);
-REGISTER_KERNEL_BUILDER(Name("AggregathorLockReference").Device(tf::DEVICE_CPU), LockReferenceOp);
+// For any device: an op that is for the CPU alone would keep a graph's variable there.
+REGISTER_KERNEL_BUILDER(Name("AggregathorLock").Device(tf::DEVICE_DEFAULT).HostMemory("handle"),
+                        LockOp);
+REGISTER_KERNEL_BUILDER(Name("AggregathorLockReference").Device(tf::DEVICE_DEFAULT),
+                        LockReferenceOp);
 
 }  // namespace
 }  // namespace aggregathor

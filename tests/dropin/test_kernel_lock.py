@@ -26,8 +26,8 @@ def run(way, lock="kernel", **environment):
     ("way", "name"),
     [
         ("fit", "sequential/dense/kernel"),
-        ("tape_eagerly", "sequential/dense/kernel"),
-        ("session_of_references", "w"),
+        pytest.param("tape_eagerly", "sequential/dense/kernel", marks=LONG),
+        pytest.param("session_of_references", "w", marks=LONG),
         pytest.param("session", "w", marks=LONG),
         pytest.param("fit_eagerly", "sequential/dense/kernel", marks=LONG),
         pytest.param("fit_compiled", "sequential/dense/kernel", marks=LONG),
