@@ -57,6 +57,8 @@ def test_mistakes_are_told(words, message):
         ({"link_args": {"timeout_s": -1}}, "link_args: timeout_s is a time above 0 s, got -1"),
         ({"link_args": {"rate_bps": 1e9}}, "link_args: without UDP nothing is lost, and there is"),
         ({"lock": "tight"}, "no lock is called 'tight'"),
+        ({"lock": "scan,kernle"}, "no lock is called 'kernle': did you mean 'kernel'"),
+        ({"lock": "scan,off"}, "no lock is called 'off'"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1 round"),
         ({"start_s": float("nan")}, "start_s must be a time above 0 s"),
     ],
@@ -64,6 +66,14 @@ def test_mistakes_are_told(words, message):
 def test_a_configuration_that_cannot_be_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         Config.of(given, {"AGGREGATHOR_GAR": "krum", "AGGREGATHOR_KERNELS": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("lock", "layers"),
+    [("off", set()), ("kernel", {"kernel"}), ("scan,kernel", {"scan", "kernel"})],
+)
+def test_the_lock_has_layers(lock, layers):
+    assert Config.of({"lock": lock}, {}).locks == layers
 
 
 def test_an_unknown_variable_is_told():

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +25,7 @@ v1 = tf.compat.v1
 raw = tf.raw_ops
 ALLOWED = ("_aggregathor_writes", b"a token of tests")
 SCRIPT = Path(__file__).with_name("kernel_lock_script.py")
+LATECOMER = Path(__file__).with_name("latecomer_op.cc")
 ROWS = tf.fill([4, 3], 7.0)
 ROW = tf.fill([1, 3], 7.0)
 
@@ -460,13 +463,49 @@ def test_the_memory_of_a_session_is_not_written_in_place(use_resource, lock):
         assert np.any(value != 1)
         again = raw.InplaceUpdate(x=w.value(), i=[1], v=[[7.0] * 3])
         session.run(lock.lock(w, "w"))
-        with pytest.raises(tf.errors.PermissionDeniedError, match=r"rank 2 would write (w,|what may)"):
+        with pytest.raises(
+            tf.errors.PermissionDeniedError, match=r"rank 2 would write (w,|what may)"
+        ):
             session.run(again)
         np.testing.assert_array_equal(session.run(w), value)
 
 
 def test_a_variable_that_is_on_no_cpu_is_left_alone(lock):
     assert lock.lock(SimpleNamespace(device="/job:localhost/device:GPU:0"), "w") is None
+
+
+@pytest.mark.long
+def test_a_library_that_is_loaded_later_writes_no_locked_variable(lock, tmp_path):
+    library = tmp_path / "latecomer.so"
+    flags = (*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags())
+    compiler = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-w"]
+    subprocess.run([*compiler, LATECOMER, *flags, "-o", library], check=True)
+    guarded = lock.num_guarded
+    latecomer = tf.load_op_library(str(library)).latecomer
+    assert lock.num_guarded == guarded + 1
+    free, locked = tf.Variable(tf.ones([4, 3])), tf.Variable(tf.ones([4, 3]))
+    lock.lock(locked, "locked")
+    latecomer(free.handle)
+    np.testing.assert_array_equal(free, 7)
+    with pytest.raises(tf.errors.PermissionDeniedError, match="server writes: Latecomer"):
+        latecomer(locked.handle)
+    np.testing.assert_array_equal(locked, 1)
+
+
+class TestNotGuarded:
+    """What KERNEL_PART.md says that this layer does not see: a change here is to be told there."""
+
+    def test_what_xla_has_compiled(self, lock):
+        v = tf.Variable(tf.ones([4, 3]))
+        lock.lock(v, "v")
+        tf.function(lambda: v.assign(ROWS), jit_compile=True, autograph=False)()
+        np.testing.assert_array_equal(v, ROWS)
+
+    def test_memory_that_numpy_shares(self, lock):
+        v = tf.Variable(tf.ones([4, 3]))
+        lock.lock(v, "v")
+        v.read_value()._numpy()[:] = 7
+        np.testing.assert_array_equal(v, ROWS)
 
 
 class TestWithout:
