@@ -44,7 +44,7 @@ PLAIN_SOURCES = ("arrays.cc", "digest.cc", "dispatch.cc", "pool.cc", "selection.
 # These include TensorFlow's headers: its own flags, and no instruction set (see BUILD_NOTES.md).
 OP_SOURCES = (
     *("coordinate_op.cc", "digest_op.cc", "distance_op.cc", "exchange_op.cc"),
-    "geometric_median_op.cc",
+    *("geometric_median_op.cc", "kernel_lock_op.cc"),
 )
 # Compiled where nvcc is: the kernels, and their registrations in plain C++.
 CUDA_SOURCES = ("cuda_bulyan.cu", "cuda_columns.cu", "cuda_distances.cu", "cuda_means.cu")

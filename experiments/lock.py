@@ -99,7 +99,8 @@ def _table_of_steps(steps: dict[str, Step], count: int) -> list[str]:
         f"| {name} | {1e3 * np.median(each):.2f} | {1e3 * np.median(each - plain):+.3f} |"
         for name, each in ((name, np.array(each)) for name, each in seconds.items())
     ]
-    return ["| layer | ms a step, median | more, median of differences |", "| --- | ---: | ---: |"] + rows
+    head = "| layer | ms a step, median | more, median of differences |"
+    return [head, "| --- | ---: | ---: |", *rows]
 
 
 def _table_of_scans() -> list[str]:

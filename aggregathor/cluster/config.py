@@ -15,7 +15,7 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 OUTPUTS = ("server", "all")
-LOCKS = ("scan", "patch", "digest", "off")
+LOCKS = ("scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
 
@@ -47,11 +47,12 @@ class Config:
       checkpoint_every: rounds between two checkpoints.
       output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
         that of "all". Standard error is everybody's.
-      lock: what keeps a worker from writing what only the server writes, several with commas
-        between: "scan" looks at the graphs that it traces, and refuses those that could write it;
-        "patch" lets them write a copy instead, where that can be, and refuses the others; "digest"
-        sees in every round whether it was written; "off" is nothing.
-      digest_every: rounds between two that the digest looks at, plus one.
+      lock: what keeps a worker from writing what only the server writes, one or more of these with
+        commas: "scan" looks at the graphs that it traces, and refuses those that could; "patch"
+        lets them write a copy instead, where that can be, and refuses the others; "kernel" lets
+        TensorFlow's CPU kernels refuse, eagerly too; "digest" sees in every round whether it was
+        written. "off" for nothing.
+      digest_every: of how many rounds the digest looks at one.
       stop_after_s: seconds after which the server stops the training where too few gradients arrive
         for the rule, round after round.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
@@ -79,9 +80,9 @@ class Config:
     start_s: float = 300.0
 
     @property
-    def locks(self) -> tuple[str, ...]:
-        """The parts of ``lock``."""
-        return tuple(self.lock.split(","))
+    def locks(self) -> frozenset[str]:
+        """The layers of the lock."""
+        return frozenset() if self.lock == "off" else frozenset(self.lock.split(","))
 
     @classmethod
     def of(cls, given: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
@@ -110,16 +111,12 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known, values in (
-            ("transport", TRANSPORTS, [self.transport]),
-            ("output", OUTPUTS, [self.output]),
-            ("lock", LOCKS, self.locks),
-        ):
-            for value in values:
-                if value not in known:
-                    raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
-        if "off" in self.locks[1:] or self.locks[0] == "off" != self.lock:
-            raise UserError(f"lock={self.lock!r}: off stands alone.")
+        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
+        for layer in sorted(self.locks - {*LOCKS}):
+            raise UserError(f"no lock is called {layer!r}: {near(layer, (*LOCKS, 'off'))}")
         for name in ("monitor_every", "checkpoint_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")

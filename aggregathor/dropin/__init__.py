@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job, check_initialised
+from aggregathor.cluster.terminal import say
 from aggregathor.dropin import strategies
 from aggregathor.dropin.files import PrivateFiles
 from aggregathor.dropin.fit import Fit
@@ -16,7 +17,7 @@ from aggregathor.dropin.resume import Checkpoints
 from aggregathor.dropin.seeds import Seeds
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
-from aggregathor.lock import Guard
+from aggregathor.lock import Guard, NoKernelLock
 
 _installed: list[Optimizers | V1] = []  # Keras's, then v1's
 _guard: Guard | None = None  # of a worker whose graphs are looked at
@@ -31,10 +32,7 @@ def install(job: Job) -> None:
         )
     global _guard
     checkpoints = Checkpoints(job)
-    patches = "patch" in job.config.locks
-    if not job.is_server and (patches or "scan" in job.config.locks):
-        _guard = Guard(f"rank {job.ranks.rank}", patches=patches)
-        job.at_close(_guard.close)
+    _guard = _make_guard(job)
     optimizers = Optimizers(job, checkpoints, _guard)
     Fit(job, optimizers, checkpoints)
     job.at_begin(Seeds(job.ranks.rank).begin)
@@ -42,6 +40,23 @@ def install(job: Job) -> None:
         job.at_close(PrivateFiles(job.ranks.rank).remove)
     strategies.refuse()
     _installed.extend([optimizers, V1(job, _guard)])
+
+
+def _make_guard(job: Job) -> Guard | None:
+    """Returns what locks a worker's variables, with the layers of the lock that it can have."""
+    layers = job.config.locks
+    if job.is_server or not layers:
+        return None
+    who = f"rank {job.ranks.rank}"
+    patches = "patch" in layers
+    guard = Guard(who, scans=patches or "scan" in layers, patches=patches)
+    job.at_close(guard.close)
+    if "kernel" in layers:
+        try:
+            guard.lock_kernels()
+        except NoKernelLock as reason:
+            say(f"{who} goes on without the lock of kernels, because {reason}")
+    return guard
 
 
 def distribute_all() -> None:

@@ -23,7 +23,7 @@ from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.server import TrainingStopped
 from aggregathor.cluster.terminal import say
 from aggregathor.dropin import xla
-from aggregathor.dropin.optimizers import Optimizers, synchronise
+from aggregathor.dropin.optimizers import Optimizers
 from aggregathor.dropin.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.lock import variable_of
@@ -157,7 +157,7 @@ class Fit:
     def _synchronise(self, model: Any) -> None:
         """Gives every rank the server's variables of the model; collective."""
         shared = [v for v in model.variables if not _is_own(v)] if model.built else []
-        synchronise(self._job, shared)
+        self._optimizers.synchronise(shared)
 
     def _build(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Builds a model by its first batch, as Keras does where it knows of distribution.

@@ -82,6 +82,15 @@ class Optimizers:
         """Returns what a checkpoint of the server holds: variables and slots, by exchange."""
         return self._saved
 
+    def synchronise(self, variables: Sequence[Any]) -> list[np.ndarray]:
+        """Gives every rank the server's variables, and returns their values; collective."""
+        own = {f"{i}: {v.name}": _value(v) for i, v in enumerate(variables)}
+        values = list(self._job.synchronise(own).values())
+        if not self._job.is_server:
+            for variable, value in zip(variables, values, strict=True):
+                self._overwrite(variable_of(variable), value)
+        return values
+
     def _take_saved(self, optimizer: Any, variables: Sequence[Any]) -> None:
         number = len(self._exchanges)
         for name, group in (("variables", variables), ("optimizer", optimizer.variables)):
@@ -90,7 +99,7 @@ class Optimizers:
 
     def _synchronise(self, optimizer: Any, variables: Sequence[Any]) -> np.ndarray:
         """Gives every rank the server's variables; returns them as float32 [d]."""
-        values = synchronise(self._job, [*variables, optimizer.iterations])[:-1]
+        values = self.synchronise([*variables, optimizer.iterations])[:-1]
         return np.concatenate([value.ravel().astype(np.float32) for value in values])
 
     def _take_part(self, optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
@@ -119,11 +128,12 @@ class Optimizers:
                 self._overwrite(variable_of(variable), value)
             optimizer.iterations.assign_add(1)
 
-    def _overwrite(self, variable: tf.Variable, value: tf.Tensor) -> None:
+    def _overwrite(self, variable: tf.Variable, value: Any) -> None:
         """Worker: takes over what the server has published."""
-        written = variable.assign(value, read_value=False)
-        if self._guard is not None and isinstance(written, tf.Operation):  # in a graph
-            self._guard.allow(written)
+        if self._guard is None:
+            variable.assign(value, read_value=False)
+        else:
+            self._guard.overwrite(variable, value)
 
     def _apply_aggregate(
         self, optimizer: Any, aggregate: Sequence[tf.Tensor], grads: Sequence[Any], variables: Any
@@ -209,16 +219,6 @@ class Optimizers:
         keras.ops.cond(
             finite, lambda: _grow(optimizer), optimizer._stateful_handle_non_finite_grads
         )
-
-
-def synchronise(job: Job, variables: Sequence[Any]) -> list[np.ndarray]:
-    """Gives every rank the server's variables, and returns their values; collective."""
-    own = {f"{i}: {v.name}": _value(v) for i, v in enumerate(variables)}
-    values = list(job.synchronise(own).values())
-    if not job.is_server:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-    return values
 
 
 def _value(variable: Any) -> np.ndarray:

@@ -39,6 +39,7 @@ class V1:
         self._job = job
         self._guard = guard
         self._shared: dict[tf.Graph, list[tf.Variable]] = {}
+        self._locks: dict[tf.Graph, list[tf.Operation]] = {}
         # What a guard has looked at, of each graph whose variables are locked.
         self._checked: dict[tf.Graph, set[frozenset[tf.Operation]]] = {}
         self._marked: list[Any] = []
@@ -81,7 +82,9 @@ class V1:
             if self._guard is not None:
                 for assignment in assignments:
                     self._guard.allow(assignment.op)
-                self._shared.setdefault(tf.compat.v1.get_default_graph(), []).extend(variables)
+                graph = tf.compat.v1.get_default_graph()
+                self._shared.setdefault(graph, []).extend(variables)
+                self._locks.setdefault(graph, []).extend(self._guard.lock_ops(variables))
             if global_step is not None:
                 assignments.append(v1.assign_add(global_step, 1))
             op = tf.group(*assignments, name=name)
@@ -129,6 +132,7 @@ class V1:
             self._synchronise(session)
             if self._guard is not None:
                 self._guard.lock(self._shared.pop(session.graph))
+                self._run(session, self._locks.pop(session.graph))
                 self._checked[session.graph] = set()
         if self._guard is not None and session.graph in self._checked:
             self._check(self._guard, session.graph, fetches)

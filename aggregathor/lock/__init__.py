@@ -10,8 +10,17 @@ from typing import Any
 
 from aggregathor.lock.digest import Digest
 from aggregathor.lock.guard import Guard, LockError, name_of, variable_of
+from aggregathor.lock.kernels import KernelLock, NoKernelLock
 
-__all__ = ["Digest", "Guard", "LockError", "name_of", "variable_of"]
+__all__ = [
+    "Digest",
+    "Guard",
+    "KernelLock",
+    "LockError",
+    "NoKernelLock",
+    "name_of",
+    "variable_of",
+]
 
 
 class _Callable(types.ModuleType):

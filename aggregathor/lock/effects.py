@@ -44,6 +44,25 @@ PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 # They make, or name, a variable.
 SOURCES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
 
+# TensorFlow puts them into graphs when it runs them: they call, compile or move. What XLA has
+# compiled writes variables by itself.
+RUNTIME = frozenset(
+    {
+        *("_If", "_While", "For", "BatchFunction", "MapDefun", "XlaLaunchV2", "_XlaCompile"),
+        *("_XlaRun", "_Send", "_Recv", "_HostSend", "_HostRecv", "_EagerConst", "EnsureShape"),
+        *("_ListToArray", "_ArrayToList", "_DeviceArg", "_DeviceRetval"),
+        *("Shape", "ShapeN", "Size", "Rank", "IsResourceHandleRefCounting"),
+    }
+)
+
+# They write into the memory of what they are given, which may be a variable's.
+IN_PLACE = frozenset({"InplaceUpdate", "InplaceAdd", "InplaceSub", "_ParallelConcatUpdate"})
+
+# As far as kernels go: whatever these call or hand on is looked at where it arrives.
+HARMLESS = frozenset().union(
+    READS, PASSES, CALLS_WITH_ALL, CALLS_AFTER_FIRST, LOOPS, PYTHON, SOURCES, RUNTIME
+)
+
 
 def is_dataset(op: str) -> bool:
     """Whether an op makes a dataset: it holds handles for its functions, and writes nothing."""

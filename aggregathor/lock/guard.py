@@ -25,6 +25,7 @@ import aggregathor
 from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from aggregathor.lock import effects
+from aggregathor.lock.kernels import KernelLock
 from aggregathor.lock.patch import Copies, Key, writes_of
 from aggregathor.lock.python import reachable
 from aggregathor.lock.scan import PythonCall, Scan, Write
@@ -40,35 +41,51 @@ class LockError(UserError):
 
 
 class Guard:
-    """Variables that this process may not write, and the graphs that it traces.
+    """Variables that this process may not write, the graphs that it traces, and its kernels.
 
     A ``tf.function``, each branch and each loop body in it, and what a dataset calls are looked at
     when they have been traced; what was traced before a variable was locked is looked at then.
     """
 
-    def __init__(self, who: str, *, patches: bool = False) -> None:
-        """Begins to look.
+    def __init__(self, who: str, *, scans: bool = True, patches: bool = False) -> None:
+        """Begins to look at graphs, if it scans.
 
         Args:
           who: may not write, such as "rank 2".
-          patches: what ``lock`` does unless it is told.
+          scans: whether graphs are looked at.
+          patches: what ``lock`` does with them unless it is told.
         """
         self._who = who
+        self._scans = scans
         self._patches = patches
+        self._kernels: KernelLock | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[Key, str] = {}  # of locked variables
         self._patched: dict[Key, tf.Variable] = {}  # those of which a copy is written instead
         self._copies = Copies()
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
         self._thread = threading.local()  # whose TensorFlow may be making a variable
-        transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
-        self._wrap = WrappedFunction.__init__
-        WrappedFunction.__init__ = as_method(self._look_and_wrap)
+        if scans:
+            transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
+            self._wrap = WrappedFunction.__init__
+            WrappedFunction.__init__ = as_method(self._look_and_wrap)
+
+    def lock_kernels(self) -> KernelLock:
+        """Lets kernels refuse too to write what is locked from now on.
+
+        Raises:
+          NoKernelLock: they cannot, and everything is as it was.
+        """
+        self._kernels = KernelLock(self._who, self._allowed)
+        return self._kernels
 
     def close(self, wait_s: float = 0.0) -> None:
         """Looks no more; nothing is waited for."""
-        transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
-        WrappedFunction.__init__ = self._wrap
+        if self._scans:
+            transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
+            WrappedFunction.__init__ = self._wrap
+        if self._kernels is not None:
+            self._kernels.close()
 
     def lock(
         self, variables: Iterable[tf.Variable | keras.Variable], *, patch: bool | None = None
@@ -83,13 +100,29 @@ class Guard:
           LockError: what was traced before would write one.
         """
         for variable in variables:
-            shared = variable_of(variable)
-            for each in getattr(shared, "values", [shared]):  # the replicas of one
-                self._names[_key_of(each)] = name_of(variable)
+            name = name_of(variable)
+            for each in _parts_of(variable):
+                self._names[_key_of(each)] = name
                 if self._patches if patch is None else patch:
                     self._patched[_key_of(each)] = each
+                if self._kernels is not None and _is_eager(each):
+                    self._kernels.lock(each, name)
         for graph in list(self._traced):
             self._check(graph)
+
+    def lock_ops(self, variables: Iterable[tf.Variable]) -> list[tf.Operation]:
+        """Makes ops of v1 that let the kernels of a session refuse to write variables."""
+        if self._kernels is None:
+            return []
+        made = [self._kernels.lock(each, name_of(each)) for each in variables]
+        return [each for each in made if each is not None]
+
+    def overwrite(self, variable: tf.Variable, value: Any) -> None:
+        """Writes a locked variable: what the server has published. Nothing else does."""
+        with self._kernels.writing() if self._kernels else contextlib.nullcontext():
+            written = variable.assign(value, read_value=False)
+        if isinstance(written, tf.Operation):  # in a graph
+            self.allow(written)
 
     def allow(self, operation: tf.Operation) -> None:
         """Lets an operation write, of a graph that is not finished."""
@@ -111,6 +144,8 @@ class Guard:
         Raises:
           LockError: it would write a locked variable.
         """
+        if not self._scans:
+            return
         graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), [op.name for op in wanted])
         self._refuse(graph, graph_def, {})
 
@@ -208,6 +243,16 @@ def name_of(variable: Any) -> str:
     if isinstance(variable, keras.Variable):
         return variable.path
     return variable.name.removesuffix(":0")
+
+
+def _parts_of(variable: tf.Variable | keras.Variable) -> Iterable[tf.Variable]:
+    """Gives the variable of TensorFlow, or the replicas of one."""
+    shared = variable_of(variable)
+    return getattr(shared, "values", [shared])
+
+
+def _is_eager(variable: Any) -> bool:
+    return hasattr(variable, "handle") and hasattr(variable.handle, "numpy")
 
 
 def _is_ours(function: Any) -> bool:

@@ -28,6 +28,7 @@ from aggregathor.ops.arrays import Columns
 from aggregathor.ops.loader import (
     INSTRUCTION_SETS,
     KERNELS_VARIABLE,
+    REBUILD,
     has_arrays,
     kernels,
     kernels_for,
@@ -38,6 +39,7 @@ from aggregathor.ops.loader import (
 __all__ = [
     "INSTRUCTION_SETS",
     "KERNELS_VARIABLE",
+    "REBUILD",
     "Columns",
     "has_arrays",
     "kernels",

@@ -25,6 +25,11 @@ def load(library: Path) -> None:
         arrays.load(_library)
 
 
+def native() -> tuple[Any, Any]:
+    """The ops as TensorFlow calls them, and the library."""
+    return _ops, _library
+
+
 def has_arrays() -> bool:
     """Whether `arrays` can be used."""
     return hasattr(_library, "aggregathor_mean_of_rows")  # not so in a library of before

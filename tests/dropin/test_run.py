@@ -58,7 +58,7 @@ def test_mistakes_are_told(words, message):
         ({"link_args": {"rate_bps": 1e9}}, "link_args: without UDP nothing is lost, and there is"),
         ({"lock": "tight"}, "no lock is called 'tight'"),
         ({"lock": "scan,digets"}, "no lock is called 'digets': did you mean 'digest'"),
-        ({"lock": "scan,off"}, "lock='scan,off': off stands alone"),
+        ({"lock": "scan,off"}, "no lock is called 'off'"),
         ({"digest_every": 0}, "digest_every must be at least 1 round"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1 round"),
         ({"start_s": float("nan")}, "start_s must be a time above 0 s"),
@@ -67,6 +67,14 @@ def test_mistakes_are_told(words, message):
 def test_a_configuration_that_cannot_be_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         Config.of(given, {"AGGREGATHOR_GAR": "krum", "AGGREGATHOR_KERNELS": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("lock", "layers"),
+    [("off", set()), ("kernel", {"kernel"}), ("scan,kernel", {"scan", "kernel"})],
+)
+def test_the_lock_has_layers(lock, layers):
+    assert Config.of({"lock": lock}, {}).locks == layers
 
 
 def test_an_unknown_variable_is_told():

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from aggregathor import ops
-from aggregathor.lock import Guard, LockError
+from aggregathor.lock import Guard, KernelLock, LockError
 from tests.lock.ways import MATRIX
 
 WAYS = pytest.mark.parametrize("way", MATRIX, ids=lambda way: way.__name__)
@@ -30,6 +30,19 @@ def test_the_scan(way):
         else:
             way(v)
             assert (v.numpy() != 0).any()
+
+
+@WAYS
+def test_the_kernels(way):
+    v = variable()
+    with contextlib.closing(KernelLock("rank 1", ("_of_tests", b"token"))) as lock:
+        lock.lock(v, "kernel")
+        refused = lock.refused().total()
+        # A thread, or a function of Python, has errors of its own.
+        with contextlib.suppress(tf.errors.OpError):
+            way(v)
+        assert (lock.refused().total() > refused) == ("K" in MATRIX[way])
+        assert (v.numpy() != 0).any() == ("K" not in MATRIX[way])
 
 
 @WAYS
