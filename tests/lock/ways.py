@@ -7,7 +7,7 @@ A way takes a variable "kernel" of zeros, float32 [2, 3], and leaves it changed.
 import contextlib
 import ctypes
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -58,9 +58,8 @@ def restored(v):
 
 
 def other_thread(v):
-    thread = threading.Thread(target=eager_assign, args=(v,))
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(eager_assign, v).result()
 
 
 def eager_dataset(v):
