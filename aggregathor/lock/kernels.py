@@ -92,7 +92,8 @@ class KernelLock:
         """
         if variable.device and "CPU" not in variable.device.upper():
             return None
-        with tf.device(variable.device):
+        # In a graph that is being made, neither in a branch nor after anything.
+        with tf.control_dependencies(None), tf.device(variable.device):
             if hasattr(variable, "handle"):
                 return self._ops.aggregathor_lock(variable.handle, called=name)
             return self._ops.aggregathor_lock_reference(variable._ref(), called=name)

@@ -25,7 +25,7 @@ v1 = tf.compat.v1
 raw = tf.raw_ops
 ALLOWED = ("_aggregathor_writes", b"a token of tests")
 SCRIPT = Path(__file__).with_name("kernel_lock_script.py")
-LATECOMER = Path(__file__).with_name("latecomer_op.cc")
+LATECOMER = launch.ROOT / "tests" / "native" / "latecomer_op.cc"
 ROWS = tf.fill([4, 3], 7.0)
 ROW = tf.fill([1, 3], 7.0)
 
@@ -441,6 +441,18 @@ def test_a_session_writes_no_locked_variable(way, use_resource, lock):
             session.run(write)
         np.testing.assert_array_equal(session.run(w), value)
         assert lock.refused().total() == before + 1
+
+
+@pytest.mark.parametrize("use_resource", [True, False])
+def test_a_lock_waits_for_nothing_that_the_graph_does(use_resource, lock):
+    with session_of(use_resource) as (session, w, _):
+        never = tf.debugging.Assert(False, ["this is not run"])
+        with tf.control_dependencies([never]):
+            locked = lock.lock(w, "w")
+        session.run(w.initializer)
+        session.run(locked)
+        with pytest.raises(tf.errors.PermissionDeniedError):
+            session.run(w.initializer)
 
 
 @pytest.mark.parametrize("use_resource", [True, False])
