@@ -1,6 +1,7 @@
 // Guards in front of TensorFlow's kernels, put there by changing what makes them, and the op that
 // locks a variable. Nothing of a kernel is made anew: a guard looks, and lets the stock one run.
 #include <atomic>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -64,12 +65,18 @@ class Locked {
     is_empty_ = false;
   }
 
-  // A variable of v1 is known by its mutex, and lives as long as its session: who takes over its
-  // address is of another one.
-  void Add(const void* mutex, const std::string& session, const std::string& name) {
+  // A variable of v1 is known by its mutex, and by who forgets it.
+  void Add(const void* mutex, const void* owner, const std::string& name) {
     std::lock_guard<std::shared_mutex> lock(mutex_);
-    references_.insert_or_assign(mutex, Reference{name, session});
+    references_.insert_or_assign(mutex, Reference{name, owner});
     is_empty_ = false;
+  }
+
+  void ForgetReferencesOf(const void* owner) {
+    std::lock_guard<std::shared_mutex> lock(mutex_);
+    for (auto each = references_.begin(); each != references_.end();) {
+      each = each->second.owner == owner ? references_.erase(each) : std::next(each);
+    }
   }
 
   void Clear() {
@@ -89,19 +96,16 @@ class Locked {
     return found == variables_.end() ? "" : found->second.name;
   }
 
-  std::string Find(const void* mutex, const std::string& session) {
+  std::string FindReference(const void* mutex) {
     std::shared_lock<std::shared_mutex> lock(mutex_);
     const auto found = references_.find(mutex);
-    if (found == references_.end()) return "";
-    return MayBeOf(session, found->second) ? found->second.name : "";
+    return found == references_.end() ? "" : found->second.name;
   }
 
-  std::string Find(const tf::Tensor& memory, const std::string& session) {
+  std::string FindMemory(const tf::Tensor& memory) {
     std::vector<std::pair<std::string, tf::core::RefCountPtr<tf::Var>>> all;
-    bool has_references = false;
     {
       std::shared_lock<std::shared_mutex> lock(mutex_);
-      for (const auto& [_, each] : references_) has_references |= MayBeOf(session, each);
       for (const auto& [_, each] : variables_) all.emplace_back(each.name, each.weak.GetNewRef());
     }
     // The last reference may end here, which takes the mutex.
@@ -110,8 +114,7 @@ class Locked {
       tf::tf_shared_lock lock(*variable->mu());
       if (variable->tensor()->SharesBufferWith(memory)) return name;
     }
-    // Of a variable of v1 the memory is not known: what others hold too may be it.
-    return has_references && !memory.RefCountIsOne() ? "what may be a variable's memory" : "";
+    return "";
   }
 
  private:
@@ -120,12 +123,9 @@ class Locked {
     tf::core::WeakPtr<tf::Var> weak;
   };
   struct Reference {
-    std::string name, session;
+    std::string name;
+    const void* owner;
   };
-
-  static bool MayBeOf(const std::string& session, const Reference& reference) {
-    return session.empty() || session == reference.session;
-  }
 
   void Forget(const tf::Var* variable) {
     std::unordered_map<const void*, Variable>::node_type gone;
@@ -137,6 +137,36 @@ class Locked {
   std::unordered_map<const void*, Variable> variables_;
   std::unordered_map<const void*, Reference> references_;
   std::atomic<bool> is_empty_{true};
+};
+
+// Lives among a session's resources, and ends with its variables: others may get their addresses.
+class ReferencesOf : public tf::ResourceBase {
+ public:
+  ~ReferencesOf() override { Locked::Get().ForgetReferencesOf(this); }
+
+  std::string DebugString() const override { return "the locked references of a session"; }
+
+  static void Add(tf::OpKernelContext* ctx, const void* mutex, const std::string& name) {
+    ReferencesOf* owner = nullptr;
+    OP_REQUIRES_OK(ctx, ctx->resource_manager()->LookupOrCreate<ReferencesOf>(
+                            kContainer, kName, &owner, [](ReferencesOf** made) {
+                              *made = new ReferencesOf;
+                              return absl::OkStatus();
+                            }));
+    const tf::core::ScopedUnref unref(owner);
+    Locked::Get().Add(mutex, owner, name);
+  }
+
+  static bool IsThere(tf::OpKernelContext* ctx) {
+    ReferencesOf* owner = nullptr;
+    if (!ctx->resource_manager()->Lookup(kContainer, kName, &owner).ok()) return false;
+    owner->Unref();
+    return true;
+  }
+
+ private:
+  static constexpr char kContainer[] = "aggregathor";
+  static constexpr char kName[] = "locked references";
 };
 
 // What was installed, and what it has refused.
@@ -206,7 +236,7 @@ tf::core::RefCountPtr<tf::Var> VariableOf(tf::OpKernelContext* ctx,
 std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   Locked& locked = Locked::Get();
   if (ctx->input_is_ref(input)) {
-    return locked.Find(ctx->input_ref_mutex(input), ctx->session_handle());
+    return locked.FindReference(ctx->input_ref_mutex(input));
   }
   if (ctx->input_dtype(input) != tf::DT_RESOURCE) return "";
   const auto handles = ctx->input(input).flat<tf::ResourceHandle>();
@@ -219,6 +249,17 @@ std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   return "";
 }
 
+// Finds the name of the locked variable that has an input's memory, "" for none.
+std::string LockedMemory(tf::OpKernelContext* ctx, int input) {
+  if (ctx->input_is_ref(input)) return "";
+  const tf::Tensor& memory = ctx->input(input);
+  std::string name = Locked::Get().FindMemory(memory);
+  if (!name.empty()) return name;
+  // Of a variable of v1 the memory is not known: what others hold too may be it.
+  const bool may_be = !memory.RefCountIsOne() && ReferencesOf::IsThere(ctx);
+  return may_be ? "what may be a variable's memory" : "";
+}
+
 // What the two kinds of guards share.
 class Look {
  public:
@@ -229,9 +270,7 @@ class Look {
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       if (!ctx->has_input(i)) continue;
       std::string name = LockedBy(ctx, i);
-      if (name.empty() && is_in_place_ && !ctx->input_is_ref(i)) {
-        name = Locked::Get().Find(ctx->input(i), ctx->session_handle());
-      }
+      if (name.empty() && is_in_place_) name = LockedMemory(ctx, i);
       if (!name.empty()) return Rules::Get().Refuse(kernel, name);
     }
     return absl::OkStatus();
@@ -446,7 +485,7 @@ class LockReferenceOp : public tf::OpKernel {
   }
 
   void Compute(tf::OpKernelContext* ctx) override {
-    Locked::Get().Add(ctx->input_ref_mutex(0), ctx->session_handle(), name_);
+    ReferencesOf::Add(ctx, ctx->input_ref_mutex(0), name_);
   }
 
  private:
