@@ -487,6 +487,11 @@ def test_a_variable_that_is_on_no_cpu_is_left_alone(lock):
 
 
 @pytest.mark.long
+def test_what_sessions_share_is_locked_in_all_of_them():
+    assert run("served") == "another session: refused\n" * 2
+
+
+@pytest.mark.long
 def test_a_library_that_is_loaded_later_writes_no_locked_variable(lock, tmp_path):
     library = tmp_path / "latecomer.so"
     flags = (*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags())
