@@ -368,6 +368,32 @@ def test_once_closed_all_may_be_written(lock):
     np.testing.assert_array_equal(v, ROWS)
 
 
+def test_threads_that_lock_and_write_do_not_meet(lock):
+    """Each locks variables of its own, which die; guards are put up again meanwhile."""
+    went_well = []
+
+    def churn():
+        for _ in range(100):
+            v, free = tf.Variable(ROWS), tf.Variable(ROWS)
+            lock.lock(v, "v")
+            with contextlib.suppress(tf.errors.PermissionDeniedError):
+                v.assign(-ROWS)
+                return
+            free.assign_add(v)
+            raw.InplaceAdd(x=free.read_value(), i=[0], v=ROW)
+        went_well.append(True)
+
+    before = lock.refused()["AssignVariableOp"]
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    lock._install()
+    for thread in threads:
+        thread.join()
+    assert went_well == [True] * 3
+    assert lock.refused()["AssignVariableOp"] == before + 300
+
+
 @contextlib.contextmanager
 def session_of(use_resource, dtype=tf.float32, shape=(4, 3)):
     with tf.Graph().as_default(), v1.Session() as session:
