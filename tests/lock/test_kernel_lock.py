@@ -269,6 +269,22 @@ def test_a_locked_variable_is_not_written(name, lock):
     assert set(lock.refused() - before) == {way.op}
 
 
+@pytest.mark.parametrize("name", WAYS)
+def test_a_variable_that_has_the_memory_of_a_locked_one_is_written_elsewhere(name, lock):
+    """Assigning what was read shares memory, until one of the two is written."""
+    way = WAYS[name]
+    locked, free = variable(way), variable(way)
+    lock.lock(locked, "dense/kernel")
+    free.assign(locked.read_value())
+    if name.startswith("Inplace"):
+        with pytest.raises(tf.errors.PermissionDeniedError, match="would write dense/kernel"):
+            way.write(free)
+        free.assign(variable(way))  # of memory of its own
+    way.write(free)
+    assert not is_as_it_was(free)
+    assert is_as_it_was(locked)
+
+
 def test_each_op_of_an_optimizer_is_tried():
     registered = {each.op for each in kernels._registered() if each.device_type == "CPU"}
     prefixes = ("ResourceApply", "ResourceSparseApply")
