@@ -39,6 +39,8 @@ class _Lock(ctypes.Structure):
         ("num_ops", ctypes.c_int64),
         ("in_place_ops", ctypes.POINTER(ctypes.c_char_p)),
         ("num_in_place_ops", ctypes.c_int64),
+        ("python_ops", ctypes.POINTER(ctypes.c_char_p)),
+        ("num_python_ops", ctypes.c_int64),
         ("num_kernels", ctypes.c_int64),
         ("who", ctypes.c_char_p),
         ("attribute", ctypes.c_char_p),
@@ -135,8 +137,9 @@ class KernelLock:
         guarded = {op for op in listed if not _is_harmless(op)}
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         lock = _Lock(
-            *_names(guarded - effects.IN_PLACE),
+            *_names(guarded - effects.IN_PLACE - effects.PYTHON),
             *_names(guarded & effects.IN_PLACE),
+            *_names(guarded & effects.PYTHON),
             sum(op in guarded for op in listed),
             self._who.encode(),
             self._attribute.encode(),

@@ -285,6 +285,29 @@ def test_a_variable_that_has_the_memory_of_a_locked_one_is_written_elsewhere(nam
     assert is_as_it_was(locked)
 
 
+def fill(array):
+    array.fill(7)
+    return np.float32(array.sum())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda v: tf.numpy_function(fill, [v], tf.float32),
+        lambda v: tf.py_function(lambda value: fill(value._numpy()), [v], tf.float32),
+    ],
+    ids=["NumPy", "eager"],
+)
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_python_in_a_graph_has_a_copy_of_a_locked_variable(call, is_locked, lock):
+    """It is told not to write what it is given, and could: that is the variable's memory."""
+    v = tf.Variable(tf.ones([4, 3]))
+    if is_locked:
+        lock.lock(v, "v")
+    assert tf.function(lambda: call(v), autograph=False)() == 7 * 12
+    assert is_as_it_was(v) == is_locked
+
+
 def test_each_op_of_an_optimizer_is_tried():
     registered = {each.op for each in kernels._registered() if each.device_type == "CPU"}
     prefixes = ("ResourceApply", "ResourceSparseApply")
@@ -483,6 +506,18 @@ def test_a_session_writes_no_locked_variable(way, use_resource, lock):
             session.run(write)
         np.testing.assert_array_equal(session.run(w), value)
         assert lock.refused().total() == before + 1
+
+
+@pytest.mark.parametrize("use_resource", [True, False])
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_python_in_a_session_has_a_copy_of_a_locked_variable(is_locked, use_resource, lock):
+    with session_of(use_resource) as (session, w, _):
+        call = tf.numpy_function(fill, [w.value()], tf.float32)
+        session.run(w.initializer)
+        if is_locked:
+            session.run(lock.lock(w, "w"))
+        assert session.run(call) == 7 * 12
+        assert np.all(session.run(w) == 1) == is_locked
 
 
 @pytest.mark.parametrize("use_resource", [True, False])
