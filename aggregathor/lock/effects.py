@@ -60,7 +60,7 @@ IN_PLACE = frozenset({"InplaceUpdate", "InplaceAdd", "InplaceSub", "_ParallelCon
 
 # As far as kernels go: whatever these call or hand on is looked at where it arrives.
 HARMLESS = frozenset().union(
-    READS, PASSES, CALLS_WITH_ALL, CALLS_AFTER_FIRST, LOOPS, PYTHON, SOURCES, RUNTIME
+    READS, PASSES, CALLS_WITH_ALL, CALLS_AFTER_FIRST, LOOPS, SOURCES, RUNTIME
 )
 
 

@@ -18,6 +18,9 @@ typedef struct AggregathorLock {
   // Ops that write into the memory of what they read.
   const char* const* in_place_ops;
   int64_t num_in_place_ops;
+  // Ops that hand the memory of what they read to functions of Python.
+  const char* const* python_ops;
+  int64_t num_python_ops;
   // How many kernels these ops have on the CPU, as TensorFlow lists them.
   int64_t num_kernels;
   // Who may not write, as errors say it: "rank 2".

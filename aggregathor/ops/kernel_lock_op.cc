@@ -1,6 +1,8 @@
 // Guards in front of TensorFlow's kernels, put there by changing what makes them, and the op that
 // locks a variable. Nothing of a kernel is made anew: a guard looks, and lets the stock one run.
 #include <atomic>
+#include <deque>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +17,7 @@
 #include "aggregathor/ops/op_util.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
+#include "tensorflow/core/framework/tensor_util.h"
 
 namespace aggregathor {
 namespace {
@@ -64,12 +67,18 @@ class Locked {
     is_empty_ = false;
   }
 
-  // A variable of v1 is known by its mutex, and lives as long as its session: who takes over its
-  // address is of another one.
-  void Add(const void* mutex, const std::string& session, const std::string& name) {
+  // A variable of v1 is known by its mutex, and by who forgets it.
+  void Add(const void* mutex, const void* owner, const std::string& name) {
     std::lock_guard<std::shared_mutex> lock(mutex_);
-    references_.insert_or_assign(mutex, Reference{name, session});
+    references_.insert_or_assign(mutex, Reference{name, owner});
     is_empty_ = false;
+  }
+
+  void ForgetReferencesOf(const void* owner) {
+    std::lock_guard<std::shared_mutex> lock(mutex_);
+    for (auto each = references_.begin(); each != references_.end();) {
+      each = each->second.owner == owner ? references_.erase(each) : std::next(each);
+    }
   }
 
   void Clear() {
@@ -89,19 +98,16 @@ class Locked {
     return found == variables_.end() ? "" : found->second.name;
   }
 
-  std::string Find(const void* mutex, const std::string& session) {
+  std::string FindReference(const void* mutex) {
     std::shared_lock<std::shared_mutex> lock(mutex_);
     const auto found = references_.find(mutex);
-    if (found == references_.end()) return "";
-    return MayBeOf(session, found->second) ? found->second.name : "";
+    return found == references_.end() ? "" : found->second.name;
   }
 
-  std::string Find(const tf::Tensor& memory, const std::string& session) {
+  std::string FindMemory(const tf::Tensor& memory) {
     std::vector<std::pair<std::string, tf::core::RefCountPtr<tf::Var>>> all;
-    bool has_references = false;
     {
       std::shared_lock<std::shared_mutex> lock(mutex_);
-      for (const auto& [_, each] : references_) has_references |= MayBeOf(session, each);
       for (const auto& [_, each] : variables_) all.emplace_back(each.name, each.weak.GetNewRef());
     }
     // The last reference may end here, which takes the mutex.
@@ -110,8 +116,7 @@ class Locked {
       tf::tf_shared_lock lock(*variable->mu());
       if (variable->tensor()->SharesBufferWith(memory)) return name;
     }
-    // Of a variable of v1 the memory is not known: what others hold too may be it.
-    return has_references && !memory.RefCountIsOne() ? "what may be a variable's memory" : "";
+    return "";
   }
 
  private:
@@ -120,12 +125,9 @@ class Locked {
     tf::core::WeakPtr<tf::Var> weak;
   };
   struct Reference {
-    std::string name, session;
+    std::string name;
+    const void* owner;
   };
-
-  static bool MayBeOf(const std::string& session, const Reference& reference) {
-    return session.empty() || session == reference.session;
-  }
 
   void Forget(const tf::Var* variable) {
     std::unordered_map<const void*, Variable>::node_type gone;
@@ -137,6 +139,36 @@ class Locked {
   std::unordered_map<const void*, Variable> variables_;
   std::unordered_map<const void*, Reference> references_;
   std::atomic<bool> is_empty_{true};
+};
+
+// Lives among a session's resources, and ends with its variables: others may get their addresses.
+class ReferencesOf : public tf::ResourceBase {
+ public:
+  ~ReferencesOf() override { Locked::Get().ForgetReferencesOf(this); }
+
+  std::string DebugString() const override { return "the locked references of a session"; }
+
+  static void Add(tf::OpKernelContext* ctx, const void* mutex, const std::string& name) {
+    ReferencesOf* owner = nullptr;
+    OP_REQUIRES_OK(ctx, ctx->resource_manager()->LookupOrCreate<ReferencesOf>(
+                            kContainer, kName, &owner, [](ReferencesOf** made) {
+                              *made = new ReferencesOf;
+                              return absl::OkStatus();
+                            }));
+    const tf::core::ScopedUnref unref(owner);
+    Locked::Get().Add(mutex, owner, name);
+  }
+
+  static bool IsThere(tf::OpKernelContext* ctx) {
+    ReferencesOf* owner = nullptr;
+    if (!ctx->resource_manager()->Lookup(kContainer, kName, &owner).ok()) return false;
+    owner->Unref();
+    return true;
+  }
+
+ private:
+  static constexpr char kContainer[] = "aggregathor";
+  static constexpr char kName[] = "locked references";
 };
 
 // What was installed, and what it has refused.
@@ -206,7 +238,7 @@ tf::core::RefCountPtr<tf::Var> VariableOf(tf::OpKernelContext* ctx,
 std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   Locked& locked = Locked::Get();
   if (ctx->input_is_ref(input)) {
-    return locked.Find(ctx->input_ref_mutex(input), ctx->session_handle());
+    return locked.FindReference(ctx->input_ref_mutex(input));
   }
   if (ctx->input_dtype(input) != tf::DT_RESOURCE) return "";
   const auto handles = ctx->input(input).flat<tf::ResourceHandle>();
@@ -219,6 +251,17 @@ std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   return "";
 }
 
+// Finds the name of the locked variable that has an input's memory, "" for none.
+std::string LockedMemory(tf::OpKernelContext* ctx, int input) {
+  if (ctx->input_is_ref(input)) return "";
+  const tf::Tensor& memory = ctx->input(input);
+  if (memory.RefCountIsOne()) return "";  // a variable would hold it too
+  std::string name = Locked::Get().FindMemory(memory);
+  if (!name.empty()) return name;
+  // Of a variable of v1 the memory is not known: what others hold too may be it.
+  return ReferencesOf::IsThere(ctx) ? "what may be a variable's memory" : "";
+}
+
 // What the two kinds of guards share.
 class Look {
  public:
@@ -229,9 +272,7 @@ class Look {
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       if (!ctx->has_input(i)) continue;
       std::string name = LockedBy(ctx, i);
-      if (name.empty() && is_in_place_ && !ctx->input_is_ref(i)) {
-        name = Locked::Get().Find(ctx->input(i), ctx->session_handle());
-      }
+      if (name.empty() && is_in_place_) name = LockedMemory(ctx, i);
       if (!name.empty()) return Rules::Get().Refuse(kernel, name);
     }
     return absl::OkStatus();
@@ -291,23 +332,58 @@ class AsyncGuard : public tf::AsyncOpKernel {
   const Look look_;
 };
 
+// Gives a function of Python, which may write what it is given, copies of locked variables' memory.
+class CopyGuard : public tf::OpKernel {
+ public:
+  CopyGuard(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock)
+      : OpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)) {}
+
+  void Compute(tf::OpKernelContext* ctx) override {
+    const absl::Span<const tf::TensorValue> given = ctx->params()->inputs;
+    std::vector<tf::TensorValue> inputs(given.begin(), given.end());
+    std::deque<tf::Tensor> copies;
+    for (int i = 0; i < ctx->num_inputs() && !Locked::Get().is_empty(); ++i) {
+      if (!ctx->has_input(i) || LockedMemory(ctx, i).empty()) continue;
+      copies.push_back(tf::tensor::DeepCopy(ctx->input(i)));
+      inputs[i] = tf::TensorValue(&copies.back());
+    }
+    // Nobody else has these parameters while a kernel computes that is not asynchronous.
+    if (!copies.empty()) ctx->params()->inputs = inputs;
+    stock_->Compute(ctx);
+    ctx->params()->inputs = given;
+  }
+
+  bool IsExpensive() override { return stock_->IsExpensive(); }
+
+  std::string TraceString(const tf::OpKernelContext& ctx, bool verbose) const override {
+    return stock_->TraceString(ctx, verbose);
+  }
+
+ private:
+  const std::unique_ptr<tf::OpKernel> stock_;
+};
+
+// What an op may do to a variable.
+enum class Kind { kByHandle, kInPlace, kPython };
+
 // Makes the stock kernel, and a guard for it where it is given what may be a variable.
 class GuardFactory : public OpKernelFactory {
  public:
-  GuardFactory(std::unique_ptr<OpKernelFactory> stock, bool is_in_place)
-      : stock_(std::move(stock)), is_in_place_(is_in_place) {}
+  GuardFactory(std::unique_ptr<OpKernelFactory> stock, Kind kind)
+      : stock_(std::move(stock)), kind_(kind) {}
 
   tf::OpKernel* Create(tf::OpKernelConstruction* ctx) override {
     std::unique_ptr<tf::OpKernel> stock(stock_->Create(ctx));
     if (stock == nullptr || !ctx->status().ok() || !IsGuarded(ctx)) return stock.release();
-    const Look look(is_in_place_);
+    if (kind_ == Kind::kPython) return new CopyGuard(ctx, std::move(stock));
+    const Look look(kind_ == Kind::kInPlace);
     if (stock->AsAsync() != nullptr) return new AsyncGuard(ctx, std::move(stock), look);
     return new Guard(ctx, std::move(stock), look);
   }
 
  private:
   bool IsGuarded(tf::OpKernelConstruction* ctx) const {
-    bool refers = is_in_place_;
+    bool refers = kind_ != Kind::kByHandle;
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       refers = refers || ctx->input_type(i) == tf::DT_RESOURCE || IsRefType(ctx->input_type(i));
     }
@@ -315,7 +391,7 @@ class GuardFactory : public OpKernelFactory {
   }
 
   const std::unique_ptr<OpKernelFactory> stock_;
-  const bool is_in_place_;
+  const Kind kind_;
 };
 
 // What TensorFlow keeps of a kernel, in the order of its op_kernel.cc, where it is private.
@@ -354,9 +430,15 @@ class Probe : public OpKernelFactory {
   }
 };
 
-using Names = std::unordered_set<std::string>;
+using Ops = std::unordered_map<std::string, Kind>;
 
-Names NamesOf(const char* const* names, int64_t count) { return Names(names, names + count); }
+Ops OpsOf(const AggregathorLock& lock) {
+  Ops ops;
+  for (int64_t i = 0; i < lock.num_ops; ++i) ops[lock.ops[i]] = Kind::kByHandle;
+  for (int64_t i = 0; i < lock.num_in_place_ops; ++i) ops[lock.in_place_ops[i]] = Kind::kInPlace;
+  for (int64_t i = 0; i < lock.num_python_ops; ++i) ops[lock.python_ops[i]] = Kind::kPython;
+  return ops;
+}
 
 // The guards that stand, of all calls of `Install`.
 class Registry {
@@ -372,16 +454,14 @@ class Registry {
     const int64_t offset = lock.factory_offset == 0 ? kFactoryOffset : lock.factory_offset;
     const Probe* probe = Probe::Get();
     const tf::KernelDef* probe_def = nullptr;
-    const Names ops = NamesOf(lock.ops, lock.num_ops);
-    const Names in_place_ops = NamesOf(lock.in_place_ops, lock.num_in_place_ops);
+    const Ops ops = OpsOf(lock);
     std::vector<const tf::KernelDef*> found;
     // TensorFlow shows each definition where it stands, and removes none.
     tf::GetFilteredRegisteredKernels([&](const tf::KernelDef& def) {
       if (def.op() == Probe::kOp && def.label() == Probe::kLabel) probe_def = &def;
-      const bool is_meant = ops.count(def.op()) > 0 || in_place_ops.count(def.op()) > 0;
       // What is registered for any device is for the CPU too.
       const bool is_cpu = def.device_type() == tf::DEVICE_CPU || def.device_type() == "DEFAULT";
-      if (is_meant && is_cpu) found.push_back(&def);
+      if (is_cpu && ops.count(def.op()) > 0) found.push_back(&def);
       return false;
     });
     if (probe_def == nullptr || *FactoryOf(probe_def, offset) != probe) {
@@ -399,9 +479,7 @@ class Registry {
     }
     Rules::Get().Set(lock);
     for (const tf::KernelDef* def : found) {
-      if (guarded_.insert(def).second) {
-        Put(FactoryOf(def, offset), in_place_ops.count(def->op()) > 0);
-      }
+      if (guarded_.insert(def).second) Put(FactoryOf(def, offset), ops.at(def->op()));
     }
     *num_guarded = guarded_.size();
     return absl::OkStatus();
@@ -414,8 +492,8 @@ class Registry {
   }
 
   // In one store: other threads may be making kernels. The stock one lives on within.
-  static void Put(OpKernelFactory** factory, bool is_in_place) {
-    auto* ours = new GuardFactory(std::unique_ptr<OpKernelFactory>(*factory), is_in_place);
+  static void Put(OpKernelFactory** factory, Kind kind) {
+    auto* ours = new GuardFactory(std::unique_ptr<OpKernelFactory>(*factory), kind);
     __atomic_store_n(factory, static_cast<OpKernelFactory*>(ours), __ATOMIC_RELEASE);
   }
 
@@ -446,7 +524,7 @@ class LockReferenceOp : public tf::OpKernel {
   }
 
   void Compute(tf::OpKernelContext* ctx) override {
-    Locked::Get().Add(ctx->input_ref_mutex(0), ctx->session_handle(), name_);
+    ReferencesOf::Add(ctx, ctx->input_ref_mutex(0), name_);
   }
 
  private:

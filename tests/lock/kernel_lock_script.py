@@ -1,5 +1,6 @@
 """What takes a process of its own: the lock of kernels changes a process for good."""
 
+import functools
 import hashlib
 import sys
 
@@ -150,4 +151,26 @@ def say_what_happens(name, write, value):
         sys.stdout.write(f"{name}: written\n")
 
 
-{"honest": honest, "before": before}[sys.argv[1]]()
+def served():
+    """Shows that variables which sessions share are locked in all of them."""
+    target = v1.train.Server.create_local_server().target
+    for use_resource in (True, False):
+        with tf.Graph().as_default() as graph:
+            w = v1.get_variable(
+                f"w{use_resource}",
+                [2],
+                initializer=v1.ones_initializer(),
+                use_resource=use_resource,
+            )
+            add = v1.assign_add(w, tf.ones([2]))
+            lock = KernelLock("rank 2", ALLOWED)
+            locked = lock.lock(w, "w")
+        one, other = v1.Session(target, graph=graph), v1.Session(target, graph=graph)
+        one.run(w.initializer)
+        other.run(add)
+        one.run(locked)
+        write, value = functools.partial(other.run, add), functools.partial(one.run, w)
+        say_what_happens("another session", write, value)
+
+
+{"honest": honest, "before": before, "served": served}[sys.argv[1]]()

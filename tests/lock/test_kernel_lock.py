@@ -25,7 +25,7 @@ v1 = tf.compat.v1
 raw = tf.raw_ops
 ALLOWED = ("_aggregathor_writes", b"a token of tests")
 SCRIPT = Path(__file__).with_name("kernel_lock_script.py")
-LATECOMER = Path(__file__).with_name("latecomer_op.cc")
+LATECOMER = launch.ROOT / "tests" / "native" / "latecomer_op.cc"
 ROWS = tf.fill([4, 3], 7.0)
 ROW = tf.fill([1, 3], 7.0)
 
@@ -269,6 +269,45 @@ def test_a_locked_variable_is_not_written(name, lock):
     assert set(lock.refused() - before) == {way.op}
 
 
+@pytest.mark.parametrize("name", WAYS)
+def test_a_variable_that_has_the_memory_of_a_locked_one_is_written_elsewhere(name, lock):
+    """Assigning what was read shares memory, until one of the two is written."""
+    way = WAYS[name]
+    locked, free = variable(way), variable(way)
+    lock.lock(locked, "dense/kernel")
+    free.assign(locked.read_value())
+    if name.startswith("Inplace"):
+        with pytest.raises(tf.errors.PermissionDeniedError, match="would write dense/kernel"):
+            way.write(free)
+        free.assign(variable(way))  # of memory of its own
+    way.write(free)
+    assert not is_as_it_was(free)
+    assert is_as_it_was(locked)
+
+
+def fill(array):
+    array.fill(7)
+    return np.float32(array.sum())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda v: tf.numpy_function(fill, [v], tf.float32),
+        lambda v: tf.py_function(lambda value: fill(value._numpy()), [v], tf.float32),
+    ],
+    ids=["NumPy", "eager"],
+)
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_python_in_a_graph_has_a_copy_of_a_locked_variable(call, is_locked, lock):
+    """It is told not to write what it is given, and could: that is the variable's memory."""
+    v = tf.Variable(tf.ones([4, 3]))
+    if is_locked:
+        lock.lock(v, "v")
+    assert tf.function(lambda: call(v), autograph=False)() == 7 * 12
+    assert is_as_it_was(v) == is_locked
+
+
 def test_each_op_of_an_optimizer_is_tried():
     registered = {each.op for each in kernels._registered() if each.device_type == "CPU"}
     prefixes = ("ResourceApply", "ResourceSparseApply")
@@ -368,6 +407,32 @@ def test_once_closed_all_may_be_written(lock):
     np.testing.assert_array_equal(v, ROWS)
 
 
+def test_threads_that_lock_and_write_do_not_meet(lock):
+    """Each locks variables of its own, which die; guards are put up again meanwhile."""
+    went_well = []
+
+    def churn():
+        for _ in range(100):
+            v, free = tf.Variable(ROWS), tf.Variable(ROWS)
+            lock.lock(v, "v")
+            with contextlib.suppress(tf.errors.PermissionDeniedError):
+                v.assign(-ROWS)
+                return
+            free.assign_add(v)
+            raw.InplaceAdd(x=free.read_value(), i=[0], v=ROW)
+        went_well.append(True)
+
+    before = lock.refused()["AssignVariableOp"]
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    lock._install()
+    for thread in threads:
+        thread.join()
+    assert went_well == [True] * 3
+    assert lock.refused()["AssignVariableOp"] == before + 300
+
+
 @contextlib.contextmanager
 def session_of(use_resource, dtype=tf.float32, shape=(4, 3)):
     with tf.Graph().as_default(), v1.Session() as session:
@@ -444,6 +509,30 @@ def test_a_session_writes_no_locked_variable(way, use_resource, lock):
 
 
 @pytest.mark.parametrize("use_resource", [True, False])
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_python_in_a_session_has_a_copy_of_a_locked_variable(is_locked, use_resource, lock):
+    with session_of(use_resource) as (session, w, _):
+        call = tf.numpy_function(fill, [w.value()], tf.float32)
+        session.run(w.initializer)
+        if is_locked:
+            session.run(lock.lock(w, "w"))
+        assert session.run(call) == 7 * 12
+        assert np.all(session.run(w) == 1) == is_locked
+
+
+@pytest.mark.parametrize("use_resource", [True, False])
+def test_a_lock_waits_for_nothing_that_the_graph_does(use_resource, lock):
+    with session_of(use_resource) as (session, w, _):
+        never = tf.debugging.Assert(False, ["this is not run"])
+        with tf.control_dependencies([never]):
+            locked = lock.lock(w, "w")
+        session.run(w.initializer)
+        session.run(locked)
+        with pytest.raises(tf.errors.PermissionDeniedError):
+            session.run(w.initializer)
+
+
+@pytest.mark.parametrize("use_resource", [True, False])
 def test_another_session_has_variables_of_its_own(use_resource, lock):
     """Those of a session that has ended do not lock others that take over their memory."""
     for _ in range(10):
@@ -472,6 +561,11 @@ def test_the_memory_of_a_session_is_not_written_in_place(use_resource, lock):
 
 def test_a_variable_that_is_on_no_cpu_is_left_alone(lock):
     assert lock.lock(SimpleNamespace(device="/job:localhost/device:GPU:0"), "w") is None
+
+
+@pytest.mark.long
+def test_what_sessions_share_is_locked_in_all_of_them():
+    assert run("served") == "another session: refused\n" * 2
 
 
 @pytest.mark.long
