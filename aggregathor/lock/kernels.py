@@ -2,7 +2,7 @@
 
 The native half (`ops/kernel_lock_op.cc`) puts a guard in front of every kernel whose op is not
 known to be harmless (`effects`), and knows variables by the objects that they are. A locked one is
-written by a node that has the token, or by a thread while it is let. KERNEL_PART.md tells what that
+written by a node that has the token, or by a thread while it is let. SECURITY.md tells what that
 guarantees, and what it does not.
 """
 

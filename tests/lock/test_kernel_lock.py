@@ -587,7 +587,7 @@ def test_a_library_that_is_loaded_later_writes_no_locked_variable(lock, tmp_path
 
 
 class TestNotGuarded:
-    """What KERNEL_PART.md says that this layer does not see: a change here is to be told there."""
+    """What SECURITY.md says that this layer does not see: a change here is to be told there."""
 
     def test_what_xla_has_compiled(self, lock):
         v = tf.Variable(tf.ones([4, 3]))

@@ -156,7 +156,8 @@ IN_FUNCTIONS = [
     name for name in test_scan.WRITES if name not in ("count up", "destroyed", "wrapped function")
 ]
 
-# "S": the scan refuses it, before it runs; "K": the kernels do; "D": the digest sees it.
+# "S": the scan refuses it, before it runs; "K": the kernels do; "C": they let it write a copy; "D":
+# the digest sees it.
 MATRIX = {
     **{in_function(name): "SKD" for name in IN_FUNCTIONS},
     in_function("destroyed"): "SK",  # a handle that counts its references keeps the variable
@@ -176,7 +177,7 @@ MATRIX = {
     top_level_handle: "KD",
     compiled_argument: "D",
     python_by_name: "KD",
-    alias_in_python: "D",
+    alias_in_python: "CD",
     in_place: "KD",
     native_memory: "D",
 }
