@@ -44,7 +44,7 @@ def test_without_the_lock_it_goes_on(way):
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(("clipping",), marks=pytest.mark.long), ("frozen", "patch")],
+    [("clipping",), pytest.param(("frozen", "patch"), marks=pytest.mark.long)],
     ids="-".join,
 )
 def test_a_copy_may_be_written_instead(words):
