@@ -52,16 +52,20 @@ GPU_OP_SOURCES = ("gpu_ops.cc",)
 CUDA_ARCHITECTURES = (70, 80, 90)
 OP_FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-sign-compare"]
 
+LOCK = Path("aggregathor/lock")
+
 LOSSYMPI = Path("lossympi")
 LOSSYMPI_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
 class Build(build_ext):
-    """Compiles the two libraries."""
+    """Compiles the libraries."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "lossympi._core":
             self.build_lossympi(ext)
+        elif ext.name == "aggregathor.lock.libaggregathor_grpc":
+            self.build_grpc(ext)
         else:
             self.build_ops(ext)
 
@@ -89,6 +93,32 @@ class Build(build_ext):
         module = Path(self.get_ext_fullpath(ext.name))
         module.parent.mkdir(parents=True, exist_ok=True)
         run([compiler, "-shared", "-o", module, *objects, "-lsodium", "-lpthread"])
+
+    def build_grpc(self, ext: Extension) -> None:
+        """Compiles the server protocol "grpc+lock" into a library that TensorFlow's servers use."""
+        tensorflow = tensorflow_flags()
+        compiler = cxx()
+        folder = Path(self.build_temp) / "lock"
+        folder.mkdir(parents=True, exist_ok=True)
+        # The wheel has the headers of what TensorFlow is made of, and no flags for them.
+        external = Path(tensorflow["include"]) / "external"
+        needed = [
+            external / "com_github_grpc_grpc" / "include",
+            external / "farmhash_archive" / "src",
+        ]
+        missing = [str(each) for each in needed if not each.is_dir()]
+        if missing:
+            raise CompileError(
+                f"TensorFlow {tensorflow['version']} comes without {', '.join(missing)}; without "
+                'the library there is no server protocol "grpc+lock", and all else works'
+            )
+        flags = [*OP_FLAGS, *tensorflow["compile"], *(f"-isystem{each}" for each in needed)]
+        objects = compile_all(compiler, [Job(LOCK / "grpc_server.cc", flags)], folder)
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        link = [*tensorflow["link"], "-l:libtensorflow_cc.so.2", "-Wl,-z,defs"]
+        run([compiler, "-shared", "-o", library, *objects, *link])
+        write_facts(library, compiler, tensorflow["version"])
 
     def build_ops(self, ext: Extension) -> None:
         """Compiles `aggregathor/ops` into a library that TensorFlow loads, and says how."""
@@ -121,22 +151,20 @@ class Build(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         link = [*tensorflow["link"], *cuda_link]
         run([compiler, "-shared", "-o", library, *objects, *cuda_objects, *link])
-        facts = {
-            "version": VERSION,
-            "tensorflow": tensorflow["version"],
-            "compiler": subprocess.getoutput(f"{compiler} --version").splitlines()[0],
-            "instruction_sets": list(INSTRUCTION_SETS),
-            "cuda": cuda,
-            # The loader compares them, as opening a damaged library may kill the process.
-            "library_bytes": library.stat().st_size,
-            "library_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
-        }
-        library.with_name("build.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_facts(
+            library,
+            compiler,
+            tensorflow["version"],
+            instruction_sets=list(INSTRUCTION_SETS),
+            cuda=cuda,
+        )
 
     def copy_extensions_to_source(self) -> None:  # for `build_ext --inplace` and editable installs
         super().copy_extensions_to_source()
-        built = Path(self.get_finalized_command("build_ext").build_lib) / OPS / "build.json"
-        shutil.copy(built, OPS / "build.json")
+        built = Path(self.get_finalized_command("build_ext").build_lib)
+        for folder in (OPS, LOCK):
+            if (built / folder / "build.json").exists():  # the lock's is optional
+                shutil.copy(built / folder / "build.json", folder / "build.json")
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.split(".")[-1] == "_core":  # setuptools asks by either name
@@ -199,6 +227,20 @@ def compile_cuda(
     return objects, link, version[1] if version else "unknown"
 
 
+def write_facts(library: Path, compiler: str, tensorflow: str, **more: object) -> None:
+    """Writes beside a library what it was built from and with."""
+    facts = {
+        "version": VERSION,
+        "tensorflow": tensorflow,
+        "compiler": subprocess.getoutput(f"{compiler} --version").splitlines()[0],
+        **more,
+        # Compared before it is opened, as opening a damaged library may kill the process.
+        "library_bytes": library.stat().st_size,
+        "library_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
+    }
+    library.with_name("build.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
 def cxx() -> str:
     """The C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
@@ -229,6 +271,7 @@ def tensorflow_flags() -> dict:
         # As system headers: what they warn about is not ours to mend.
         "compile": [re.sub("^-I", "-isystem", f) for f in tf.sysconfig.get_compile_flags()],
         "link": tf.sysconfig.get_link_flags(),
+        "include": tf.sysconfig.get_include(),
     }
 
 
@@ -256,5 +299,7 @@ setup(
         # Without it LossyMPI runs its Python plane, and says so.
         Extension("lossympi._core", sources=[], optional=True),
         Extension("aggregathor.ops.libaggregathor_ops", sources=[]),
+        # Without it there is no server protocol "grpc+lock", and who asks for it is told.
+        Extension("aggregathor.lock.libaggregathor_grpc", sources=[], optional=True),
     ],
 )

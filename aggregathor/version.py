@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -50,6 +51,19 @@ def read_build_facts(path: Path) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in known.get("instruction_sets", [])):
         del known["instruction_sets"]
     return known
+
+
+def check_whole(library: Path, facts: dict[str, Any]) -> None:
+    """Raises OSError unless the library is what setup.py linked: a cut one kills the process.
+
+    The pages that are missing from its end are mapped all the same, and touching them is SIGBUS.
+    """
+    size, linked = library.stat().st_size, facts.get("library_bytes")
+    if linked is not None and size != linked:
+        raise OSError(f"damaged: {size} bytes, and {linked} were built")
+    digest = facts.get("library_sha256")
+    if digest is not None and hashlib.sha256(library.read_bytes()).hexdigest() != digest:
+        raise OSError("damaged: not the bytes that were built")
 
 
 def require_tensorflow(version: str) -> None:

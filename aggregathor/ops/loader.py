@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import sys
 import warnings
@@ -19,7 +18,13 @@ import tensorflow as tf
 
 from aggregathor.errors import UserError, near
 from aggregathor.ops import arrays
-from aggregathor.version import VersionError, read_build_facts, require_tensorflow, series
+from aggregathor.version import (
+    VersionError,
+    check_whole,
+    read_build_facts,
+    require_tensorflow,
+    series,
+)
 
 LIBRARY = Path(__file__).with_name("libaggregathor_ops.so")
 BUILD_FACTS = Path(__file__).with_name("build.json")
@@ -154,23 +159,9 @@ def _stand_in() -> ModuleType:
 def _native_module(library: Path) -> ModuleType:
     from aggregathor.ops import native
 
-    _check_whole(library)
+    check_whole(library, read_build_facts(BUILD_FACTS))
     native.load(library)
     return native
-
-
-def _check_whole(library: Path) -> None:
-    """Raises OSError unless the library is what setup.py linked: a cut one kills the process.
-
-    The pages that are missing from its end are mapped all the same, and touching them is SIGBUS.
-    """
-    build = read_build_facts(BUILD_FACTS)
-    size, linked = library.stat().st_size, build.get("library_bytes")
-    if linked is not None and size != linked:
-        raise OSError(f"damaged: {size} bytes, and {linked} were built")
-    digest = build.get("library_sha256")
-    if digest is not None and hashlib.sha256(library.read_bytes()).hexdigest() != digest:
-        raise OSError("damaged: not the bytes that were built")
 
 
 def _instruction_set(library: Path) -> str:

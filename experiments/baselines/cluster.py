@@ -120,11 +120,15 @@ def task_resolver() -> Any:
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
-def start_server(resolver: Any) -> Any:
-    """Starts TensorFlow's gRPC server of this task."""
+def start_server(resolver: Any, *, locked: bool = False) -> Any:
+    """Starts TensorFlow's gRPC server of this task, or ours that nobody else drives."""
     import tensorflow as tf
 
+    from aggregathor.lock.server import locked_server
+
     spec = resolver.cluster_spec()
+    if locked:
+        return locked_server(spec, resolver.task_type, resolver.task_id)
     return tf.distribute.Server(spec, job_name=resolver.task_type, task_index=resolver.task_id)
 
 

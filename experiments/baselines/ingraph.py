@@ -26,14 +26,21 @@ def main() -> int:
         action="store_true",
         help="a task a host of `scripts/lossympi-hosts --plain`, the server on host 0",
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("grpc", "grpc+lock"),
+        default="grpc",
+        help="of the parameter server's own server; the workers' is grpc (%(default)s)",
+    )
     parser.add_argument("--drop", type=int, default=0, help="of 1000 packets, once warm; --hosts")
     arguments = parser.parse_args()
     if arguments.drop and not arguments.hosts:
         parser.error("--drop is for --hosts")
     if cluster.is_task():
         resolver = cluster.task_resolver()
-        server = cluster.start_server(resolver)
-        if resolver.task_type == "worker":
+        is_ps = resolver.task_type == "ps"
+        server = cluster.start_server(resolver, locked=is_ps and arguments.protocol != "grpc")
+        if not is_ps:
             server.join()
         _measure(server.target, arguments)
     return cluster.launch(
@@ -66,6 +73,8 @@ def _measure(target: str, arguments: argparse.Namespace) -> None:
                 per_call=arguments.per_call,
             )
             name = f"in-graph, {arguments.form}"
+            if arguments.protocol != "grpc":
+                name += f", {arguments.protocol}"
             cluster.end_with(workload.line(name, arguments.size, n, seconds))
 
 
