@@ -124,10 +124,10 @@ def start_server(resolver: Any, *, locked: bool = False) -> Any:
     """Starts TensorFlow's gRPC server of this task, or ours that nobody else drives."""
     import tensorflow as tf
 
-    from aggregathor.lock.server import locked_server
-
     spec = resolver.cluster_spec()
     if locked:
+        from aggregathor.lock.server import locked_server
+
         return locked_server(spec, resolver.task_type, resolver.task_id)
     return tf.distribute.Server(spec, job_name=resolver.task_type, task_index=resolver.task_id)
 
