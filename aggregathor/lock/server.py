@@ -2,9 +2,9 @@
 
 For clusters that exchange over TensorFlow's gRPC, without ``agt.init``: whoever reaches the port of
 a server with the protocol "grpc" writes each variable and file that its process could write. With
-"grpc+lock" only sessions of the process itself do so. It is for the parameter server, if its process
-drives the workers as well; those run "grpc", as their graphs come from there. GRPC_PART.md beside
-this file tells what that guards, and what not.
+"grpc+lock" only sessions of the process itself do so. It is for the parameter server, if its
+process drives the workers as well; those run "grpc", as their graphs come from there. SECURITY.md
+beside this file tells what that guards, and what not.
 """
 
 from __future__ import annotations
