@@ -1,10 +1,10 @@
 """A TensorFlow server that others may ask for its status and for tensors, and for nothing else.
 
-For clusters that exchange over TensorFlow's gRPC, without ``agt.init``. Whoever reaches the port of
-a server with the protocol "grpc" writes each variable, and each file, that its process may write.
-With "grpc+lock" only sessions of the process itself do. It is for the parameter server whose process
-also drives the workers; those run "grpc", as their graphs come from there. GRPC_PART.md beside this
-file tells what that guards, and what not.
+For clusters that exchange over TensorFlow's gRPC, without ``agt.init``. Whoever reaches the
+port of a server with the protocol "grpc" writes each variable, and each file, that its process may.
+With "grpc+lock" only sessions of the process itself do. It is for the parameter server whose
+process also drives the workers; those run "grpc", as their graphs come from there. GRPC_PART.md
+beside this file tells what that guards, and what not.
 """
 
 from __future__ import annotations
