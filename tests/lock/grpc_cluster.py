@@ -25,7 +25,7 @@ class Victim:
         self.folder = folder  # of files that are the server's
         self.steps = 0  # since training began
         ps, worker = free_address(), free_address()
-        self.address = ps
+        self.address, self.worker_address = ps, worker
         self._wire = Wire(worker)
         with contextlib.ExitStack() as undo:
             undo.callback(self._wire.close)

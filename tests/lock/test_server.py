@@ -46,6 +46,12 @@ def test_whatever_is_sent_is_refused(sent, locked):
 
 
 @needs_library
+def test_more_than_any_request_needs_is_not_even_read(locked):
+    sent = bytes(5 << 20)
+    assert code(locked[0], RESET, sent) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@needs_library
 def test_a_stream_is_refused(locked):
     method = "/tensorflow.eager.EagerService/StreamingEnqueue"
     with pytest.raises(grpc.RpcError) as refusal:
