@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ TASK = Path(__file__).with_name("grpc_task.py")
 ANSWER_S = 60
 # In a RunGraphRequest field 8 is the handle of the master's session, 16 hexadecimal digits.
 SESSION = re.compile(rb"\x42\x10([0-9a-f]{16})")
+# Field 1 is the graph's handle, and field 2 the step's number.
+STEP = re.compile(rb"\x0a\x10[0-9a-f]{16}\x10([\x80-\xff]+[\x00-\x7f])")
 
 
 class Victim:
@@ -53,8 +56,8 @@ class Victim:
 
     def step(self):
         """Returns the loss of a step, or the error of the parameter server."""
-        self.steps += 1
-        return self._ask("step")
+        self.begin_step()
+        return self.end_step()
 
     def has_ended(self, within_s):
         """Whether the parameter server's process is no more, within some time."""
@@ -74,10 +77,37 @@ class Victim:
         """Returns the handle of the master's session, as it was last read on the wire."""
         return SESSION.findall(self._wire.heard())[-1].decode()
 
+    def steps_heard(self):
+        """Returns the numbers of all steps, as they were read on the wire."""
+        return {
+            sum((byte & 127) << 7 * at for at, byte in enumerate(number))
+            for number in STEP.findall(self._wire.heard())
+        }
+
+    def begin_step(self):
+        """Begins a step, whose loss ``end_step`` returns."""
+        self.steps += 1
+        self._tell("step")
+
+    def end_step(self):
+        return _read(self._ps)
+
+    @contextlib.contextmanager
+    def slow_worker(self):
+        """Lets the worker do nothing meanwhile."""
+        self._worker.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._worker.send_signal(signal.SIGCONT)
+
     def _ask(self, order):
+        self._tell(order)
+        return _read(self._ps)
+
+    def _tell(self, order):
         self._ps.stdin.write(order + "\n")
         self._ps.stdin.flush()
-        return _read(self._ps)
 
 
 class Wire:
