@@ -39,6 +39,9 @@ using ::grpc::internal::RpcServiceMethod;
 using ::tensorflow::GrpcWorkerMethod;
 
 constexpr char kProtocol[] = "grpc+lock";
+// What gRPC takes if nobody says more, as TensorFlow does. The allowed requests are some hundred
+// bytes, and what is refused is received first.
+constexpr int kMaxRequestBytes = 4 << 20;
 constexpr std::array<GrpcWorkerMethod, 2> kAllowed = {GrpcWorkerMethod::kGetStatus,
                                                       GrpcWorkerMethod::kRecvTensor};
 // The method whose handler sends the refusals: what it does with an error is to send it.
@@ -61,8 +64,9 @@ struct Ports {
   using Member = BuilderNames::Addresses(::grpc::ServerBuilder::*);
   friend Member Open(Ports);
 };
+using MethodList = std::vector<std::unique_ptr<RpcServiceMethod>>;  // of a service
 struct Methods {
-  using Member = std::vector<std::unique_ptr<RpcServiceMethod>>(::grpc::Service::*);
+  using Member = MethodList(::grpc::Service::*);
   friend Member Open(Methods);
 };
 template struct Opened<Ports, &::grpc::ServerBuilder::ports_>;
@@ -124,7 +128,7 @@ class Refusal : public MethodHandler {
 
   void* Deserialize(grpc_call* call, grpc_byte_buffer* sent, ::grpc::Status* status,
                     void** data) final {
-    // For it frees what was sent. What it reads there does not matter.
+    // As it frees what was sent. What it reads there does not matter.
     void* read = sender_->handler()->Deserialize(call, sent, status, data);
     if (read != nullptr) static_cast<tensorflow::TerminateRequest*>(read)->~TerminateRequest();
     return nullptr;
@@ -142,11 +146,9 @@ bool IsAllowed(const char* method) {
   return false;
 }
 
-using Service = std::vector<std::unique_ptr<RpcServiceMethod>>;  // its methods
-
 // Takes out the method that sends refusals; null where it is not what this file knows.
-std::shared_ptr<RpcServiceMethod> TakeSender(const std::vector<Service*>& services) {
-  for (Service* service : services) {
+std::shared_ptr<RpcServiceMethod> TakeSender(const std::vector<MethodList*>& services) {
+  for (MethodList* service : services) {
     for (auto& method : *service) {
       if (std::strcmp(method->name(), kSender) != 0 || method->handler() == nullptr) continue;
       auto same =
@@ -160,16 +162,16 @@ std::shared_ptr<RpcServiceMethod> TakeSender(const std::vector<Service*>& servic
 
 // Replaces all methods that are not allowed. Where that cannot be, none is left.
 absl::Status Lock(::grpc::ServerBuilder* builder) {
-  std::vector<Service*> services;
+  std::vector<MethodList*> services;
   for (auto* named : (builder->*(&BuilderNames::services))()) {
     services.push_back(&(named->service->*Open(Methods())));
   }
   const std::shared_ptr<RpcServiceMethod> sender = TakeSender(services);
   if (sender == nullptr) {
-    for (Service* service : services) service->clear();
+    for (MethodList* service : services) service->clear();
     return absl::InternalError(std::string("this TensorFlow has no ") + kSender);
   }
-  for (Service* service : services) {
+  for (MethodList* service : services) {
     for (auto& method : *service) {
       if (IsAllowed(method->name())) continue;
       Refused* refused = Table::Get().Add(method->name());
@@ -217,8 +219,9 @@ class LockedServer : public tensorflow::GrpcServer {
   }
 
  private:
-  // TensorFlow would listen on all addresses of the host.
   void MaybeMutateBuilder(::grpc::ServerBuilder* builder, int requested_port) override {
+    builder->SetMaxReceiveMessageSize(kMaxRequestBytes);
+    // TensorFlow would listen on all addresses of the machine, not on what the cluster names.
     for (auto& port : builder->*Open(Ports())) {
       port.addr = host_name() + ":" + std::to_string(requested_port);
     }

@@ -1,9 +1,9 @@
 """A TensorFlow server that others may ask for its status and for tensors, and for nothing else.
 
-For clusters that exchange over TensorFlow's gRPC, without ``agt.init``: whoever reaches the port of
-a server with the protocol "grpc" writes each variable and file that its process could write. With
-"grpc+lock" only sessions of the process itself do so. It is for the parameter server, if its
-process drives the workers as well; those run "grpc", as their graphs come from there. SECURITY.md
+For clusters that exchange over TensorFlow's gRPC, without ``agt.init``. Whoever reaches the
+port of a server with the protocol "grpc" writes each variable, and each file, that its process may.
+With "grpc+lock" only sessions of the process itself do. It is for the parameter server whose
+process also drives the workers; those run "grpc", as their graphs come from there. SECURITY.md
 beside this file tells what that guards, and what not.
 """
 

@@ -61,7 +61,7 @@ def _measure(target: str, arguments: argparse.Namespace) -> None:
 
     n, v1 = arguments.workers, tf.compat.v1
     with tf.Graph().as_default():
-        call = _graph(arguments.size, n, arguments.form, arguments.per_call)
+        call = graph(arguments.size, n, arguments.form, arguments.per_call)
         with v1.Session(target) as session:
             session.run(v1.global_variables_initializer())
             # Half of the time is enough to start in; a step under losses may take a minute.
@@ -78,25 +78,25 @@ def _measure(target: str, arguments: argparse.Namespace) -> None:
             cluster.end_with(workload.line(name, arguments.size, n, seconds))
 
 
-def _graph(size: str, n: int, form: str, per_call: int) -> Any:
-    """Returns what a call fetches: the mean loss of its last step."""
+def graph(size: str, n: int, form: str, per_call: int, ps: int = 0) -> Any:
+    """Returns what a call fetches: the mean loss of its last step, on parameter server ``ps``."""
     import tensorflow as tf
 
-    with tf.device("/job:ps/task:0/device:CPU:0"):
+    with tf.device(f"/job:ps/task:{ps}/device:CPU:0"):
         model = workload.variables(size)
         if per_call == 1:
-            return _step(model, size, n, form)
+            return _step(model, size, n, form, ps)
 
         def body(k: Any, loss: Any) -> tuple[Any, Any]:
             with tf.control_dependencies([loss]):  # the step before
-                return k + 1, _step(model, size, n, form)
+                return k + 1, _step(model, size, n, form, ps)
 
         tf.compat.v1.disable_control_flow_v2()  # the loop that graphs of several processes have
         begin = (tf.constant(0), tf.constant(0.0))
         return tf.while_loop(lambda k, _: k < per_call, body, begin, parallel_iterations=1)[1]
 
 
-def _step(model: list[Any], size: str, n: int, form: str) -> Any:
+def _step(model: list[Any], size: str, n: int, form: str, ps: int) -> Any:
     """Returns the op of a step: the mean loss, there when the model has been updated."""
     import tensorflow as tf
 
@@ -109,7 +109,7 @@ def _step(model: list[Any], size: str, n: int, form: str) -> Any:
             if form == "flat":
                 parts = [tf.concat([tf.reshape(part, [-1]) for part in parts], 0)]
             gradients.append(parts)
-    with tf.device("/job:ps/task:0/device:CPU:0"):
+    with tf.device(f"/job:ps/task:{ps}/device:CPU:0"):
         means = [tf.add_n(of) / n for of in zip(*gradients, strict=True)]
         if form == "flat":
             shapes = workload.shapes(size)

@@ -30,20 +30,32 @@ def test_steps_are_timed_after_the_warm_up_and_bounded():
     assert workload.timed(lambda: None, 3, limit_s=0) == []
 
 
-def test_a_baseline_runs_and_prints_one_line():
-    command = [sys.executable, "-m", "experiments.baselines.ingraph", "--workers=2", "--steps=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    found = json.loads(line)
+@pytest.mark.parametrize("lock", ["", pytest.param(", grpc+lock", marks=pytest.mark.long)])
+def test_a_baseline_runs_and_prints_one_line(lock):
+    protocol = lock.removeprefix(", ") or "grpc"
+    found = run("ingraph", "--workers=2", "--steps=3", f"--protocol={protocol}")
     assert {key: found[key] for key in ("name", "d", "n", "batch")} == {
-        "name": "in-graph, flat",
+        "name": f"in-graph, flat{lock}",
         "d": 89_610,
         "n": 2,
         "batch": 32,
     }
     assert len(found["seconds"]) == 3
     assert found["gradients_per_s"] == pytest.approx(2 * 3 / sum(found["seconds"]), rel=0.01)
+
+
+@pytest.mark.long
+def test_a_locked_server_is_as_fast():
+    assert run("lock_cost", "--workers=2", "--steps=500")["throughput"] > 0.9
+
+
+def run(baseline, *arguments):
+    """Returns the line that a baseline prints."""
+    command = [sys.executable, "-m", f"experiments.baselines.{baseline}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
 
 
 MEMBER = """
