@@ -32,7 +32,7 @@ class Victim:
         self._wire = Wire(worker)
         with contextlib.ExitStack() as undo:
             undo.callback(self._wire.close)
-            self._worker = _start("worker", protocol, {"ps": [ps], "worker": [worker]})
+            self._worker = self._start("worker", {"ps": [ps], "worker": [worker]})
             undo.callback(_end, self._worker)
             self._ps = self._start_server()
             undo.callback(lambda: _end(self._ps))
@@ -43,7 +43,18 @@ class Victim:
     def _start_server(self):
         # It reaches its worker by somebody who reads along.
         cluster = {"ps": [self.address], "worker": [self._wire.address]}
-        return _start("ps", self.protocol, cluster)
+        return self._start("ps", cluster)
+
+    def _start(self, task, cluster):
+        return subprocess.Popen(
+            [sys.executable, str(TASK), task, self.protocol, json.dumps(cluster)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=self.folder,  # an attacker may have files written there
+            env={**os.environ, "PYTHONPATH": str(TASK.parents[2])},
+        )
 
     def renew(self):
         """Begins training anew, in a new session; in a new process, if the last one has ended."""
@@ -162,17 +173,6 @@ def free_address():
 def address_of(listener):
     host, port = listener.getsockname()
     return f"{host}:{port}"
-
-
-def _start(task, protocol, cluster):
-    return subprocess.Popen(
-        [sys.executable, str(TASK), task, protocol, json.dumps(cluster)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(TASK.parents[2])},
-    )
 
 
 def _read(process):
