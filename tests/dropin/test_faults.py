@@ -64,7 +64,8 @@ def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport):
 
 
 @pytest.mark.parametrize(
-    ("fault", "how"), [("raise", "has ended its script"), ("kill", "has died")]
+    ("fault", "how"),
+    [pytest.param("raise", "has ended its script", marks=pytest.mark.long), ("kill", "has died")],
 )
 def test_a_worker_that_never_begins_is_named_and_ends_all(fault, how):
     done = start(3, "--gar=average", FAULTS=f"2:0:{fault}", STEPS="10")

@@ -18,7 +18,11 @@ SCRIPT = Path(__file__).with_name("lock_script.py")
             id="v1 callable",
             marks=pytest.mark.long,
         ),
-        pytest.param("frozen error", "embedding", "AssignVariableOp", id="agt.lock"),
+        pytest.param(
+            *("frozen error", "embedding", "AssignVariableOp"),
+            id="agt.lock",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_worker_that_would_write_a_shared_variable_is_refused(way, variable, op):

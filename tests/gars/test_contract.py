@@ -37,8 +37,14 @@ def test_rule_keeps_clause(case, clause):
     assert testing.CLAUSES[clause](subject) == []
 
 
+SLOW_STAND_INS = ("bulyan-paper", "geometric-median")
+
+
 # At n = 15 and in two dtypes: the stand-in of brute tries subset after subset, others are slow.
-@pytest.mark.parametrize("case", KEEPERS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.long) if c in SLOW_STAND_INS else c for c in KEEPERS],
+)
 def test_stand_in_keeps_contract(case):
     name, parameters, _ = CASES[case]
     subject = testing.Subject.of(

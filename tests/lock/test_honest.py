@@ -134,7 +134,7 @@ def test_a_model_trains(name, guard, capsys):
 @pytest.mark.parametrize(
     "name",
     [
-        "MobileNetV3Small",
+        pytest.param("MobileNetV3Small", marks=pytest.mark.long),
         pytest.param("ResNet50V2", marks=pytest.mark.long),
         pytest.param("DenseNet121", marks=pytest.mark.long),
         pytest.param("EfficientNetB0", marks=pytest.mark.long),
