@@ -37,6 +37,7 @@ def test_rule_keeps_clause(case, clause):
     assert testing.CLAUSES[clause](subject) == []
 
 
+# They take 15 s each.
 SLOW_STAND_INS = ("bulyan-paper", "geometric-median")
 
 
