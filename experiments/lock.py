@@ -61,8 +61,11 @@ def _variants() -> dict[str, Step]:
         """Makes a step, with a digest in every k-th round if k is not 0."""
         model = variables("big")
         guard.lock(model)
-        names = [f"variable {i}" for i in range(len(model))]
-        digest = Digest("rank 1", names, every, lambda: 0) if every else None
+        digest = Digest("rank 1", every) if every else None
+        keys = list(range(len(model)))
+        for key in keys:
+            if digest is not None:
+                digest.add(key, f"variable {key}")
 
         @tf.function
         def step() -> tf.Tensor:
@@ -70,10 +73,10 @@ def _variants() -> dict[str, Step]:
                 value = loss(model)
             gradients = tape.gradient(value, model)
             if digest is not None:
-                digest.compare(model)
+                digest.compare(keys, model)
             news = [v - LEARNING_RATE * g for v, g in zip(model, gradients, strict=True)]
             if digest is not None:
-                digest.note(news)
+                digest.note(keys, news)
             for variable, new in zip(model, news, strict=True):
                 guard.overwrite(variable, new)
             return value

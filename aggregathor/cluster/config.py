@@ -115,6 +115,8 @@ class Config:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
+        if "off" in self.locks:
+            raise UserError(f"lock={self.lock!r}: off goes with no other.")
         for layer in sorted(self.locks - {*LOCKS}):
             raise UserError(f"no lock is called {layer!r}: {near(layer, (*LOCKS, 'off'))}")
         for name in ("monitor_every", "checkpoint_every", "digest_every"):

@@ -79,7 +79,6 @@ class Job:
         self.channels: list[ServerChannel | WorkerChannel] = []
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
-        self._at_synchronise: list[Callable[[], None]] = []
         self._closed = False
 
     @property
@@ -135,8 +134,6 @@ class Job:
             rounds = np.array([channel.round for channel in self.channels], np.int64)
             self.ranks.send_state({**arrays, _ROUNDS: rounds})
             return dict(arrays)
-        for call in self._at_synchronise:
-            call()
         theirs = self.ranks.receive_state()
         for channel, round in zip(self.channels, theirs.pop(_ROUNDS), strict=True):
             channel.round = int(round)
@@ -159,10 +156,6 @@ class Job:
         calls, self._at_begin = self._at_begin, []
         for call in calls:
             call()
-
-    def at_synchronise(self, call: Callable[[], None]) -> None:
-        """Has something called on a worker before its variables become the server's."""
-        self._at_synchronise.append(call)
 
     def at_close(self, close: Callable[[float], None]) -> None:
         """Has something called before the channels are closed: it may take so many seconds."""

@@ -51,6 +51,8 @@ def _make_guard(job: Job) -> Guard | None:
     patches = "patch" in layers
     guard = Guard(who, scans=patches or "scan" in layers, patches=patches)
     job.at_close(guard.close)
+    if "digest" in layers:
+        guard.digest(job.config.digest_every)
     if "kernel" in layers:
         try:
             guard.lock_kernels()
@@ -101,8 +103,8 @@ def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
     which may write, in a process that was started alone, and with ``lock="off"`` it does nothing.
 
     Args:
-      model_or_variables: variables of Keras or TensorFlow; or what has ``trainable_variables``,
-        which are meant then: those of a model's that are its own, such as the statistics of batch
+      model_or_variables: a variable of Keras or TensorFlow, what has ``trainable_variables``, or a
+        list of such. Of a model only those are meant: the others, such as the statistics of batch
         normalisation, stay open.
       on_violation: "error" refuses a graph that could write; "patch" lets it write a copy of this
         worker's own instead, and says so, where the graph names the variable itself, and refuses it
@@ -115,16 +117,18 @@ def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
     check_initialised("agt.lock")
     if on_violation not in (None, "error", "patch"):
         raise UserError(f"on_violation must be 'error' or 'patch', got {on_violation!r}.")
-    found = getattr(model_or_variables, "trainable_variables", model_or_variables)
-    variables = list(found) if isinstance(found, (list, tuple)) else [found]
+    given = model_or_variables
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    found = [getattr(each, "trainable_variables", [each]) for each in listed]
+    variables = [variable for each in found for variable in each]
     kinds = (tf.Variable, keras.Variable, tf.distribute.DistributedValues)
     for each in variables:
         if not isinstance(each, kinds):
             raise UserError(f"agt.lock takes a model or variables, got {type(each).__name__}.")
     if not variables:
         raise UserError(
-            "agt.lock was given nothing that has variables: build the model before, by an Input, "
-            "model.build(shape), or a call."
+            "agt.lock was given nothing to lock: a model in which nothing is trained, or that has "
+            "not been built. Build it before, by an Input, model.build(shape), or a call."
         )
     if _guard is not None:
         _guard.lock(variables, patch=None if on_violation is None else on_violation == "patch")

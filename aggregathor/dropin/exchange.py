@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,23 @@ from aggregathor import ops
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.server import ServerChannel
 from aggregathor.flat import FlatLayout
-from aggregathor.lock import Digest, name_of, variable_of
+from aggregathor.lock import Guard, variable_of
 from aggregathor.ops.channel import Form
 
 
 class Exchange:
     """A channel for a list of variables; eagerly, in a ``tf.function`` and in a v1 graph."""
 
-    def __init__(self, job: Job, variables: Sequence[Any], params_d: np.ndarray) -> None:
+    def __init__(
+        self, job: Job, variables: Sequence[Any], params_d: np.ndarray, guard: Guard | None = None
+    ) -> None:
         """Opens the channel; collective.
 
         Args:
           job: of this process.
           variables: of TensorFlow or Keras, the same on all ranks, in the same order.
           params_d: their values, float32 [d], as all ranks have them.
+          guard: of a worker whose variables are locked.
         """
         self._job = job
         self._variables = [variable_of(v) for v in variables]
@@ -39,13 +42,10 @@ class Exchange:
         native = self._channel.native(self._fail)
         self._way = ops.kernels().channel(self._round, self._layout.dim, native)
         job.at_close(self._way.close)
-        self._digest: Digest | None = None
-        if not job.is_server and "digest" in job.config.locks:
-            who, names = f"rank {job.ranks.rank}", [name_of(v) for v in variables]
-            every = job.config.digest_every
-            self._digest = Digest(who, names, every, lambda: self._channel.round)
-            job.at_synchronise(self._digest.forget)
-            job.at_close(self._digest.close)
+        self._named = list(variables)
+        self._guard = guard
+        if guard is not None:
+            guard.train(variables)
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""
@@ -58,13 +58,13 @@ class Exchange:
     def replace(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Worker: sends the gradients; gives the variables' new values."""
         dense = self._layout.dense(gradients)
-        if self._digest is None:
+        if self._guard is None:
             return self._exchange(dense, self._forms)
         # The last moment before the variables may be written.
-        with _after(self._digest.compare(self._variables)):
+        with _after(self._guard.compare(self._named)):
             values = self._exchange(dense, self._forms)
-        with _after(self._digest.note(values)):
-            return [tf.identity(value) for value in values]
+        with _after(self._guard.note(self._named, values)) as noted:
+            return [tf.identity(value) for value in values] if noted else values
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
         """Concatenates gradients to float32 [d]."""
@@ -107,8 +107,11 @@ class Exchange:
         self._job.failure = error
 
 
-def _after(operation: Any) -> contextlib.AbstractContextManager[Any]:
-    """Has what is made in the context wait for an operation of a graph; eagerly it is over."""
-    if tf.executing_eagerly():
-        return contextlib.nullcontext()
-    return tf.control_dependencies([operation])
+@contextlib.contextmanager
+def _after(operation: Any) -> Iterator[bool]:
+    """Has what is made in the context wait for an operation of a graph, if there is one."""
+    if operation is None or tf.executing_eagerly():
+        yield False
+        return
+    with tf.control_dependencies([operation]):
+        yield True

@@ -72,9 +72,10 @@ class Optimizers:
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
                 params_d = self._synchronise(optimizer, variables)
-                exchange = Exchange(self._job, variables, params_d)
+                exchange = Exchange(self._job, variables, params_d, self._guard)
                 if self._guard is not None:
                     self._guard.lock(variables)
+                    self._guard.note(variables, [_value(v) for v in variables])
             self._exchanges[key] = exchange
         return self._exchanges[key]
 
@@ -89,6 +90,8 @@ class Optimizers:
         if not self._job.is_server:
             for variable, value in zip(variables, values, strict=True):
                 self._overwrite(variable_of(variable), value)
+            if self._guard is not None:
+                self._guard.note(variables, values)
         return values
 
     def _take_saved(self, optimizer: Any, variables: Sequence[Any]) -> None:

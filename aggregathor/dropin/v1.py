@@ -73,7 +73,7 @@ class V1:
             return self._apply(inner, pairs, global_step=global_step, name=name)
         variables = [variable for _, variable in pairs]
         unknown_d = np.zeros(FlatLayout(variables).dim, np.float32)  # until a session runs
-        exchange = Exchange(self._job, variables, unknown_d)
+        exchange = Exchange(self._job, variables, unknown_d, self._guard)
         if self._job.is_server:
             op = self._apply_aggregate(inner, exchange, pairs, global_step, name)
         else:
@@ -150,6 +150,8 @@ class V1:
         variables = {v.name: v for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)}
         own = {name: np.asarray(value) for name, value in self._run(session, variables).items()}
         values = self._job.synchronise(own)
+        if self._guard is not None:
+            self._guard.forget()
         if not self._job.is_server:
             for name, value in values.items():
                 start = variables[name].initializer

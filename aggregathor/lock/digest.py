@@ -10,7 +10,7 @@ place.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,47 +22,53 @@ _MOST_NAMED = 3
 
 
 class Digest:
-    """Of the variables of one exchange.
+    """Of the variables of this process that optimizers of the job train.
+
+    Several optimizers may train the same: what is noted of one is what the server sent last.
 
     Attributes:
       changed: how often each variable, by name, was not what the server had sent.
     """
 
-    def __init__(
-        self, who: str, names: Sequence[str], every: int, round_now: Callable[[], int]
-    ) -> None:
-        """Begins with nothing noted.
+    def __init__(self, who: str, every: int) -> None:
+        """Begins without variables.
 
         Args:
           who: holds the replica, such as "rank 2".
-          names: of the variables.
-          every: how many rounds lie between two that are looked at, plus one.
-          round_now: tells the round that is being made.
+          every: of how many rounds of an optimizer one is looked at.
         """
         self.changed: Counter[str] = Counter()
         self._who = who
-        self._names = list(names)
-        self._round_now = round_now
+        self._names: list[str] = []  # by place
+        self._places: dict[Hashable, int] = {}
         self._told = 0
-        self._notes = ops.kernels().notes(len(self._names), every, self._tell)
+        self._notes = ops.kernels().notes(every, self._tell)
 
-    def note(self, values: Sequence[tf.Tensor]) -> Any:
-        """Notes the server's values; gives, in a graph, something to wait for."""
-        return self._notes.note(values)
+    def add(self, key: Hashable, name: str) -> None:
+        """Takes in a variable, by what tells it from others; once more does no harm."""
+        if key not in self._places:
+            self._places[key] = len(self._names)
+            self._names.append(name)
 
-    def compare(self, variables: Sequence[tf.Variable]) -> Any:
-        """Compares variables, or all their replicas, with what was noted last."""
-        replicas = [list(getattr(v, "values", [v])) for v in variables]
-        places = [place for place, each in enumerate(replicas) for _ in each]
-        values = [_read(variable) for each in replicas for variable in each]
+    def note(self, keys: Sequence[Hashable], values: Sequence[Any]) -> Any:
+        """Notes the server's values of variables; gives, in a graph, something to wait for."""
+        return self._notes.note(list(values), [self._places[key] for key in keys])
+
+    def compare(self, keys: Sequence[Hashable], variables: Sequence[Any]) -> Any:
+        """Compares variables, or all their replicas, with what was noted of them last."""
+        places, values = [], []
+        for key, variable in zip(keys, variables, strict=True):
+            for replica in getattr(variable, "values", [variable]):
+                places.append(self._places[key])
+                values.append(_read(replica))
         return self._notes.compare(values, places)
 
     def forget(self) -> None:
         """Is called where somebody who may writes the variables in another way."""
         self._notes.forget()
 
-    def close(self, wait_s: float = 0.0) -> None:
-        """Looks no more, and waits for nothing; says how often something was changed."""
+    def close(self) -> None:
+        """Looks no more; says how often something was changed."""
         self._notes.close()
         if total := sum(self.changed.values()):
             say(f"{self._who}: {_times(total)} a shared variable was not what the server had sent")
@@ -76,9 +82,14 @@ class Digest:
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         say(
             f"{self._who}: {', '.join(names[:_MOST_NAMED])}{more} was not what the server had sent "
-            f"when the gradient of round {self._round_now()} was made: something else has written "
-            f"it. The server's values of this round take its place. (Seen {_times(self._told)}.)"
+            "when a gradient was made: something else has written it. The server's next values "
+            f"take its place. (Seen {_times(self._told)}.)"
         )
+
+
+def values_of(variables: Sequence[tf.Variable], values: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns values as they are in variables."""
+    return [tf.cast(x, v.dtype.base_dtype) for v, x in zip(variables, values, strict=True)]
 
 
 def _read(variable: Any) -> tf.Tensor:
@@ -90,3 +101,6 @@ def _read(variable: Any) -> tf.Tensor:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
+
+
+__all__ = ["Digest", "values_of"]

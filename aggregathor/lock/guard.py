@@ -8,7 +8,7 @@ import secrets
 import threading
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
+from tensorflow.python.util import deprecation
 
 import aggregathor
 from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from aggregathor.lock import effects
+from aggregathor.lock.digest import Digest, values_of
 from aggregathor.lock.kernels import KernelLock
 from aggregathor.lock.patch import Copies, Key, writes_of
 from aggregathor.lock.python import reachable
@@ -59,8 +61,10 @@ class Guard:
         self._scans = scans
         self._patches = patches
         self._kernels: KernelLock | None = None
+        self._digest: Digest | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[Key, str] = {}  # of locked variables
+        self._trained: set[Key] = set()  # those of them that optimizers of the job train
         self._patched: dict[Key, tf.Variable] = {}  # those of which a copy is written instead
         self._copies = Copies()
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
@@ -79,8 +83,15 @@ class Guard:
         self._kernels = KernelLock(self._who, self._allowed)
         return self._kernels
 
+    def digest(self, every: int) -> Digest:
+        """Compares what the server sends with what is there when the next gradient is made."""
+        self._digest = Digest(self._who, every)
+        return self._digest
+
     def close(self, wait_s: float = 0.0) -> None:
         """Looks no more; nothing is waited for."""
+        if self._digest is not None:
+            self._digest.close()
         if self._scans:
             transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
             WrappedFunction.__init__ = self._wrap
@@ -124,6 +135,48 @@ class Guard:
         if isinstance(written, tf.Operation):  # in a graph
             self.allow(written)
 
+    def note(self, variables: Sequence[Any], values: Sequence[Any]) -> Any:
+        """Notes what the server sent; gives, in a graph, something to wait for.
+
+        Variables that no optimizer of the job trains are left out.
+        """
+        if self._digest is None:
+            return None
+        known = [
+            (self._key_of_all(v), variable_of(v), x)
+            for v, x in zip(variables, values, strict=True)
+            if self._key_of_all(v) in self._trained
+        ]
+        if not known:
+            return None
+        keys, shared, held = zip(*known, strict=True)
+        return self._digest.note(keys, values_of(shared, held))
+
+    def compare(self, variables: Sequence[Any]) -> Any:
+        """Compares variables with what was noted of them; gives what there is to wait for."""
+        if self._digest is None:
+            return None
+        keys = [self._key_of_all(v) for v in variables]
+        return self._digest.compare(keys, [variable_of(v) for v in variables])
+
+    def train(self, variables: Sequence[Any]) -> None:
+        """Is told of variables that an optimizer of the job trains."""
+        for variable in variables:
+            key = self._key_of_all(variable)
+            self._trained.add(key)
+            if self._digest is not None:
+                self._digest.add(key, name_of(variable))
+
+    def forget(self) -> None:
+        """Is told that somebody who may is about to write in another way."""
+        if self._digest is not None:
+            self._digest.forget()
+
+    @staticmethod
+    def _key_of_all(variable: Any) -> Key:
+        """Returns the key of a variable, or of the first replica of one."""
+        return _key_of(next(iter(_parts_of(variable))))
+
     def allow(self, operation: tf.Operation) -> None:
         """Lets an operation write, of a graph that is not finished."""
         name, value = self._allowed
@@ -146,7 +199,9 @@ class Guard:
         """
         if not self._scans:
             return
-        graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), [op.name for op in wanted])
+        names = [operation.name for operation in wanted]
+        with deprecation.silence():
+            graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), names)
         self._refuse(graph, graph_def, {})
 
     def _look(self, graph: FuncGraph) -> None:

@@ -1,7 +1,6 @@
 // The ops that note what a list of tensors is, and see whether it still is so.
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -17,39 +16,42 @@ namespace {
 // Is told which of the tensors, by their places, are not what was noted; by a thread of TensorFlow.
 using OnChange = void (*)(const int64_t* places, int64_t count);
 
-// What is noted of some tensors, each of which has its place. Ops of one step come in turn; what is
-// noted is of the last.
+// What is noted of tensors, each of which has its place. What is noted of one is of the last time.
 class Notes {
  public:
-  Notes(int64_t size, int64_t every, OnChange on_change)
-      : key_(RandomDigestKey()), every_(every), on_change_(on_change), digests_(size) {}
+  Notes(int64_t every, OnChange on_change)
+      : key_(RandomDigestKey()), every_(every), on_change_(on_change) {}
 
-  int64_t size() const { return static_cast<int64_t>(digests_.size()); }
-
-  // Notes all tensors, in every `every`-th call; in others nothing is noted.
-  void Note(tf::OpKernelContext* ctx) {
+  // Notes tensors, in every `every`-th call for the first of these places; else forgets them.
+  void Note(tf::OpKernelContext* ctx, const std::vector<int64_t>& places) {
     const bool is_due = [&] {
       const std::lock_guard<std::mutex> lock(mutex_);
-      return ++calls_ % every_ == 0;
+      return ++calls_[places[0]] % every_ == 0;
     }();
-    std::vector<std::optional<uint64_t>> digests(digests_.size());
+    std::vector<uint64_t> digests(places.size());
     if (is_due) {
-      for (size_t i = 0; i < digests.size(); ++i) digests[i] = Of(ctx, static_cast<int>(i));
+      for (size_t i = 0; i < places.size(); ++i) digests[i] = Of(ctx, static_cast<int>(i));
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    digests_ = std::move(digests);
+    for (size_t i = 0; i < places.size(); ++i) {
+      if (is_due) {
+        digests_[places[i]] = digests[i];
+      } else {
+        digests_.erase(places[i]);
+      }
+    }
   }
 
   // Compares the tensors with what is noted of their places, if anything is, and tells.
   void Compare(tf::OpKernelContext* ctx, const std::vector<int64_t>& places) {
-    const std::vector<std::optional<uint64_t>> noted = [&] {
+    const std::unordered_map<int64_t, uint64_t> noted = [&] {
       const std::lock_guard<std::mutex> lock(mutex_);
       return digests_;
     }();
     std::vector<int64_t> changed;
     for (int i = 0; i < ctx->num_inputs(); ++i) {
-      const std::optional<uint64_t> before = noted[places[i]];
-      if (before.has_value() && *before != Of(ctx, i)) changed.push_back(places[i]);
+      const auto before = noted.find(places[i]);
+      if (before != noted.end() && before->second != Of(ctx, i)) changed.push_back(places[i]);
     }
     const std::lock_guard<std::mutex> lock(telling_);
     if (!changed.empty() && on_change_ != nullptr) {
@@ -59,7 +61,7 @@ class Notes {
 
   void Forget() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    digests_.assign(digests_.size(), std::nullopt);
+    digests_.clear();
   }
 
   // Nobody is told any more, once this has returned.
@@ -79,8 +81,8 @@ class Notes {
   std::mutex telling_;
   OnChange on_change_;  // under telling_
   std::mutex mutex_;
-  int64_t calls_ = 0;                             // under mutex_
-  std::vector<std::optional<uint64_t>> digests_;  // under mutex_, but for its size
+  std::unordered_map<int64_t, int64_t> calls_;     // under mutex_
+  std::unordered_map<int64_t, uint64_t> digests_;  // under mutex_
 };
 
 class Table {
@@ -113,14 +115,16 @@ class Table {
 REGISTER_OP("AggregathorNote")
     .Input("values: T")
     .Attr("T: list(type) >= 1")
+    .Attr("places: list(int) >= 1")
     .Attr("handle: int")
     .SetIsStateful()
     .SetShapeFn([](tf::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
 Notes a keyed digest of each value.
 
-values: as many as aggregathor_notes_open was told of, of types that are plain bytes.
-handle: what it returned in this process.
+values: any number, of types that are plain bytes.
+places: what each of them is known by.
+handle: what aggregathor_notes_open returned in this process.
 )doc");
 
 REGISTER_OP("AggregathorCompare")
@@ -142,6 +146,9 @@ class NotesOp : public tf::OpKernel {
  public:
   explicit NotesOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("handle", &handle_));
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("places", &places_));
+    OP_REQUIRES(ctx, static_cast<int>(places_.size()) == ctx->num_inputs(),
+                absl::InvalidArgumentError("places must be as many as values"));
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       OP_REQUIRES(ctx, tf::DataTypeCanUseMemcpy(ctx->input_type(i)),
                   absl::InvalidArgumentError(absl::StrCat("there is no digest of ",
@@ -151,14 +158,15 @@ class NotesOp : public tf::OpKernel {
 
   void Compute(tf::OpKernelContext* ctx) override {
     const std::shared_ptr<Notes> notes = Table::Get().Find(handle_);
-    if (notes != nullptr) Use(ctx, notes.get());  // else the training has ended
+    if (notes != nullptr) Use(ctx, places_, notes.get());  // else the training has ended
   }
 
  protected:
-  virtual void Use(tf::OpKernelContext* ctx, Notes* notes) = 0;
+  virtual void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) = 0;
 
  private:
   int64_t handle_;
+  std::vector<int64_t> places_;
 };
 
 class NoteOp : public NotesOp {
@@ -166,34 +174,19 @@ class NoteOp : public NotesOp {
   using NotesOp::NotesOp;
 
  protected:
-  void Use(tf::OpKernelContext* ctx, Notes* notes) override {
-    OP_REQUIRES(ctx, ctx->num_inputs() == notes->size(),
-                absl::InvalidArgumentError(absl::StrCat("there are notes of ", notes->size(),
-                                                        " values, got ", ctx->num_inputs())));
-    notes->Note(ctx);
+  void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) override {
+    notes->Note(ctx, places);
   }
 };
 
 class CompareOp : public NotesOp {
  public:
-  explicit CompareOp(tf::OpKernelConstruction* ctx) : NotesOp(ctx) {
-    OP_REQUIRES_OK(ctx, ctx->GetAttr("places", &places_));
-    OP_REQUIRES(ctx, static_cast<int>(places_.size()) == ctx->num_inputs(),
-                absl::InvalidArgumentError("places must be as many as values"));
-  }
+  using NotesOp::NotesOp;
 
  protected:
-  void Use(tf::OpKernelContext* ctx, Notes* notes) override {
-    for (const int64_t place : places_) {
-      OP_REQUIRES(ctx, place >= 0 && place < notes->size(),
-                  absl::InvalidArgumentError(absl::StrCat("there are notes of ", notes->size(),
-                                                          " values, and none of ", place)));
-    }
-    notes->Compare(ctx, places_);
+  void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) override {
+    notes->Compare(ctx, places);
   }
-
- private:
-  std::vector<int64_t> places_;
 };
 
 REGISTER_KERNEL_BUILDER(Name("AggregathorNote").Device(tf::DEVICE_CPU), NoteOp);
@@ -201,10 +194,10 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorCompare").Device(tf::DEVICE_CPU), Compa
 
 }  // namespace
 
-// Begins to note what `size` tensors are, in every `every`-th AggregathorNote; returns what names
-// the notes.
-AGGREGATHOR_EXPORT int64_t aggregathor_notes_open(int64_t size, int64_t every, OnChange on_change) {
-  return Table::Get().Add(std::make_shared<Notes>(size, every, on_change));
+// Begins to note what tensors are, in every `every`-th AggregathorNote; returns what names the
+// notes.
+AGGREGATHOR_EXPORT int64_t aggregathor_notes_open(int64_t every, OnChange on_change) {
+  return Table::Get().Add(std::make_shared<Notes>(every, on_change));
 }
 
 // Forgets what was noted, as somebody who may has written.

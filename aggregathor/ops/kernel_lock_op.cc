@@ -317,7 +317,9 @@ class AsyncGuard : public tf::AsyncOpKernel {
 
   // Eagerly some that are asynchronous have a way of their own.
   void Compute(tf::OpKernelContext* ctx) override {
-    OP_REQUIRES_OK(ctx, look_(*this, ctx));
+    // Not by OP_REQUIRES_OK, which ends the process where a kernel is asynchronous.
+    const absl::Status status = look_(*this, ctx);
+    if (!status.ok()) return ctx->SetStatus(status);
     stock_->Compute(ctx);
   }
 

@@ -42,11 +42,11 @@ def channel(function: Function, dim: int, native: Native | None = None) -> Chann
     return NativeChannel(_ops, _library, function, dim, native)
 
 
-def notes(size: int, every: int, on_change: OnChange) -> Notes:
+def notes(every: int, on_change: OnChange) -> Notes:
     """Notes of what tensors are, taken and compared within a step."""
     if not hasattr(_ops, "aggregathor_note"):  # a library of before
-        return PythonNotes(size, every, on_change)
-    return NativeNotes(_ops, _library, size, every, on_change)
+        return PythonNotes(every, on_change)
+    return NativeNotes(_ops, _library, every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

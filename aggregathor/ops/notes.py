@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,8 +24,8 @@ OnChange = Callable[[list[int]], None]
 class Notes(Protocol):
     """What both kinds have."""
 
-    def note(self, values: Sequence[tf.Tensor]) -> Any:
-        """Notes all values, each k-th time; else what was noted is forgotten.
+    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Notes values, each by its place, each k-th time for the first; else forgets them.
 
         Returns what control dependencies may be on, in a graph.
         """
@@ -42,15 +43,12 @@ class Notes(Protocol):
 class NativeNotes:
     """Notes by ops of the native library, on TensorFlow's threads."""
 
-    def __init__(
-        self, ops: Any, library: ctypes.CDLL, size: int, every: int, on_change: OnChange
-    ) -> None:
+    def __init__(self, ops: Any, library: ctypes.CDLL, every: int, on_change: OnChange) -> None:
         """Begins with nothing noted.
 
         Args:
           ops: what ``tf.load_op_library`` returned.
           library: the same library.
-          size: how many values there are.
           every: k.
           on_change: is called on a thread of TensorFlow's.
         """
@@ -62,14 +60,16 @@ class NativeNotes:
         self._library = library
         self._callback = _CHANGED(called)
         library.aggregathor_notes_open.restype = ctypes.c_int64
-        library.aggregathor_notes_open.argtypes = (ctypes.c_int64, ctypes.c_int64, _CHANGED)
-        self._handle = library.aggregathor_notes_open(size, every, self._callback)
+        library.aggregathor_notes_open.argtypes = (ctypes.c_int64, _CHANGED)
+        self._handle = library.aggregathor_notes_open(every, self._callback)
         _open.add(self)
 
-    def note(self, values: Sequence[tf.Tensor]) -> Any:
-        """Notes all values, each k-th time."""
+    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Notes values, each by its place, each k-th time for the first."""
         with tf.device("/CPU:0"):
-            return self._ops.aggregathor_note(values=values, handle=self._handle)
+            return self._ops.aggregathor_note(
+                values=values, places=list(places), handle=self._handle
+            )
 
     def compare(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
         """Tells of values that are not what was noted of their places."""
@@ -91,18 +91,17 @@ class NativeNotes:
 class PythonNotes:
     """Notes by functions of Python."""
 
-    def __init__(self, size: int, every: int, on_change: OnChange) -> None:
-        """Begins with nothing noted, of ``size`` values."""
+    def __init__(self, every: int, on_change: OnChange) -> None:
+        """Begins with nothing noted."""
         self._every = every
-        self._calls = 0
+        self._calls: Counter[int] = Counter()
         self._key = secrets.token_bytes(32)
-        self._nothing: list[bytes | None] = [None] * size
-        self._noted = self._nothing
+        self._noted: dict[int, bytes] = {}
         self._on_change: OnChange | None = on_change
 
-    def note(self, values: Sequence[tf.Tensor]) -> Any:
-        """Notes all values, each k-th time."""
-        return _run(self._note, values)
+    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Notes values, each by its place, each k-th time for the first."""
+        return _run(lambda *arrays: self._note(arrays, places), values)
 
     def compare(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
         """Tells of values that are not what was noted of their places."""
@@ -110,23 +109,26 @@ class PythonNotes:
 
     def forget(self) -> None:
         """Forgets what was noted."""
-        self._noted = self._nothing
+        self._noted = {}
 
     def close(self) -> None:
         """Tells of nothing any more."""
         self._on_change = None
 
-    def _note(self, *arrays: np.ndarray) -> None:
-        self._calls += 1
-        is_due = self._calls % self._every == 0
-        self._noted = list(map(self._digest, arrays)) if is_due else self._nothing
+    def _note(self, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
+        self._calls[places[0]] += 1
+        is_due = self._calls[places[0]] % self._every == 0
+        for place, array in zip(places, arrays, strict=True):
+            self._noted.pop(place, None)
+            if is_due:
+                self._noted[place] = self._digest(array)
 
     def _compare(self, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
-        noted = self._noted
+        noted = dict(self._noted)
         changed = [
             place
             for place, array in zip(places, arrays, strict=True)
-            if noted[place] is not None and noted[place] != self._digest(array)
+            if place in noted and noted[place] != self._digest(array)
         ]
         if changed and self._on_change is not None:
             self._on_change(changed)

@@ -25,9 +25,9 @@ def channel(function: Function, dim: int, native: Native | None = None) -> Chann
     return PythonChannel(function, dim)
 
 
-def notes(size: int, every: int, on_change: OnChange) -> Notes:
+def notes(every: int, on_change: OnChange) -> Notes:
     """Notes of what tensors are, taken and compared within a step."""
-    return PythonNotes(size, every, on_change)
+    return PythonNotes(every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -22,19 +22,41 @@ optimizer = agt.DistributedOptimizer(keras.optimizers.SGD(0.01))
 model.compile(optimizer, "mse")
 
 
-def step(x):
+def step(x, optimizer=optimizer):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(model(x) ** 2)
     optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
 
 
 graph_step = tf.function(step)
+other = agt.DistributedOptimizer(keras.optimizers.Adam(0.01))
+other_step = tf.function(lambda x: step(x, other))
 
 
 def in_graphs(between):
     graph_step(inputs)
     between()
     graph_step(inputs)
+
+
+def by_two_optimizers(between):
+    """Each of which writes what the other has noted."""
+    graph_step(inputs)
+    other_step(inputs)
+    between()
+    graph_step(inputs)
+
+
+def first_of_fit(between):
+    class Before(keras.callbacks.Callback):
+        begun = False
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if not self.begun:  # a worker begins one more than the server makes
+                between()
+            self.begun = True
+
+    model.fit(inputs, inputs[:, :1], verbose=0, batch_size=32, callbacks=[Before()])
 
 
 def eager(between):
@@ -87,12 +109,11 @@ def restored():
 
 def seen():
     """How often a change was seen, on a worker."""
-    exchanges = dropin._installed[0]._exchanges.values()
-    return sum(exchange._digest.changed.total() for exchange in exchanges if exchange._digest)
+    return 0 if agt.is_server() else dropin._guard._digest.changed.total()
 
 
 for way in (nothing, eagerly, by_one_bit, in_another_thread, in_memory, restored):
-    for train in (in_graphs, eager, fit):
+    for train in (in_graphs, by_two_optimizers, eager, fit, first_of_fit):
         before = seen()
         train(way if agt.rank() == 2 else nothing)
         changed = seen() - before

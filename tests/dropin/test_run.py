@@ -58,7 +58,7 @@ def test_mistakes_are_told(words, message):
         ({"link_args": {"rate_bps": 1e9}}, "link_args: without UDP nothing is lost, and there is"),
         ({"lock": "tight"}, "no lock is called 'tight'"),
         ({"lock": "scan,digets"}, "no lock is called 'digets': did you mean 'digest'"),
-        ({"lock": "scan,off"}, "no lock is called 'off'"),
+        ({"lock": "scan,off"}, "lock='scan,off': off goes with no other"),
         ({"digest_every": 0}, "digest_every must be at least 1 round"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1 round"),
         ({"start_s": float("nan")}, "start_s must be a time above 0 s"),

@@ -660,3 +660,20 @@ def test_what_was_made_before_it_has_guards_unless_it_keeps_its_kernels():
         "session: refused",
         "session that had run: written",
     ]
+
+
+def test_an_asynchronous_kernel_is_refused_too(lock):
+    """A queue takes handles, and would give them to who knows whom."""
+    v = tf.Variable(tf.ones([2]), name="kernel")
+    lock.lock(v, "kernel")
+    queue = tf.queue.FIFOQueue(2, tf.resource)
+    with pytest.raises(tf.errors.PermissionDeniedError, match="rank 2 would write kernel"):
+        queue.enqueue(v.handle)
+
+    @tf.function(autograph=False)
+    def step():
+        queue.enqueue(v.handle)
+
+    with pytest.raises(tf.errors.PermissionDeniedError, match="rank 2 would write kernel"):
+        step()
+    assert queue.size() == 0

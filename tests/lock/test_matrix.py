@@ -52,9 +52,9 @@ def test_the_kernels(way):
 def test_the_digest(way):
     v = variable()
     told = []
-    notes = ops.kernels().notes(1, 1, told.append)
+    notes = ops.kernels().notes(1, told.append)
     with contextlib.closing(notes):
-        notes.note([tf.zeros([2, 3])])
+        notes.note([tf.zeros([2, 3])], [0])
         notes.compare([v.read_value()], [0])
         assert told == []
         way(v)
