@@ -29,7 +29,7 @@ class Exchange:
           job: of this process.
           variables: of TensorFlow or Keras, the same on all ranks, in the same order.
           params_d: their values, float32 [d], as all ranks have them.
-          guard: of a worker whose variables are locked.
+          guard: of a worker whose variables are locked, which has been told of them.
         """
         self._job = job
         self._variables = [variable_of(v) for v in variables]
@@ -44,8 +44,6 @@ class Exchange:
         job.at_close(self._way.close)
         self._named = list(variables)
         self._guard = guard
-        if guard is not None:
-            guard.train(variables)
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""

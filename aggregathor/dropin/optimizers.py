@@ -71,11 +71,12 @@ class Optimizers:
                 initialise([v for v in map(variable_of, variables) if not _is_mirrored(v)])
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
+                if self._guard is not None:
+                    self._guard.train(variables)
                 params_d = self._synchronise(optimizer, variables)
                 exchange = Exchange(self._job, variables, params_d, self._guard)
                 if self._guard is not None:
                     self._guard.lock(variables)
-                    self._guard.note(variables, [_value(v) for v in variables])
             self._exchanges[key] = exchange
         return self._exchanges[key]
 

@@ -73,6 +73,8 @@ class V1:
             return self._apply(inner, pairs, global_step=global_step, name=name)
         variables = [variable for _, variable in pairs]
         unknown_d = np.zeros(FlatLayout(variables).dim, np.float32)  # until a session runs
+        if self._guard is not None:
+            self._guard.train(variables)
         exchange = Exchange(self._job, variables, unknown_d, self._guard)
         if self._job.is_server:
             op = self._apply_aggregate(inner, exchange, pairs, global_step, name)

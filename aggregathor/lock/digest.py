@@ -50,6 +50,10 @@ class Digest:
             self._places[key] = len(self._names)
             self._names.append(name)
 
+    def knows(self, key: Hashable) -> bool:
+        """Whether a variable was taken in."""
+        return key in self._places
+
     def note(self, keys: Sequence[Hashable], values: Sequence[Any]) -> Any:
         """Notes the server's values of variables; gives, in a graph, something to wait for."""
         return self._notes.note(list(values), [self._places[key] for key in keys])
@@ -87,11 +91,6 @@ class Digest:
         )
 
 
-def values_of(variables: Sequence[tf.Variable], values: Sequence[Any]) -> list[tf.Tensor]:
-    """Returns values as they are in variables."""
-    return [tf.cast(x, v.dtype.base_dtype) for v, x in zip(variables, values, strict=True)]
-
-
 def _read(variable: Any) -> tf.Tensor:
     """Reads what is in a variable; not a copy that is kept of it."""
     if hasattr(variable, "read_value"):
@@ -101,6 +100,3 @@ def _read(variable: Any) -> tf.Tensor:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
-
-
-__all__ = ["Digest", "values_of"]

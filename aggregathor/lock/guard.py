@@ -26,7 +26,7 @@ import aggregathor
 from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from aggregathor.lock import effects
-from aggregathor.lock.digest import Digest, values_of
+from aggregathor.lock.digest import Digest
 from aggregathor.lock.kernels import KernelLock
 from aggregathor.lock.patch import Copies, Key, writes_of
 from aggregathor.lock.python import reachable
@@ -64,7 +64,6 @@ class Guard:
         self._digest: Digest | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[Key, str] = {}  # of locked variables
-        self._trained: set[Key] = set()  # those of them that optimizers of the job train
         self._patched: dict[Key, tf.Variable] = {}  # those of which a copy is written instead
         self._copies = Copies()
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
@@ -142,40 +141,31 @@ class Guard:
         """
         if self._digest is None:
             return None
-        known = [
-            (self._key_of_all(v), variable_of(v), x)
-            for v, x in zip(variables, values, strict=True)
-            if self._key_of_all(v) in self._trained
-        ]
-        if not known:
-            return None
-        keys, shared, held = zip(*known, strict=True)
-        return self._digest.note(keys, values_of(shared, held))
+        keys, held = [], []
+        for variable, value in zip(variables, values, strict=True):
+            key = _key_of_all(variable)
+            if self._digest.knows(key):
+                keys.append(key)
+                held.append(tf.cast(value, variable_of(variable).dtype.base_dtype))
+        return self._digest.note(keys, held) if keys else None
 
     def compare(self, variables: Sequence[Any]) -> Any:
         """Compares variables with what was noted of them; gives what there is to wait for."""
         if self._digest is None:
             return None
-        keys = [self._key_of_all(v) for v in variables]
+        keys = [_key_of_all(v) for v in variables]
         return self._digest.compare(keys, [variable_of(v) for v in variables])
 
     def train(self, variables: Sequence[Any]) -> None:
         """Is told of variables that an optimizer of the job trains."""
-        for variable in variables:
-            key = self._key_of_all(variable)
-            self._trained.add(key)
-            if self._digest is not None:
-                self._digest.add(key, name_of(variable))
+        if self._digest is not None:
+            for variable in variables:
+                self._digest.add(_key_of_all(variable), name_of(variable))
 
     def forget(self) -> None:
         """Is told that somebody who may is about to write in another way."""
         if self._digest is not None:
             self._digest.forget()
-
-    @staticmethod
-    def _key_of_all(variable: Any) -> Key:
-        """Returns the key of a variable, or of the first replica of one."""
-        return _key_of(next(iter(_parts_of(variable))))
 
     def allow(self, operation: tf.Operation) -> None:
         """Lets an operation write, of a graph that is not finished."""
@@ -321,6 +311,11 @@ def _key_of(variable: Any) -> Key:
             return _resource_of(variable.handle)
         return _key_of_maker(variable.handle.op)
     return _key_of_maker(variable.op)  # a reference of v1
+
+
+def _key_of_all(variable: Any) -> Key:
+    """Returns the key of a variable, or of the first replica of one."""
+    return _key_of(next(iter(_parts_of(variable))))
 
 
 def _key_of_maker(maker: tf.Operation) -> Key:

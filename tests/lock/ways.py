@@ -76,11 +76,7 @@ def add_one(variable):
 
 
 def top_level_handle(v):
-    @tf.function(input_signature=[tf.TensorSpec([], tf.resource)])
-    def write(handle):
-        tf.raw_ops.AssignVariableOp(resource=handle, value=ONES)
-
-    write(v.handle)
+    test_scan.by_handle_as_argument(v)
 
 
 def imported_graph(v):
