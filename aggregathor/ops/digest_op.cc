@@ -142,6 +142,8 @@ places: for each of them, the place of the value that it should be.
 handle: what aggregathor_notes_open returned in this process.
 )doc");
 
+// Does with its inputs what `kUse` does.
+template <void (Notes::*kUse)(tf::OpKernelContext*, const std::vector<int64_t>&)>
 class NotesOp : public tf::OpKernel {
  public:
   explicit NotesOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
@@ -158,39 +160,17 @@ class NotesOp : public tf::OpKernel {
 
   void Compute(tf::OpKernelContext* ctx) override {
     const std::shared_ptr<Notes> notes = Table::Get().Find(handle_);
-    if (notes != nullptr) Use(ctx, places_, notes.get());  // else the training has ended
+    if (notes != nullptr) (notes.get()->*kUse)(ctx, places_);  // else the training has ended
   }
-
- protected:
-  virtual void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) = 0;
 
  private:
   int64_t handle_;
   std::vector<int64_t> places_;
 };
 
-class NoteOp : public NotesOp {
- public:
-  using NotesOp::NotesOp;
-
- protected:
-  void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) override {
-    notes->Note(ctx, places);
-  }
-};
-
-class CompareOp : public NotesOp {
- public:
-  using NotesOp::NotesOp;
-
- protected:
-  void Use(tf::OpKernelContext* ctx, const std::vector<int64_t>& places, Notes* notes) override {
-    notes->Compare(ctx, places);
-  }
-};
-
-REGISTER_KERNEL_BUILDER(Name("AggregathorNote").Device(tf::DEVICE_CPU), NoteOp);
-REGISTER_KERNEL_BUILDER(Name("AggregathorCompare").Device(tf::DEVICE_CPU), CompareOp);
+REGISTER_KERNEL_BUILDER(Name("AggregathorNote").Device(tf::DEVICE_CPU), NotesOp<&Notes::Note>);
+REGISTER_KERNEL_BUILDER(Name("AggregathorCompare").Device(tf::DEVICE_CPU),
+                        NotesOp<&Notes::Compare>);
 
 }  // namespace
 
