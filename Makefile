@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := aggregathor/ops/libaggregathor_ops.so
-SOURCES := $(wildcard aggregathor/lock/*.cc aggregathor/ops/*.cc aggregathor/ops/*.h aggregathor/ops/*.cu \
-  aggregathor/ops/*.cuh lossympi/*.cc lossympi/*/*.cc lossympi/*/*.h)
+SOURCES := $(wildcard aggregathor/locking/*.cc aggregathor/ops/*/*.cc aggregathor/ops/*/*.h aggregathor/ops/*/*.cu \
+  aggregathor/ops/*/*.cuh lossympi/*.cc lossympi/*/*.cc lossympi/*/*.h)
 CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
@@ -72,7 +72,7 @@ package: install ## build an sdist, install from it into a clean folder and try 
 	scripts/check-package $(BIN)/python
 
 clean: ## remove what was built, but neither .venv nor results
-	rm -rf build dist *.egg-info $(NATIVE) aggregathor/lock/*.so aggregathor/*/build.json lossympi/_core*.so
+	rm -rf build dist *.egg-info $(NATIVE) aggregathor/locking/*.so aggregathor/*/build.json lossympi/_core*.so
 
 $(VENV)/installed: pyproject.toml
 	@scripts/system-packages $(PYTHON)

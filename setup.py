@@ -22,9 +22,9 @@ FACTS = dict(re.findall(r'^(\w+) = "(.*)"$', Path("aggregathor/version.py").read
 VERSION, SERIES = FACTS["__version__"], FACTS["TENSORFLOW_SERIES"]
 
 # Compiled once per instruction set; these files include neither TensorFlow nor standard templates.
-KERNEL_SOURCES = (
-    *("bulyan.cc", "columns.cc", "distances.cc", "means.cc", "weiszfeld.cc"),
-    "table.cc",
+KERNEL_SOURCES = tuple(
+    f"kernels/{name}.cc"
+    for name in ("bulyan", "columns", "distances", "means", "weiszfeld", "table")
 )
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # g++ 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of ours.
@@ -40,19 +40,21 @@ X86_INSTRUCTION_SETS = {
 INSTRUCTION_SETS = X86_INSTRUCTION_SETS if platform.machine() == "x86_64" else {"baseline": []}
 
 # Compiled once, for the plainest processor.
-PLAIN_SOURCES = ("arrays.cc", "digest.cc", "dispatch.cc", "pool.cc", "selection.cc")
+PLAIN_SOURCES = tuple(
+    f"kernels/{name}.cc" for name in ("arrays", "digest", "dispatch", "pool", "selection")
+)
 # These include TensorFlow's headers: its own flags, and no instruction set (see BUILD_NOTES.md).
 OP_SOURCES = (
-    *("coordinate_op.cc", "digest_op.cc", "distance_op.cc", "exchange_op.cc"),
-    *("geometric_median_op.cc", "kernel_lock_op.cc"),
+    *("tf/coordinate_op.cc", "tf/digest_op.cc", "tf/distance_op.cc", "exchange/exchange_op.cc"),
+    *("tf/geometric_median_op.cc", "tf/kernel_lock_op.cc"),
 )
 # Compiled where nvcc is: the kernels, and their registrations in plain C++.
-CUDA_SOURCES = ("cuda_bulyan.cu", "cuda_columns.cu", "cuda_distances.cu", "cuda_means.cu")
-GPU_OP_SOURCES = ("gpu_ops.cc",)
+CUDA_SOURCES = tuple(f"cuda/{name}.cu" for name in ("bulyan", "columns", "distances", "means"))
+GPU_OP_SOURCES = ("tf/gpu_ops.cc",)
 CUDA_ARCHITECTURES = (70, 80, 90)
 OP_FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-sign-compare"]
 
-LOCK = Path("aggregathor/lock")
+LOCK = Path("aggregathor/locking")
 
 LOSSYMPI = Path("lossympi")
 LOSSYMPI_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -64,7 +66,7 @@ class Build(build_ext):
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "lossympi._core":
             self.build_lossympi(ext)
-        elif ext.name == "aggregathor.lock.libaggregathor_grpc":
+        elif ext.name == "aggregathor.locking.libaggregathor_grpc":
             self.build_grpc(ext)
         else:
             self.build_ops(ext)
@@ -300,6 +302,6 @@ setup(
         Extension("lossympi._core", sources=[], optional=True),
         Extension("aggregathor.ops.libaggregathor_ops", sources=[]),
         # Without it there is no server protocol "grpc+lock", and who asks for it is told.
-        Extension("aggregathor.lock.libaggregathor_grpc", sources=[], optional=True),
+        Extension("aggregathor.locking.libaggregathor_grpc", sources=[], optional=True),
     ],
 )

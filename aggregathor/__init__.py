@@ -5,7 +5,7 @@ wrong where TensorFlow itself does not import:
 
 - ``aggregathor.gars``: gradient aggregation rules.
 - ``aggregathor.attacks``: what Byzantine workers send.
-- ``aggregathor.simulation``: n logical workers and a server in one process.
+- ``aggregathor.trainer.simulation``: n logical workers and a server in one process.
 - ``aggregathor.testing``: tries any rule against the contract of a rule.
 
 For training scripts, started by ``aggregathor run`` or ``mpirun``:
@@ -24,17 +24,26 @@ from typing import Any
 
 from aggregathor.version import __version__
 
-_SUBMODULES = ("attacks", "gars", "simulation", "testing")
+_SUBMODULES = {
+    "attacks": "aggregathor.attacks",
+    "gars": "aggregathor.gars",
+    "simulation": "aggregathor.trainer.simulation",
+    "testing": "aggregathor.testing",
+}
+_OF_THE_API = (
+    "DistributedOptimizer",
+    "init",
+    "is_server",
+    "last_round",
+    "lock",
+    "num_workers",
+    "rank",
+    "shard",
+)
 _HOMES = {
-    "DistributedOptimizer": "aggregathor.dropin",
-    "RoundReport": "aggregathor.protocols.sync",
-    "init": "aggregathor.cluster.job",
-    "is_server": "aggregathor.cluster.job",
-    "last_round": "aggregathor.cluster.job",
-    "lock": "aggregathor.dropin",
-    "num_workers": "aggregathor.cluster.job",
-    "rank": "aggregathor.cluster.job",
-    "shard": "aggregathor.dropin.data",
+    **dict.fromkeys(_OF_THE_API, "aggregathor.api"),
+    "RoundReport": "aggregathor.protocols.rounds",
+    "locked_server": "aggregathor.locking.server",
 }
 
 __all__ = ["__version__", *_SUBMODULES, *_HOMES]
@@ -42,7 +51,7 @@ __all__ = ["__version__", *_SUBMODULES, *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
-        return importlib.import_module(f"aggregathor.{name}")
+        return importlib.import_module(_SUBMODULES[name])
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'aggregathor' has no attribute {name!r}")

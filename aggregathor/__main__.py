@@ -2,7 +2,7 @@
 
 import sys
 
-from aggregathor.cli import main
+from aggregathor.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aggregathor.flags import parse
+from aggregathor.cli.flags import parse
 from lossympi import mpi
 
 
@@ -34,15 +34,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(script: str, arguments: Sequence[str]) -> None:
-    from aggregathor.quiet import quiet_tensorflow
+    from aggregathor.cli.tf_log import quiet_tensorflow
 
     _spread_server()
     with quiet_tensorflow():
-        from aggregathor import dropin
-        from aggregathor.cluster import job
-    job.init()
-    dropin.distribute_all()
-    current = job.current()
+        from aggregathor import api
+    api.init()
+    api.distribute_all()
+    current = api.current()
     if current is not None and not current.is_server and current.config.output == "server":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     sys.argv = [script, *arguments]

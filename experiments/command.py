@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from aggregathor.cli.tf_log import quiet_tensorflow
 from aggregathor.errors import UserError
-from aggregathor.quiet import quiet_tensorflow
 from lossympi import mpi
 
 

@@ -14,8 +14,8 @@ import keras
 
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
-from aggregathor.sampling import PARTITIONS
-from aggregathor.setting import Setting
+from aggregathor.protocols.setting import Setting
+from aggregathor.trainer.sampling import PARTITIONS
 from experiments import tasks
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "rmsprop", "lion")

@@ -53,7 +53,7 @@ def _variants() -> dict[str, Step]:
     """Returns steps, each of a model of its own, which have been traced and run."""
     import tensorflow as tf
 
-    from aggregathor.lock import Digest, Guard
+    from aggregathor.locking import Digest, Guard
 
     guard = Guard("rank 1")
 
@@ -111,7 +111,7 @@ def _table_of_scans() -> list[str]:
     import keras
     import tensorflow as tf
 
-    from aggregathor.lock import Guard
+    from aggregathor.locking import Guard
 
     def step_of(model: Any, trained: Any, *shape: int) -> Any:
         @tf.function

@@ -108,7 +108,7 @@ def work_until_the_end(config: Config, job: Job) -> int:
       UserError: on every rank.
     """
     from aggregathor.cluster.ranks import TrainingEnded
-    from aggregathor.cluster.terminal import say
+    from aggregathor.log import say
     from experiments.run import worker_of
 
     worker = worker_of(config, job)

@@ -12,9 +12,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.monitor import Monitor
-from aggregathor.protocols.sync import RoundReport
-from aggregathor.training import Training
+from aggregathor.monitor.figures import Monitor
+from aggregathor.protocols.rounds import RoundReport
+from aggregathor.trainer.training import Training
 
 METRICS = ("step", "wall_time_s", "loss", "accuracy", "top3")
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from aggregathor.aggregator import RuleError
 from aggregathor.cluster.job import Job
-from aggregathor.distributed import Server, Worker
 from aggregathor.errors import UserError
-from aggregathor.sampling import Batches, batches
-from aggregathor.simulation import Simulation
-from aggregathor.training import Training
+from aggregathor.protocols.aggregation import RuleError
+from aggregathor.trainer.distributed import Server, Worker
+from aggregathor.trainer.sampling import Batches, batches
+from aggregathor.trainer.simulation import Simulation
+from aggregathor.trainer.training import Training
 from experiments import models, tasks
 from experiments.config import Config
 from experiments.dataset import Dataset

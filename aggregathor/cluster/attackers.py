@@ -16,7 +16,7 @@ import tensorflow as tf
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.ranks import Ranks
 from aggregathor.gars import GARS
-from aggregathor.setting import Setting
+from aggregathor.protocols.setting import Setting
 from lossympi.rng import generator
 
 _TAG = 3

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from aggregathor.cluster.meeting import SaidByServerError
 from aggregathor.cluster.ranks import TrainingEnded
-from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
+from aggregathor.log import say
 from lossympi import LinkError
 
 if TYPE_CHECKING:

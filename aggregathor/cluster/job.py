@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 import lossympi
-from aggregathor.cluster import ending
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.meeting import Meeting
-from aggregathor.cluster.observer import observe
-from aggregathor.cluster.ranks import Ranks, start_ranks
+from aggregathor.cluster.ranks import Ranks
 from aggregathor.cluster.server import ServerChannel
-from aggregathor.cluster.terminal import say
 from aggregathor.cluster.worker import WorkerChannel
 from aggregathor.errors import UserError
-from aggregathor.protocols.sync import RoundReport
-from aggregathor.setting import Setting
+from aggregathor.log import say
+from aggregathor.monitor.observer import observe
+from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.setting import Setting
 from lossympi import ServerLink, WorkerLink
 
 # Of a link between ranks that train, where the user gives no other.
@@ -174,80 +172,3 @@ class Job:
         for channel in self.channels:
             channel.close()
         self.ranks.part(str(self.failure or "") if self.is_server else "")
-
-
-_job: Job | None = None
-_initialised = False
-
-
-def current() -> Job | None:
-    """Returns this process's job; None before ``init`` and where it runs alone."""
-    return _job
-
-
-def rank() -> int:
-    """Returns this process's rank: 0 is the server; 0 too in a process that was started alone."""
-    return 0 if _job is None else _job.ranks.rank
-
-
-def num_workers() -> int:
-    """Returns n, how many workers there are; 1 in a process that was started alone."""
-    return 1 if _job is None else _job.ranks.num_workers
-
-
-def is_server() -> bool:
-    """Returns whether this process is the one to write files and to talk: rank 0."""
-    return rank() == 0
-
-
-def last_round() -> RoundReport | None:
-    """Returns what the server saw in the latest round; None on workers, and while one is open.
-
-    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``share_n``,
-    how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
-    """
-    return None if _job is None else _job.last_round
-
-
-def check_initialised(caller: str) -> None:
-    """Raises ``UserError`` unless ``init`` was called, with or without an mpirun."""
-    if not _initialised:
-        ending.install_hook()  # it is told in a line
-        raise UserError(f"{caller} comes after agt.init(...): call that first.")
-
-
-def init(**given: Any) -> None:
-    """Joins this process to the others that ``mpirun`` has started; collective.
-
-    Args:
-      given: fields of ``Config``, such as gar="multi-krum", f=2. What is not given comes from the
-        environment, which ``aggregathor run`` sets, and else is the default.
-
-    Without mpirun it checks the arguments and does nothing: the script trains as it would without.
-    Called again it does nothing either, as long as it is given nothing else.
-
-    Raises:
-      UserError: something cannot work; every rank ends, and rank 0 tells.
-    """
-    global _job, _initialised
-    ending.install_hook()
-    config = Config.of(given, os.environ)
-    if _initialised:
-        if _job is not None and given and config.to_environment() != _job.told:
-            raise UserError("agt.init was called before, with other arguments. Call it once.")
-        return
-    _initialised = True
-    ranks = start_ranks()
-    if ranks is None:
-        say("one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`")
-        return
-    try:
-        _job = Job(ranks, config)
-    except UserError:
-        if ranks.is_server:
-            raise
-        raise SystemExit(2) from None
-    ending.watch(_job)
-    from aggregathor import dropin  # it imports Keras, and this module
-
-    dropin.install(_job)

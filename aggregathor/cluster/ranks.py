@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
+from aggregathor.log import say
 from lossympi import LinkError, mpi
 
 _STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags

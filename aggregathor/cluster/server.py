@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from tensorflow.python.eager import context
 
-from aggregathor.aggregator import Aggregator, RuleError
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.config import Config
-from aggregathor.cluster.observer import ChannelObserver
 from aggregathor.cluster.ranks import Patience
-from aggregathor.cluster.terminal import say
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS
-from aggregathor.protocols.sync import RoundReport, server_aggregates
-from aggregathor.setting import Setting
+from aggregathor.log import say
+from aggregathor.monitor.observer import ChannelObserver
+from aggregathor.protocols.aggregation import Aggregator, RuleError
+from aggregathor.protocols.rounds import RoundReport, server_aggregates
+from aggregathor.protocols.setting import Setting
 from lossympi import Collected, ServerLink
 from lossympi.link import CFunctions, RoundStats
 from lossympi.rng import generator

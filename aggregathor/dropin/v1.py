@@ -18,10 +18,10 @@ from tensorflow.python.training.optimizer import Optimizer
 from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptimizer
 
 from aggregathor.cluster.job import Job
-from aggregathor.dropin.exchange import Exchange
+from aggregathor.dropin.shared_variables import Exchange
 from aggregathor.flat import FlatLayout
-from aggregathor.lock import Guard
-from aggregathor.patches import as_method
+from aggregathor.internals.patching import as_method
+from aggregathor.locking import Guard
 
 v1 = tf.compat.v1
 

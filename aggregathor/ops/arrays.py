@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aggregathor.ops.too_few import too_few
+from aggregathor.ops.errors import too_few
 
 _library: Any = None
 

@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from aggregathor.ops import arrays
-from aggregathor.ops.channel import Channel, Function, Native, NativeChannel, PythonChannel
-from aggregathor.ops.notes import NativeNotes, Notes, OnChange, PythonNotes
+from aggregathor.ops.digests import NativeNotes, Notes, OnChange, PythonNotes
+from aggregathor.ops.exchange import Channel, Function, Native, NativeChannel, PythonChannel
 
 _ops: Any = None
 _library: Any = None

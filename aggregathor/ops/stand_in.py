@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.ops.channel import Channel, Function, Native, PythonChannel
-from aggregathor.ops.notes import Notes, OnChange, PythonNotes
-from aggregathor.ops.too_few import too_few
+from aggregathor.ops.digests import Notes, OnChange, PythonNotes
+from aggregathor.ops.errors import too_few
+from aggregathor.ops.exchange import Channel, Function, Native, PythonChannel
 
 
 def has_arrays() -> bool:

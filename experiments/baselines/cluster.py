@@ -126,7 +126,7 @@ def start_server(resolver: Any, *, locked: bool = False) -> Any:
 
     spec = resolver.cluster_spec()
     if locked:
-        from aggregathor.lock.server import locked_server
+        from aggregathor.locking.server import locked_server
 
         return locked_server(spec, resolver.task_type, resolver.task_id)
     return tf.distribute.Server(spec, job_name=resolver.task_type, task_index=resolver.task_id)

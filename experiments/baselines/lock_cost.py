@@ -59,7 +59,7 @@ def _step(spec: Any, ps: int, arguments: argparse.Namespace) -> Callable[[], obj
     """Starts a server and returns what makes a step with it."""
     import tensorflow as tf
 
-    from aggregathor.lock.server import locked_server
+    from aggregathor.locking.server import locked_server
 
     if _PROTOCOLS[ps] == "grpc":
         server = tf.distribute.Server(spec, "ps", ps)

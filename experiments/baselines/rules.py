@@ -11,10 +11,10 @@ import itertools
 import json
 import sys
 
-from aggregathor.aggregator import Aggregator
-from aggregathor.cluster import job as jobs
+from aggregathor import api
 from aggregathor.cluster.server import ServerChannel
-from aggregathor.setting import Setting
+from aggregathor.protocols.aggregation import Aggregator
+from aggregathor.protocols.setting import Setting
 from experiments.baselines import workload
 from experiments.baselines.ours import make_step
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--f", type=int, default=0, help="that all must bear (%(default)s)")
     arguments = parser.parse_args()
     step, rules = make_step(arguments.size), arguments.rules
-    job = jobs.current()
+    job = api.current()
     if job is None:
         parser.error("start it by `aggregathor run -n N`: alone it has nothing to apply a rule to")
     n = job.ranks.num_workers

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from aggregathor.quiet import quiet_tensorflow
+from aggregathor.cli.tf_log import quiet_tensorflow
 from experiments.command import run_command
 from experiments.machine import describe_machine, machine_slug
 

@@ -33,7 +33,7 @@ def main(name: str, n: int, f: int, d: int) -> None:
     """Measures the rule and prints the result."""
     import numpy as np
 
-    from aggregathor.quiet import quiet_tensorflow
+    from aggregathor.cli.tf_log import quiet_tensorflow
 
     with quiet_tensorflow():
         import tensorflow as tf

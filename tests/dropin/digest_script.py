@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import aggregathor as agt
-from aggregathor import dropin
+from aggregathor import api
 
 agt.init(gar="average", lock="scan,digest")
 inputs = np.random.default_rng(agt.rank()).standard_normal((32, 4), dtype=np.float32)
@@ -109,7 +109,7 @@ def restored():
 
 def seen():
     """How often a change was seen, on a worker."""
-    return 0 if agt.is_server() else dropin._guard._digest.changed.total()
+    return 0 if agt.is_server() else api._dropin.guard._digest.changed.total()
 
 
 for way in (nothing, eagerly, by_one_bit, in_another_thread, in_memory, restored):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import aggregathor as agt
-from aggregathor.ops import channel
+from aggregathor.ops.exchange import exchange_op
 
 STEPS = 5
 agt.init(gar="average", transport="udp")
@@ -61,5 +61,5 @@ def train(name, fails=False):
 
 train("in parts")
 train("with failures", fails=True)
-channel.LEAST_PART = 10**9
+exchange_op.LEAST_PART = 10**9
 train("as a whole")

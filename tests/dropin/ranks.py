@@ -35,9 +35,9 @@ def main(mode, folder, results, *commands):
             "last_line": output.getvalue().splitlines()[-1],
             "digest": digest(trained),
         }
-    from aggregathor.cluster import job
+    from aggregathor import api
 
-    current = job.current()
+    current = api.current()
     assert current is not None
     everyones = current.ranks.comm.allgather(found)
     if current.is_server:
@@ -63,13 +63,12 @@ def load(name, mode, folder):
 
 
 def start_zero_line():
-    from aggregathor import dropin
-    from aggregathor.cluster import job
+    from aggregathor import api
 
     told, _, _ = runner.parse(["--gar=median", "--f=1", __file__])
     os.environ.update(told)
-    job.init()
-    dropin.distribute_all()
+    api.init()
+    api.distribute_all()
 
 
 def digest(trained):

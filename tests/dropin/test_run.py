@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from aggregathor.cli.flags import help_text, parse
 from aggregathor.cluster.config import FIELDS, Config
 from aggregathor.errors import UserError
-from aggregathor.flags import help_text, parse
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "aggregathor/ops/selection.h"
+#include "aggregathor/ops/kernels/selection.h"
 #include "tests/native/cuda_table.h"
 
 namespace {

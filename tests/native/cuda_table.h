@@ -13,8 +13,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "aggregathor/ops/cuda_kernels.h"
-#include "aggregathor/ops/kernels.h"
+#include "aggregathor/ops/cuda/cuda_kernels.h"
+#include "aggregathor/ops/kernels/kernels.h"
 
 namespace cuda_table {
 

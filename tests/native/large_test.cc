@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "aggregathor/ops/kernels.h"
+#include "aggregathor/ops/kernels/kernels.h"
 
 namespace {
 

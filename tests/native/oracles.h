@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
-#include "aggregathor/ops/kernels.h"
-#include "aggregathor/ops/selection.h"
+#include "aggregathor/ops/kernels/kernels.h"
+#include "aggregathor/ops/kernels/selection.h"
 
 namespace oracles {
 

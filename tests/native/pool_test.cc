@@ -1,7 +1,7 @@
 // The pool's threads under calls of every size, from several threads at once: each unit of work is
 // done once, and by the end of its call. usage: pool_test; exits with 0 if all went as it should.
 // Built by scripts/sanitize-pool.
-#include "aggregathor/ops/pool.h"
+#include "aggregathor/ops/kernels/pool.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -1,0 +1,178 @@
+"""What a training script calls: the one module that composes the others.
+
+``init`` joins the process to the job; the drop-in then patches Keras and TensorFlow. An optimizer
+takes part once ``DistributedOptimizer`` or ``distribute_all`` marks it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from aggregathor.cluster import ending
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.job import Job
+from aggregathor.cluster.ranks import start_ranks
+from aggregathor.errors import UserError
+from aggregathor.log import say
+from aggregathor.protocols.rounds import RoundReport
+
+_job: Job | None = None
+_dropin: Any = None  # an `aggregathor.dropin.install.Dropin`, which imports Keras
+_initialised = False
+
+
+def init(**given: Any) -> None:
+    """Joins this process to the others that ``mpirun`` has started; collective.
+
+    Args:
+      given: fields of ``Config``, such as gar="multi-krum", f=2. What is not given comes from the
+        environment, which ``aggregathor run`` sets, and else is the default.
+
+    Without mpirun it checks the arguments and does nothing: the script trains as it would without.
+    Called again it does nothing either, as long as it is given nothing else.
+
+    Raises:
+      UserError: something cannot work; every rank ends, and rank 0 tells.
+    """
+    global _job, _dropin, _initialised
+    ending.install_hook()
+    config = Config.of(given, os.environ)
+    if _initialised:
+        if _job is not None and given and config.to_environment() != _job.told:
+            raise UserError("agt.init was called before, with other arguments. Call it once.")
+        return
+    _initialised = True
+    ranks = start_ranks()
+    if ranks is None:
+        say("one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`")
+        return
+    try:
+        _job = Job(ranks, config)
+    except UserError:
+        if ranks.is_server:
+            raise
+        raise SystemExit(2) from None
+    ending.watch(_job)
+    from aggregathor.dropin.install import (
+        Dropin,  # imports Keras: not before the configuration is checked
+    )
+
+    _dropin = Dropin(_job)
+
+
+def rank() -> int:
+    """Returns this process's rank: 0 is the server; 0 too in a process that was started alone."""
+    return 0 if _job is None else _job.ranks.rank
+
+
+def num_workers() -> int:
+    """Returns n, how many workers there are; 1 in a process that was started alone."""
+    return 1 if _job is None else _job.ranks.num_workers
+
+
+def is_server() -> bool:
+    """Returns whether this process is the one to write files and to talk: rank 0."""
+    return rank() == 0
+
+
+def last_round() -> RoundReport | None:
+    """Returns what the server saw in the latest round; None on workers, and while one is open.
+
+    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``share_n``,
+    how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
+    """
+    return None if _job is None else _job.last_round
+
+
+def current() -> Job | None:
+    """Returns this process's job; None before ``init`` and where it runs alone."""
+    return _job
+
+
+def distribute_all() -> None:
+    """Lets every optimizer of the script take part."""
+    if _dropin is not None:
+        _dropin.distribute_all()
+
+
+def DistributedOptimizer(optimizer: Any) -> Any:
+    """Lets an optimizer take part in the job; returns the same object.
+
+    On the server it applies the aggregate of what the workers send; on a worker it sends the
+    gradients and takes over the server's variables. In a process that was started alone it stays
+    as it is. Everything else about it, such as its class and its configuration, is unchanged, so a
+    model that was compiled with it is saved and loaded as ever.
+
+    Args:
+      optimizer: any ``keras.optimizers.Optimizer``, or its name, such as "adam"; or one of
+        ``tf.compat.v1.train``.
+    Raises:
+      UserError: it is something else, or ``agt.init`` was not called.
+    """
+    from aggregathor.dropin.install import checked_optimizer
+
+    optimizer = checked_optimizer(optimizer)
+    if _dropin is not None:
+        _dropin.mark(optimizer)
+    _check_initialised("agt.DistributedOptimizer")
+    return optimizer
+
+
+def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
+    """Keeps the graphs that a worker traces from now on from writing variables.
+
+    What an optimizer of the job trains is locked as its first step is traced: this locks it sooner,
+    so that whatever is traced before is looked at too, or locks other variables. On the server,
+    which may write, in a process that was started alone, and with ``lock="off"`` it does nothing.
+
+    Args:
+      model_or_variables: a variable of Keras or TensorFlow, what has ``trainable_variables``, or a
+        list of such. Of a model only those are meant: the others, such as the statistics of batch
+        normalisation, stay open.
+      on_violation: "error" refuses a graph that could write; "patch" lets it write a copy of this
+        worker's own instead, and says so, where the graph names the variable itself, and refuses it
+        elsewhere. Unless it is given, as ``lock`` of ``agt.init`` says. Graphs of
+        ``tf.compat.v1`` are always refused.
+    Raises:
+      UserError: there is nothing to lock, or ``agt.init`` was not called.
+      LockError: a graph that was traced before could write one.
+    """
+    _check_initialised("agt.lock")
+    from aggregathor.dropin.install import variables_to_lock
+
+    if on_violation not in (None, "error", "patch"):
+        raise UserError(f"on_violation must be 'error' or 'patch', got {on_violation!r}.")
+    variables = variables_to_lock(model_or_variables)
+    if _dropin is not None and _dropin.guard is not None:
+        patch = None if on_violation is None else on_violation == "patch"
+        _dropin.guard.lock(variables, patch=patch)
+
+
+def shard(data: Any) -> Any:
+    """Returns this worker's own part of the data: element i goes to worker i mod n.
+
+    The server, which trains on nothing, gets the part of the last worker: as no part is shorter, no
+    worker is through with its data before the server is. In a process that was started alone the
+    data are returned as they are.
+
+    Args:
+      data: a ``tf.data.Dataset``, before it is shuffled and batched; or an array, or a tuple of
+        arrays, whose first axis is shared out.
+    Raises:
+      UserError: the data are something else, or fewer than there are workers.
+    """
+    _check_initialised("agt.shard")
+    if _job is None:
+        return data
+    from aggregathor.dropin.data import part_of
+
+    n = _job.ranks.num_workers
+    return part_of(data, n, n - 1 if _job.is_server else _job.ranks.rank - 1)
+
+
+def _check_initialised(caller: str) -> None:
+    """Raises ``UserError`` unless ``init`` was called, with or without an mpirun."""
+    if not _initialised:
+        ending.install_hook()  # it is told in a line
+        raise UserError(f"{caller} comes after agt.init(...): call that first.")

@@ -1,0 +1,1 @@
+"""The command ``aggregathor``: each sub-command is a module."""

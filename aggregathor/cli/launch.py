@@ -1,0 +1,321 @@
+"""Starts a script on a server and its workers: ``aggregathor run``.
+
+Becomes the mpirun that belongs to mpi4py's MPI, with the options that this machine needs. The
+processes that mpirun starts run ``aggregathor.run``, which takes the other options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from aggregathor.cli import flags
+from aggregathor.cluster.config import Config
+from aggregathor.errors import UserError
+from lossympi import machine, mpi
+
+MODULE = "aggregathor.run"  # what each process runs
+WITH_VALUE = ("-n", "--host", "--hostfile", "--mpirun-args")
+WITHOUT_VALUE = ("-h", "--help", "--dry-run")
+# TensorFlow takes a thread per core in each process. Where there are more processes than cores, one
+# each keeps all cores busy, and an exchange takes none of them.
+FEW_THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+SERVER_THREADS = "AGGREGATHOR_SERVER_THREADS"  # of one operation on rank 0
+OUR_VARIABLES = ("AGGREGATHOR_", "LOSSYMPI_")
+NAMES_HOSTS = ("--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile")
+
+Option = tuple[str, ...]  # of mpirun, with its values
+
+
+def main(words: Sequence[str]) -> int:
+    """Becomes mpirun, or writes its command line.
+
+    Args:
+      words: what follows ``aggregathor run``.
+    Returns:
+      0, after a dry run alone.
+    Raises:
+      UserError: there is nothing to start, or nothing that could start it.
+    """
+    own, passed, script_words = _split(words)
+    args = _parser().parse_args(own)
+    ranks = _ranks(args.n)
+    _check_script(script_words, passed)
+    if args.hostfile is not None and not Path(args.hostfile).is_file():
+        raise UserError(
+            f"--hostfile names a file with a host a line; there is none: {args.hostfile!r}"
+        )
+    extra = _extra(args.mpirun_args)
+    _check_alone()
+    _check_flags([*passed, *script_words])
+
+    mpirun, version = _find_mpirun()
+    options = _options(version, ranks, args.host, args.hostfile)
+    named = {word.partition("=")[0] for word in extra}
+    command = [
+        mpirun,
+        *(word for option in options if _subject(option) not in named for word in option),
+        *extra,
+        *("-n", str(ranks), sys.executable, "-m", MODULE, *passed, *script_words),
+    ]
+    if args.dry_run:
+        sys.stdout.write(shlex.join(command) + "\n")
+        return 0
+    sys.stdout.flush()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would mpirun
+    try:
+        os.execv(mpirun, command)
+    except OSError as error:
+        raise UserError(f"{mpirun} does not start: {error.strerror}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)  # one line, as for all else
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="aggregathor run",
+        usage="aggregathor run -n N [OPTION ...] SCRIPT [ARGUMENT ...]",
+        description="Start a script on a server and N - 1 workers, by the mpirun beside this "
+        "Python or on PATH that belongs to the MPI that mpi4py loads. Of Open MPI 5, training goes "
+        "on when a worker dies.",
+        epilog="Options that are not listed, such as --gar=multi-krum --f=2 --transport=udp "
+        f"--monitor=DIR --checkpoint=DIR, are the job's: `python -m {MODULE} --help` tells them "
+        "all. Here they take the form --name=value. Where N exceeds the cores of this machine, "
+        "TensorFlow is given few threads: "
+        f"{', '.join(f'{name}={value}' for name, value in FEW_THREADS.items())}, and the server "
+        f"all cores for an operation, {SERVER_THREADS}; but for those "
+        "that are set. Processes on other hosts see these, AGGREGATHOR_* and LOSSYMPI_* of this "
+        "environment; the rest with --mpirun-args='-x NAME'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-n", metavar="N", help="how many processes: -n 9 is 1 server and 8 workers"
+    )
+    hosts = parser.add_mutually_exclusive_group()
+    hosts.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
+    hosts.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
+    parser.add_argument(
+        "--mpirun-args",
+        metavar="WORDS",
+        default="",
+        help="more options for mpirun; one that is about the same as a chosen one replaces it",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only write the command line")
+    return parser
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Returns the launcher's options, those that it passes on, and the script with its arguments.
+
+    Which of the others take a value is not known here, so theirs come as --name=value.
+    """
+    own: list[str] = []
+    passed: list[str] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        if name in WITHOUT_VALUE:
+            own.append(word)
+        elif re.fullmatch(r"-n\d+", word):
+            own.append(f"-n={word[2:]}")
+        elif name not in WITH_VALUE:
+            _check_not_ours(name)
+            passed.append(word)
+        elif equals:
+            own.append(word)
+        elif rest:
+            own.append(f"{name}={rest.pop(0)}")  # whatever it begins with
+        else:
+            raise UserError(f"{name} needs a value, and nothing follows it")
+    return own, passed, rest
+
+
+def _check_not_ours(name: str) -> None:
+    """Refuses what is nearly an option of the launcher's: each process would complain of it."""
+    meant = {option.lstrip("-"): option for option in (*WITH_VALUE, *WITHOUT_VALUE)}
+    meant |= {"np": "-n", "N": "-n"}
+    close = difflib.get_close_matches(name.lstrip("-"), meant, n=1, cutoff=0.8)
+    if close:
+        raise UserError(f"there is no option {name}: did you mean {meant[close[0]]}?")
+
+
+def _ranks(said: str | None) -> int:
+    ranks = int(said) if said is not None and re.fullmatch(r"\d+", said) else 0
+    if ranks < 2:
+        found = "it is missing" if said is None else f"got {said!r}"
+        raise UserError(
+            "-n is how many processes to start, a server and at least one worker, so 2 or more; "
+            f"{found}. -n 9 starts 1 server and 8 workers."
+        )
+    return ranks
+
+
+def _check_script(script_words: Sequence[str], passed: Sequence[str]) -> None:
+    if not script_words:
+        raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
+    script = script_words[0]
+    if Path(script).is_dir():
+        raise UserError(f"{script!r} is a directory; name the script in it")
+    if not Path(script).exists():
+        option = passed[-1] if passed and "=" not in passed[-1] else ""
+        hint = f"; if it is the value of {option}, write {option}={script}" if option else ""
+        raise UserError(f"there is no script {script!r}{hint}")
+
+
+def _extra(said: str) -> list[str]:
+    """Returns the words that the user has for mpirun."""
+    try:
+        words = shlex.split(said)
+    except ValueError as error:
+        raise UserError(
+            f"--mpirun-args are words as a shell reads them, got {said!r}: {error}"
+        ) from error
+    for word in words:
+        if word.partition("=")[0] in NAMES_HOSTS:
+            raise UserError(
+                f"{word} is within --mpirun-args; give --host or --hostfile to `aggregathor run` "
+                "itself, which chooses the network by it"
+            )
+    return words
+
+
+def _check_alone() -> None:
+    launch = mpi.launch_of(os.environ)
+    if launch is not None and launch.size > 1:
+        raise UserError(
+            f"`aggregathor run` starts the processes itself, and {launch.by} has started it "
+            f"{launch.size} times. Leave that out, or let it start `python -m {MODULE} ...`."
+        )
+
+
+def _check_flags(words: Sequence[str]) -> None:
+    """Refuses at once, and once, what every process would refuse after TensorFlow's start."""
+    told, _, _ = flags.parse(words)
+    Config.of({}, {**os.environ, **told})
+
+
+def _find_mpirun() -> tuple[str, str]:
+    """Returns path and version of the first mpirun, beside this Python or on PATH, that fits."""
+    library, error = machine.try_library()
+    if error:
+        raise UserError(error)
+    beside = sysconfig.get_path("scripts")
+    paths = [path for path in (shutil.which("mpirun", path=beside), shutil.which("mpirun")) if path]
+    if not paths:
+        raise UserError(
+            f"mpirun starts the processes, and there is none in {beside} or on PATH. "
+            f"{mpi.HOW_TO_INSTALL}"
+        )
+    versions = []
+    for path in paths:
+        said, error = machine.run([path, "--version"])
+        versions.append(mpi.short_version(said) or error or "of an unknown version")
+        if mpi.fits(versions[-1], library):
+            return path, versions[-1]
+    raise UserError(
+        f"{paths[0]} is {versions[0]}, and mpi4py loads {library}: each process would take itself "
+        "for the only one. Put that library's mpirun first on PATH, or name the library that "
+        "belongs to this mpirun in MPI4PY_LIBMPI, with its path."
+    )
+
+
+def _options(version: str, ranks: int, host: str | None, hostfile: str | None) -> list[Option]:
+    """Returns the options that this mpirun needs here; none for one of an unknown family."""
+    is_one_host = not (host or hostfile or _allocated_hosts() > 1)
+    family = mpi.family_of(version)
+    if family == mpi.OPEN_MPI:
+        return _open_mpi_options(version, ranks, host, hostfile, is_one_host)
+    if family != mpi.MPICH:
+        return []
+    # It binds no process, takes root and few cores as they are, hands on the whole environment, and
+    # ends the others when a process dies, with -disable-auto-cleanup too.
+    options: list[Option] = []
+    if host:
+        options.append(("-hosts", host))
+    if hostfile:
+        options.append(("-f", hostfile))
+    if is_one_host:
+        options += [("-genv", name, value) for name, value in _threads(ranks).items()]
+    return options
+
+
+def _open_mpi_options(
+    version: str, ranks: int, host: str | None, hostfile: str | None, is_one_host: bool
+) -> list[Option]:
+    options: list[Option] = []
+    parameters = {"pml": "ob1", "btl": "self,tcp"}  # starts sooner than if MPI looks for networks
+    variables: list[str] = []
+    is_old = mpi.major(version) in ("1", "2", "3", "4")
+    if os.geteuid() == 0:
+        options.append(("--allow-run-as-root",))
+    options.append(("--bind-to", "none"))  # each process has several threads
+    if not is_old:
+        # The others go on when a worker dies, and MPI tells them at once of messages that will
+        # never come. --enable-recovery and --continuous leave those pending, or abort.
+        options.append(("--with-ft", "ulfm"))
+    if host:
+        options.append(("--host", host))
+    if hostfile:
+        options.append(("--hostfile", hostfile))
+    if is_one_host:
+        parameters["btl"] = "self,vader" if is_old else "self,sm"
+        # Open MPI counts cores, not what they run at a time, and a scheduler may have granted less.
+        options.append(("--oversubscribe",))
+        if ranks > _cpus():
+            parameters["mpi_yield_when_idle"] = "1"
+        variables += [f"{name}={value}" for name, value in _threads(ranks).items()]
+    else:
+        variables += [
+            name
+            for name in sorted(os.environ)
+            if name in FEW_THREADS or name.startswith(OUR_VARIABLES)
+        ]
+    options += [
+        ("--mca", name, value)
+        for name, value in parameters.items()
+        if f"OMPI_MCA_{name}" not in os.environ  # which mpirun heeds
+    ]
+    return options + [("-x", variable) for variable in variables]
+
+
+def _subject(option: Option) -> str:
+    """Returns what an option is about, so that the user's own takes its place."""
+    return option[1 if option[0] in ("--mca", "-x", "-genv") else 0].partition("=")[0]
+
+
+def _threads(ranks: int) -> dict[str, str]:
+    """Returns the variables to set for as many processes on this host."""
+    if ranks <= _cpus():
+        return {}
+    threads = {name: value for name, value in FEW_THREADS.items() if name not in os.environ}
+    if "TF_NUM_INTRAOP_THREADS" in threads and SERVER_THREADS not in os.environ:
+        threads[SERVER_THREADS] = str(_cpus())  # as the workers wait for its steps
+    return threads
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _allocated_hosts() -> int:
+    """Returns how many hosts mpirun takes from Slurm where none are named."""
+    said = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    return int(said) if said.isdigit() else 1

@@ -1,0 +1,261 @@
+"""The command ``aggregathor``: starts training, tells of rules, attacks and what is wrong here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from aggregathor.cli import doctor
+from aggregathor.cli.tf_log import quiet_tensorflow
+from aggregathor.errors import UserError
+from aggregathor.version import __version__
+
+if TYPE_CHECKING:
+    from aggregathor.attacks import Attack
+    from aggregathor.gars import Gar
+
+PIPED_COLUMNS = 10_000  # more than any row: one line each
+GAP_COLUMNS = 2  # between the columns of a table
+SHORT_COLUMNS = 14  # cells up to this, such as "n >= 2f + 3", stay on one line
+FORMS = {  # of attacks: who sees what
+    "omniscient": "sees the honest gradients",
+    "local": "sees its own gradient alone",
+    "coordinates": "hits coordinates of any gradient",
+    "labels": "computes its gradients on other labels",
+}
+SPARE_COLUMNS = 6  # a table whose words leave less to spare is stacked instead
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    0; 1: doctor found something; 2: a mistake of the user's; 130: Ctrl-C.
+    """
+    try:
+        try:
+            args = _parser().parse_args(argv)
+            return args.command(args)
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        sys.stderr.write(f"aggregathor: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aggregathor",
+        description="Training that goes on while up to f of n workers send anything at all.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"aggregathor {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    about = "start a script on a server and its workers"
+    # The words that follow are its own matter, options too: none begins with NUL.
+    run = commands.add_parser("run", help=about, prefix_chars="\0", add_help=False)
+    run.add_argument("words", nargs=argparse.REMAINDER)
+    run.set_defaults(command=_run)
+
+    about = "list the rules: condition, cost, source and parameters"
+    gars = commands.add_parser("gars", help=about, description=about, allow_abbrev=False)
+    gars.set_defaults(command=_gars)
+
+    about = "list the attacks: who sees what, parameters and source"
+    attacks = commands.add_parser("attacks", help=about, description=about, allow_abbrev=False)
+    attacks.set_defaults(command=_attacks)
+
+    about = "tell how many Byzantine workers each rule bears among n"
+    advise = commands.add_parser("advise", help=about, description=about, allow_abbrev=False)
+    advise.add_argument("--n", type=int, required=True, help="how many workers there are")
+    advise.add_argument("--f", type=int, help="how many of them may be Byzantine")
+    advise.set_defaults(command=_advise)
+
+    about = "tell what is installed, what is wrong with it and what to do"
+    check = commands.add_parser(
+        "doctor",
+        help=about,
+        description=f"{about}; exit status 1 if something is wrong",
+        allow_abbrev=False,
+    )
+    check.set_defaults(command=_doctor)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from aggregathor.cli import launch
+
+    return launch.main(args.words)
+
+
+def _gars(args: argparse.Namespace) -> int:
+    rows = []
+    for rule in _rules().values():
+        parameters = _parameters(rule.parameters)
+        rows.append([rule.name, str(rule.needs), rule.cost, rule.source, parameters])
+    _show(_console(), ["rule", "needs", "cost", "source", "parameters"], rows)
+    return 0
+
+
+def _attacks(args: argparse.Namespace) -> int:
+    rows = [
+        [a.name, f"{a.form}: {FORMS[a.form]}", a.source, _parameters(a.parameters)]
+        for a in _known_attacks().values()
+    ]
+    _show(_console(), ["attack", "form", "source", "parameters"], rows)
+    return 0
+
+
+def _parameters(defaults: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in defaults.items()) or "none"
+
+
+def _advise(args: argparse.Namespace) -> int:
+    n, f = args.n, args.f
+    if n < 1:
+        raise UserError(f"--n is a number of workers, n >= 1, got {n}")
+    if f is not None and not 0 <= f < n:
+        raise UserError(f"--f is how many of n={n} workers may be Byzantine, 0 <= f < n, got {f}")
+
+    headers = ["rule", "needs", f"largest f for n={n}"]
+    rows = [[rule.name, str(rule.needs), _largest_f(rule, n)] for rule in _rules().values()]
+    if f is not None:
+        headers.append(f"with f={f}")
+        for row, rule in zip(rows, _rules().values(), strict=True):
+            row.append(_verdict(rule, n, f))
+    _show(_console(), headers, rows)
+    return 0
+
+
+def _largest_f(rule: Gar, n: int) -> str:
+    largest = rule.needs.largest_f(n)
+    if largest is None:
+        return f"none: {_refusal(rule, n, 0)}"
+    return str(largest) if rule.robust else "0, no protection"
+
+
+def _verdict(rule: Gar, n: int, f: int) -> str:
+    refusal = _refusal(rule, n, f)
+    if refusal:
+        return refusal
+    if f > 0 and not rule.robust:
+        return f"{rule.name} gives no protection: one Byzantine worker decides the result."
+    return "sound"
+
+
+def _refusal(rule: Gar, n: int, f: int) -> str:
+    try:
+        rule.check(n=n, f=f)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    facts = doctor.inspect_machine()
+    console = _console()
+    _show(console, ["part", "found"], doctor.table(facts))
+    wrong = doctor.findings(facts)
+    console.print()
+    if wrong:
+        _list(console, "What is wrong:", wrong)
+    else:
+        console.print("Nothing is wrong.")
+    later = doctor.not_needed_yet(facts)
+    if later:
+        console.print()
+        _list(console, "Not needed yet:", later)
+    return 1 if wrong else 0
+
+
+def _list(console: Console, title: str, findings: Sequence[str]) -> None:
+    console.print(title, style="bold")
+    listing = Table.grid(padding=(0, 1, 0, 0))
+    listing.add_column(justify="right")
+    listing.add_column(overflow="fold")
+    for number, finding in enumerate(findings, start=1):
+        listing.add_row(f"{number}.", finding)
+    _print(console, listing)
+
+
+def _rules() -> Mapping[str, Gar]:
+    try:
+        with quiet_tensorflow():
+            from aggregathor.gars import GARS
+    except ImportError as error:
+        raise UserError(
+            f"the rules need TensorFlow, and it does not import: {error}\n"
+            "`aggregathor doctor` tells what to do."
+        ) from error
+    return GARS
+
+
+def _known_attacks() -> Mapping[str, Attack]:
+    try:
+        from aggregathor.attacks import ATTACKS
+    except ImportError as error:
+        raise UserError(f"the attacks need NumPy, and it does not import: {error}") from error
+    return ATTACKS
+
+
+def _console() -> Console:
+    """A console as wide as the terminal or ``COLUMNS``; into a pipe or file, each row is a line."""
+    width = shutil.get_terminal_size(fallback=(PIPED_COLUMNS, 24)).columns
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def _show(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table that loses nothing: cells fold, and are stacked where that is too narrow."""
+    widths = _widths(headers, rows, console.width)
+    if widths is None and len(headers) > 2:
+        names = headers[1:]
+        headers = [headers[0], ""]
+        rows = [
+            [first, "\n".join(f"{name}: {cell}" for name, cell in zip(names, rest, strict=True))]
+            for first, *rest in rows
+        ]
+        widths = _widths(headers, rows, console.width)
+    table = Table(*headers, box=None, padding=(0, GAP_COLUMNS, 0, 0), pad_edge=False)
+    for i, column in enumerate(table.columns):
+        column.overflow = "fold"
+        column.width = widths[i] if widths else None
+    for row in rows:
+        table.add_row(*row)
+    _print(console, table)
+
+
+def _print(console: Console, table: RenderableType) -> None:
+    """Prints without the spaces that fill a table's lines up to its width."""
+    with console.capture() as captured:
+        console.print(table)
+    sys.stdout.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
+
+
+def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> list[int] | None:
+    """Shares out the total so that no word is broken; None where there is too little to share."""
+    columns = list(zip(headers, *rows, strict=True))
+    wanted = [max(len(line) for cell in cells for line in cell.splitlines()) for cells in columns]
+    least = [max(map(_least_width, cells)) for cells in columns]
+    spare = total - sum(least) - GAP_COLUMNS * (len(columns) - 1)
+    if spare < SPARE_COLUMNS:
+        return None
+    missing = [most - few for few, most in zip(least, wanted, strict=True)]
+    share = min(1.0, spare / max(1, sum(missing)))
+    return [few + int(share * more) for few, more in zip(least, missing, strict=True)]
+
+
+def _least_width(cell: str) -> int:
+    return len(cell) if len(cell) <= SHORT_COLUMNS else max(map(len, cell.split()))

@@ -1,0 +1,89 @@
+"""Files of models on a worker: only the server writes what the script names.
+
+A script may read what it has saved. Where the server has not written it yet, or has on another
+host, a worker would find nothing, or an old file: so it saves into a folder of its own, and what it
+has saved it loads from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from aggregathor.log import say
+
+_WRITING = ("save", "save_weights", "export")
+# Where scripts find `save_model` and `load_model`.
+_MODULES = (keras.models, keras.saving, tf.keras.models)
+
+
+class PrivateFiles:
+    """Patches Keras on a worker."""
+
+    def __init__(self, rank: int) -> None:
+        """Takes over what writes and reads models."""
+        self._rank = rank
+        self._folder: Path | None = None
+        self._own: dict[str, str] = {}  # paths that the script has named, and the files
+        self._said = False
+        for name in _WRITING:
+            setattr(keras.Model, name, self._writing(getattr(keras.Model, name)))
+        keras.Model.load_weights = self._reading_weights(keras.Model.load_weights)
+        save_model = self._writing(keras.models.save_model)
+        load_model = self._reading(keras.models.load_model)
+        for module in _MODULES:
+            module.save_model, module.load_model = save_model, load_model
+
+    def remove(self, wait_s: float = 0.0) -> None:
+        """Removes the folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _writing(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(write)
+        def own(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._said:
+                self._said = True
+                say(f"rank {self._rank} leaves files of {model.name} to rank 0")
+            if not isinstance(filepath, (str, os.PathLike)):
+                return write(model, filepath, *args, **kwargs)  # a buffer is the worker's own
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix=f"aggregathor-rank-{self._rank}-"))
+            path = self._folder / str(len(self._own)) / Path(filepath).name
+            path.parent.mkdir()
+            self._own[os.path.abspath(filepath)] = str(path)
+            return write(model, str(path), *args, **kwargs)
+
+        return own
+
+    def _reading(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(read)
+        def own(filepath: Any, *args: Any, **kwargs: Any) -> Any:
+            return read(self._found(filepath), *args, **kwargs)
+
+        return own
+
+    def _reading_weights(self, read: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(read)
+        def own(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+            found = self._found(filepath)
+            if isinstance(found, (str, os.PathLike)) and not Path(found).exists():
+                # As of a callback that only the server has. Its weights are the ones that count.
+                say(f"rank {self._rank} has no {filepath}, and keeps its weights")
+                return None
+            return read(model, found, *args, **kwargs)
+
+        return own
+
+    def _found(self, filepath: Any) -> Any:
+        if not isinstance(filepath, (str, os.PathLike)):
+            return filepath
+        return self._own.get(os.path.abspath(filepath), filepath)

@@ -1,0 +1,1 @@
+"""Private names of TensorFlow and Keras, and how their methods are replaced."""

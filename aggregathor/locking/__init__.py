@@ -1,0 +1,15 @@
+"""Keeps what only the server writes from being written by workers: ``agt.lock`` and ``--lock``."""
+
+from aggregathor.locking.digest import Digest
+from aggregathor.locking.guard import Guard, LockError, name_of, variable_of
+from aggregathor.locking.kernels import KernelLock, NoKernelLock
+
+__all__ = [
+    "Digest",
+    "Guard",
+    "KernelLock",
+    "LockError",
+    "NoKernelLock",
+    "name_of",
+    "variable_of",
+]

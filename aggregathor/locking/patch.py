@@ -1,0 +1,84 @@
+"""Turns writes of locked variables to copies of this process's own, while a graph is being made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from aggregathor.locking import effects
+
+# A variable by the container and the name of its resource.
+Key = tuple[str, str]
+_CONTAINER = "aggregathor_copies"
+
+
+class Copies:
+    """Copies of locked variables, which begin with their values of when they are first needed."""
+
+    def __init__(self) -> None:
+        """Begins without any."""
+        self._made: dict[Key, Any] = {}
+
+    def handle_in(self, graph: FuncGraph, key: Key, variable: tf.Variable) -> tf.Tensor:
+        """Returns, in a graph, the handle of a variable's copy.
+
+        It is known by name: what a branch captures is settled when it has been traced.
+        """
+        name = "/".join(key)
+        if key not in self._made:
+            with tf.init_scope():
+                self._made[key] = _handle(name, variable)
+                tf.raw_ops.AssignVariableOp(resource=self._made[key], value=variable.read_value())
+        with graph.as_default():
+            return _handle(name, variable)
+
+
+def writes_of(
+    graph: FuncGraph, key_of: Callable[[tf.Tensor], Key | None]
+) -> Iterator[tuple[tf.Operation, int, Key]]:
+    """Gives the operations of a graph that take a variable's handle to write it, and which operand.
+
+    Args:
+      graph: while it is being made, or has just been.
+      key_of: tells of a tensor which is not of this graph, or made by an op that names a variable,
+        which variable's handle it is.
+    """
+    outer = {inner.op.name: outer for outer, inner in graph.captures}
+    for operation in graph.get_operations():
+        if not _may_write(operation):
+            continue
+        for at, tensor in enumerate(operation.inputs):
+            key = key_of(_source(tensor, outer))
+            if key is not None:
+                yield operation, at, key
+
+
+def _may_write(operation: tf.Operation) -> bool:
+    op = operation.type
+    if op in effects.READS | effects.PASSES | effects.PYTHON or effects.is_dataset(op):
+        return False
+    attributes = operation.node_def.attr.values()
+    return not any(each.HasField("func") or each.list.func for each in attributes)
+
+
+def _source(tensor: Any, outer: dict[str, Any]) -> Any:
+    """Returns what a handle was before it was captured and handed on."""
+    while True:
+        while not hasattr(tensor, "numpy") and tensor.op.type == "Identity":
+            tensor = tensor.op.inputs[0]
+        if hasattr(tensor, "numpy") or tensor.op.name not in outer:
+            return tensor
+        tensor = outer[tensor.op.name]
+        if hasattr(tensor, "numpy") or not isinstance(tensor.graph, FuncGraph):
+            return tensor
+        outer = {inner.op.name: captured for captured, inner in tensor.graph.captures}
+
+
+def _handle(name: str, variable: tf.Variable) -> tf.Tensor:
+    with tf.device(variable.device):
+        return tf.raw_ops.VarHandleOp(
+            container=_CONTAINER, shared_name=name, dtype=variable.dtype, shape=variable.shape
+        )

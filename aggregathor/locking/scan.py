@@ -1,0 +1,318 @@
+"""Finds every way in which a graph could write a locked variable, by following its handles.
+
+A handle is a tensor that refers to a variable: a resource, a reference of v1, or a variant that
+holds one. Handles are followed through the graph and the functions that it calls; a value that was
+read is none. Cost: O(nodes), and once more for each set of handles a function is called with.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tensorflow.core.framework import types_pb2
+from tensorflow.python.framework import op_def_registry
+
+from aggregathor.locking import effects
+
+_HOLDS = (types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT)
+_NOTHING: frozenset[str] = frozenset()
+_Port = tuple[str, int]  # of a node: its name, and which of its outputs
+_Held = dict[_Port, frozenset[str]]
+
+
+class Write(NamedTuple):
+    """A node that could write locked variables."""
+
+    variables: tuple[str, ...]
+    op: str
+    node: str
+    function: str  # of the library, "" for the graph itself
+
+
+class PythonCall(NamedTuple):
+    """A node that runs a function of Python, which TensorFlow knows by a token."""
+
+    token: str
+    op: str
+    node: str
+    function: str  # of the library, "" for the graph itself
+
+
+class Scan:
+    """A graph and its function library.
+
+    Attributes:
+      writes: what `run` has found.
+      python: calls of Python, which may write what it can reach.
+    """
+
+    def __init__(
+        self,
+        graph_def: Any,
+        *,
+        aliases: Mapping[tuple[str, str], str],
+        allowed: tuple[str, bytes],
+    ) -> None:
+        """Takes the graph.
+
+        Args:
+          graph_def: a ``GraphDef``.
+          aliases: locked variables by container and shared name, for ops that name them so.
+          allowed: an attribute and its value: nodes that have it may write.
+        """
+        self.writes: list[Write] = []
+        self.python: list[PythonCall] = []
+        self._graph = _Body("", graph_def.node)
+        self._functions = {each.signature.name: each for each in graph_def.library.function}
+        self._bodies: dict[str, _Body] = {}
+        self._called: dict[tuple[str, tuple[frozenset[str], ...]], list[frozenset[str]]] = {}
+        self._aliases = aliases
+        self._allowed = allowed
+
+    def run(self, handles: Mapping[str, str]) -> Scan:
+        """Follows the handles: locked variables by the name of the placeholder that holds one."""
+        self._follow(self._graph, {(name, 0): frozenset([v]) for name, v in handles.items()})
+        for name in self._functions:  # also where no handle comes in
+            self._call(name, [])
+        self.writes.sort(key=lambda write: self._place(write.function, write.node))
+        return self
+
+    def _place(self, function: str, node: str) -> tuple[str, int]:
+        """Returns what sorts nodes as they were made, those of the graph itself first."""
+        body = self._bodies[function] if function else self._graph
+        return function, list(body.nodes).index(node)
+
+    def _follow(self, body: _Body, held: _Held) -> _Held:
+        """Returns which ports of a body refer to which variables, from those that are known to."""
+        waiting = {reader for port in held for reader in body.readers[port[0]]}
+        for node in body.interesting:
+            if node.op in effects.SOURCES:
+                container, name = node.attr["container"].s, node.attr["shared_name"].s
+                key = (container.decode(), name.decode() or node.name)
+                if key in self._aliases:
+                    held[node.name, 0] = frozenset([self._aliases[key]])
+                    waiting.update(body.readers[node.name])
+            elif node.op in effects.PYTHON:
+                token = node.attr["token"].s.decode()
+                call = PythonCall(token, node.op, node.name, body.function)
+                if call not in self.python and not self._is_allowed(node):
+                    self.python.append(call)
+        while waiting:
+            name = waiting.pop()
+            node = body.nodes[name]
+            operands = [held.get(port, _NOTHING) for port in body.operands(node, self._outputs)]
+            if any(operands):
+                for at, now in enumerate(self._step(body, node, operands)):
+                    before = held.get((name, at), _NOTHING)
+                    if now - before:
+                        held[name, at] = before | now
+                        waiting.update(body.readers[name])
+        return held
+
+    def _step(
+        self, body: _Body, node: Any, operands: list[frozenset[str]]
+    ) -> Sequence[frozenset[str]]:
+        """Returns what the outputs of a node refer to; notes whether it could write."""
+        op = node.op
+        types = self._types(node)
+        operands = self._without_values(body, node, operands)
+        union = frozenset().union(*operands)
+        if not union or op in effects.READS or self._is_allowed(node):
+            return ()
+        if op in effects.PASSES:
+            pairs = op == "IdentityN"
+            return [
+                (operands[at] if pairs else union) if _may_hold(kind) else _NOTHING
+                for at, kind in enumerate(types)
+            ]
+        functions = self._functions_of(node)
+        if not functions and not effects.is_dataset(op):
+            write = Write(tuple(sorted(union)), op, node.name, body.function)
+            if write not in self.writes:
+                self.writes.append(write)
+            return ()
+        if op in effects.LOOPS:
+            return self._loop(functions, operands)
+        if op in self._functions or op in effects.CALLS_WITH_ALL:
+            given = operands
+        elif op in effects.CALLS_AFTER_FIRST:
+            given = operands[1:]
+        else:
+            return self._call_somehow(functions, union, types, body, node, operands)
+        results = [self._call(name, given) for name in functions]
+        return [frozenset().union(*each) for each in zip(*results, strict=True)]
+
+    def _loop(
+        self, functions: Iterable[str], operands: list[frozenset[str]]
+    ) -> list[frozenset[str]]:
+        while True:
+            before = operands
+            for name in functions:
+                results = self._call(name, operands)
+                if len(results) == len(operands):  # of the body; a condition gives a truth value
+                    operands = [o | r for o, r in zip(operands, results, strict=True)]
+            if operands == before:
+                return operands
+
+    def _call_somehow(
+        self,
+        functions: Sequence[str],
+        union: frozenset[str],
+        types: Sequence[_Type],
+        body: _Body,
+        node: Any,
+        operands: Sequence[frozenset[str]],
+    ) -> list[frozenset[str]]:
+        """A dataset, or what else calls functions: any operand may come as any argument."""
+        given = _NOTHING
+        for name in functions:
+            signature = self._functions[name].signature
+            held = [
+                union if _may_hold(_Type(each.type, each.is_ref)) else _NOTHING
+                for each in signature.input_arg
+            ]
+            given = given.union(*self._call(name, held))
+        if not functions:
+            given = union
+        else:  # what the functions capture stays inside, what a dataset emits does not
+            ports = body.operands(node, self._outputs)
+            for port, held_by in zip(ports, operands, strict=True):
+                if body.type_of(port, self._types).dtype == types_pb2.DT_VARIANT:
+                    given |= held_by
+        return [given if _may_hold(kind) else _NOTHING for kind in types]
+
+    def _call(self, name: str, given: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+        """Follows handles through a function; returns what its results refer to."""
+        function = self._functions[name]
+        arguments = [each.name for each in function.signature.input_arg]
+        given = (*given[: len(arguments)], *[_NOTHING] * (len(arguments) - len(given)))
+        key = (name, given)
+        if key not in self._called:
+            self._called[key] = [_NOTHING] * len(function.signature.output_arg)  # if it recurs
+            if name not in self._bodies:
+                self._bodies[name] = _Body(name, function.node_def, arguments)
+            body = self._bodies[name]
+            held = {(a, 0): v for a, v in zip(arguments, given, strict=True) if v}
+            held = self._follow(body, held)
+            self._called[key] = [
+                held.get(body.port(function.ret[each.name], self._outputs), _NOTHING)
+                for each in function.signature.output_arg
+            ]
+        return self._called[key]
+
+    def _without_values(
+        self, body: _Body, node: Any, operands: list[frozenset[str]]
+    ) -> list[frozenset[str]]:
+        """Leaves out references of v1 where their value is taken: the op asks for no reference."""
+        if not any(body.type_of(p, self._types).is_ref for p in body.operands(node, self._outputs)):
+            return operands
+        wants_ref = _wants_ref(node)
+        return [
+            _NOTHING if body.type_of(port, self._types).is_ref and not wants else held
+            for port, held, wants in zip(
+                body.operands(node, self._outputs), operands, wants_ref, strict=True
+            )
+        ]
+
+    def _is_allowed(self, node: Any) -> bool:
+        name, value = self._allowed
+        return name in node.attr and node.attr[name].s == value
+
+    def _functions_of(self, node: Any) -> list[str]:
+        found = [node.op] if node.op in self._functions else []
+        for value in node.attr.values():
+            found += [f.name for f in (value.func, *value.list.func) if f.name in self._functions]
+        return found
+
+    def _outputs(self, node: Any) -> list[tuple[str, list[_Type]]]:
+        """Returns a node's output arguments, each with the types of its tensors."""
+        if node.op in self._functions:
+            signature = self._functions[node.op].signature
+        else:
+            signature = op_def_registry.get(node.op)
+            if signature is None:
+                return []
+        return [(each.name, _types_of(each, node)) for each in signature.output_arg]
+
+    def _types(self, node: Any) -> list[_Type]:
+        return [kind for _, kinds in self._outputs(node) for kind in kinds]
+
+
+class _Type(NamedTuple):
+    dtype: int
+    is_ref: bool
+
+
+class _Body:
+    """The nodes of a graph or of a function, and who reads whom."""
+
+    def __init__(self, function: str, nodes: Iterable[Any], arguments: Iterable[str] = ()) -> None:
+        self.function = function
+        self.nodes = {node.name: node for node in nodes}
+        self.readers: dict[str, list[str]] = defaultdict(list)
+        self.interesting = []
+        self._arguments = frozenset(arguments)
+        self._operands: dict[str, list[_Port]] = {}
+        for node in self.nodes.values():
+            if node.op in effects.SOURCES or node.op in effects.PYTHON:
+                self.interesting.append(node)
+            for text in node.input:
+                if not text.startswith("^"):
+                    self.readers[text.partition(":")[0]].append(node.name)
+
+    def operands(self, node: Any, outputs: Any) -> list[_Port]:
+        """Returns what a node reads."""
+        if node.name not in self._operands:
+            self._operands[node.name] = [
+                self.port(text, outputs) for text in node.input if not text.startswith("^")
+            ]
+        return self._operands[node.name]
+
+    def port(self, text: str, outputs: Any) -> _Port:
+        """Reads ``node``, ``node:1`` of a graph, or ``node:output:1`` of a function."""
+        name, *rest = text.split(":")
+        if len(rest) < 2:
+            return name, int(rest[0]) if rest else 0
+        at = int(rest[1])
+        for output, kinds in outputs(self.nodes[name]):
+            if output == rest[0]:
+                break
+            at += len(kinds)
+        return name, at
+
+    def type_of(self, port: _Port, types: Any) -> _Type:
+        """Returns the type of a port; of an argument none, as it is no reference."""
+        name, at = port
+        if name in self._arguments or name not in self.nodes:
+            return _Type(types_pb2.DT_RESOURCE, False)
+        kinds = types(self.nodes[name])
+        return kinds[at] if at < len(kinds) else _Type(types_pb2.DT_INVALID, False)
+
+
+def _may_hold(kind: _Type) -> bool:
+    return kind.is_ref or kind.dtype in _HOLDS
+
+
+def _types_of(argument: Any, node: Any) -> list[_Type]:
+    """Returns the types of the tensors that an argument of an op stands for."""
+    if argument.type_list_attr:
+        dtypes = list(node.attr[argument.type_list_attr].list.type)
+    else:
+        dtype = argument.type or node.attr[argument.type_attr].type
+        dtypes = [dtype] * (node.attr[argument.number_attr].i if argument.number_attr else 1)
+    return [_Type(dtype, argument.is_ref) for dtype in dtypes]
+
+
+def _wants_ref(node: Any) -> list[bool]:
+    """Returns for each operand whether the op asks for a reference."""
+    operation = op_def_registry.get(node.op)
+    operands = [text for text in node.input if not text.startswith("^")]
+    if operation is None:
+        return [True] * len(operands)  # who knows
+    return [
+        argument.is_ref
+        for argument in operation.input_arg
+        for _ in range(len(_types_of(argument, node)))
+    ]

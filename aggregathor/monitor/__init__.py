@@ -1,0 +1,1 @@
+"""What the server sees of each worker: figures, files, suspicion."""

@@ -1,0 +1,293 @@
+"""``--monitor``: what the server sees of its workers, in files, while it runs and at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.meeting import Meeting
+from aggregathor.errors import UserError
+from aggregathor.gars import GARS
+from aggregathor.log import say, show
+from aggregathor.monitor.figures import Monitor, begin_csv
+from aggregathor.monitor.suspicion import Suspicion
+from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.setting import Setting
+
+IN_PLACE_S = 1.0  # between two status lines that overwrite each other on a terminal
+BELOW_S = 30.0  # where each is a line of its own
+# Workers that are named in a status line, and in the summary.
+_MOST_LISTED, _MOST_COUNTED = 4, 12
+
+
+def observe(meeting: Meeting, config: Config, setting: Setting) -> Observer:
+    """Makes what observes a job, and where asked the folder that it writes to; collective.
+
+    Raises:
+      UserError: on every rank, if that cannot be.
+    """
+    folder, reason = None, ""
+    if config.monitor and meeting.rank == 0:
+        try:
+            folder = new_folder(Path(config.monitor).expanduser().absolute())
+        except UserError as error:
+            reason = str(error)
+    if config.monitor:
+        reason = meeting.bcast(reason)
+    if reason:
+        raise UserError(reason)
+    if folder is not None:
+        say(f"what is seen of the workers is written to {folder}")
+    return Observer(setting, folder, config.monitor_every)
+
+
+class Observer:
+    """All optimizers of a job, as the server sees their rounds."""
+
+    def __init__(self, setting: Setting, folder: Path | None = None, every: int = 1) -> None:
+        """Writes to a folder of ``new_folder``, with ``every`` rounds between two rows.
+
+        Without a folder it says and writes nothing.
+        """
+        self._setting = setting
+        self._folder = folder
+        self._every = every
+        self._status = Status()
+        self._channels: list[ChannelObserver] = []
+
+    def channel(self) -> ChannelObserver:
+        """Returns what observes one more optimizer."""
+        n = self._setting.num_workers
+        if self._folder is None:
+            channel = ChannelObserver(n)
+        else:
+            number = len(self._channels) + 1
+            folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
+            channel = ChannelObserver(n, _Files(folder, n, self._every), self._status)
+        self._channels.append(channel)
+        return channel
+
+    def close(self) -> None:
+        """Writes the last rows, and says who was suspected."""
+        for channel in self._channels:
+            channel.close()
+        anybody_missing = any(channel.suspicion.missing_n.any() for channel in self._channels)
+        if self._folder is not None or anybody_missing:
+            say(summary(self._setting, self._channels))
+
+
+class ChannelObserver:
+    """One optimizer's rounds.
+
+    Attributes:
+      suspicion: what it has come to.
+      refused: how many rounds the rule could not be applied to.
+    """
+
+    def __init__(
+        self, num_workers: int, files: _Files | None = None, status: Status | None = None
+    ) -> None:
+        """Tells files and a status line, if there are, of what it sees."""
+        self.suspicion = Suspicion(num_workers)
+        self.refused = 0
+        self._files = files
+        self._status = status
+
+    def see(self, report: RoundReport) -> RoundReport:
+        """Takes in a round, before it is published; returns the report with the suspects."""
+        suspected_n = self.suspicion.see(report.share_n, report.delivered_n)
+        report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
+        if self._files is not None:
+            self._files.see(report)
+        if self._status is not None:
+            self._status.see(report)
+        return report
+
+    def refuse(self) -> None:
+        """Takes in a round that the rule could not be applied to."""
+        self.refused += 1
+
+    def close(self) -> None:
+        """Writes what is left to write."""
+        if self._files is not None:
+            self._files.close()
+
+
+class _Files:
+    """CSV and TensorBoard events of one optimizer.
+
+    They are no reason to end a training: where they can be written no longer, a line says so.
+    """
+
+    def __init__(self, folder: Path, num_workers: int, every: int) -> None:
+        self._folder = folder
+        self._num_workers = num_workers
+        self._every = every
+        self._rounds = 0
+        self._monitor: Monitor | None = None
+        self._failed = False
+
+    def see(self, report: RoundReport) -> None:
+        self._rounds += 1
+        self._try(lambda: self._see(report))
+
+    def close(self) -> None:
+        self._try(self._close)
+
+    def _see(self, report: RoundReport) -> None:
+        if self._monitor is None:
+            self._monitor = self._open()
+        self._monitor.record(report)
+        if self._rounds % self._every == 0:
+            self._monitor.write(self._rounds, report)
+
+    def _open(self) -> Monitor:
+        path = self._folder / "workers.csv"
+        if not path.exists():
+            _begin(self._folder)
+        # Not sooner: it initialises TensorFlow, which a script may want to set up first.
+        writer = tf.summary.create_file_writer(str(self._folder / "events"))
+        return Monitor(path, self._num_workers, writer)
+
+    def _close(self) -> None:
+        if self._monitor is not None:
+            # The last gradients are gone: their workers may have sent again.
+            self._monitor.write_rest(self._rounds)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            with context.eager_mode():  # scripts of v1 have switched it off
+                write()
+        except (OSError, tf.errors.OpError) as error:
+            self._failed = True
+            say(f"cannot write to {self._folder}: {_reason(error)}. The training goes on without.")
+
+
+class Status:
+    """A line that tells how the training goes: in place on a terminal, else once in a while.
+
+    Under ``mpirun`` standard error is a pipe to it.
+    """
+
+    def __init__(self) -> None:
+        """Begins to count with the first round."""
+        self._in_place = sys.stderr.isatty()
+        self._every_s = IN_PLACE_S if self._in_place else BELOW_S
+        self._rounds = 0
+        self._begun_s = 0.0
+        self._recent_rounds = 0
+        self._delivered = 0.0
+
+    def see(self, report: RoundReport) -> None:
+        """Takes in a round; writes the line if it is time to."""
+        if self._rounds == 0:
+            self._begun_s = time.monotonic()
+        self._rounds += 1
+        self._recent_rounds += 1
+        self._delivered += float(report.delivered_n.mean())
+        elapsed_s = time.monotonic() - self._begun_s
+        if elapsed_s >= self._every_s:
+            (show if self._in_place else say)(self._text(report, elapsed_s))
+            self._begun_s += elapsed_s
+            self._recent_rounds = 0
+            self._delivered = 0.0
+
+    def _text(self, report: RoundReport, elapsed_s: float) -> str:
+        text = f"round {self._rounds}, {self._recent_rounds / elapsed_s:.3g}/s"
+        missing = np.flatnonzero(report.delivered_n == 0).tolist()
+        # What matters most comes first: a narrow terminal cuts the end.
+        for word, rows in (("suspected", report.suspected), ("missing", missing)):
+            if rows:
+                text += f"; {word} worker{'s' if len(rows) > 1 else ''} {_listed(rows)}"
+        return f"{text}; {self._delivered / self._recent_rounds:.0%} delivered"
+
+
+def new_folder(path: Path) -> Path:
+    """Makes ``run-1``, ``run-2``, ... in ``path``, which earlier runs may have written to.
+
+    Raises:
+      UserError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        before = [int(p.name[4:]) for p in path.glob("run-*") if p.name[4:].isdecimal()]
+        for number in count(max(before, default=0) + 1):
+            folder = path / f"run-{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another job has been faster
+                continue
+            _begin(folder)
+            return folder
+    except OSError as error:
+        raise UserError(
+            f"cannot write what is seen of the workers to {path}: {_reason(error)}. Give monitor "
+            "another folder, or leave it out."
+        ) from None
+    raise AssertionError("there is no last number")
+
+
+def summary(setting: Setting, channels: Sequence[ChannelObserver]) -> str:
+    """Returns how many rounds there were, who was suspected and who was missing, in a line."""
+    rule = GARS[setting.gar]
+    rounds = sum(channel.suspicion.rounds for channel in channels)
+    refused = sum(channel.refused for channel in channels)
+    nobody = np.zeros(setting.num_workers, np.int64)
+    suspected_n = sum((channel.suspicion.suspected_n for channel in channels), nobody)
+    missing_n = sum((channel.suspicion.missing_n for channel in channels), nobody)
+    parts = [f"{_rounds(rounds)}, {rule.name} f={setting.f}" if rule.robust else _rounds(rounds)]
+    if suspected_n.any():
+        parts.append(f"suspected: {_counted(suspected_n)}")
+    else:
+        parts.append("nobody was suspected" if rule.robust else f"{rule.name} suspects nobody")
+    if setting.attack:
+        first = setting.num_workers - setting.num_byzantine
+        attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
+        parts.append(f"{setting.attack} came from worker {attackers}")
+    if missing_n.any():
+        parts.append(f"nothing came from {_counted(missing_n)}")
+    if refused:
+        parts.append(f"too little came in {_rounds(refused)} more, which changed nothing")
+    return "; ".join(parts)
+
+
+def _counted(times_n: np.ndarray) -> str:
+    """Returns such as "worker 6 in 480 rounds, worker 7 in 479", those most often first."""
+    order = [i for i in np.argsort(-times_n, kind="stable").tolist() if times_n[i]]
+    first, *others = order[:_MOST_COUNTED]
+    words = [f"worker {first} in {_rounds(times_n[first])}"]
+    words += [f"worker {i} in {times_n[i]}" for i in others]
+    left = len(order) - len(words)
+    return ", ".join(words) + (f" and {left} others" if left else "")
+
+
+def _listed(rows: Sequence[int]) -> str:
+    """Returns such as "6, 7", or "1, 2, 3, 4 +5" where that is long."""
+    text = ", ".join(map(str, rows[:_MOST_LISTED]))
+    return text + (f" +{len(rows) - _MOST_LISTED}" if len(rows) > _MOST_LISTED else "")
+
+
+def _rounds(number: int) -> str:
+    return f"{number} round{'' if number == 1 else 's'}"
+
+
+def _begin(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    begin_csv(folder / "workers.csv")
+
+
+def _reason(error: OSError | tf.errors.OpError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return error.message.partition("\n")[0]

@@ -1,0 +1,23 @@
+"""The exchange op: tensors of a graph reach a transport, and come back."""
+
+from aggregathor.ops.exchange.exchange_op import (
+    DTYPES,
+    LEAST_PART,
+    Channel,
+    Form,
+    Function,
+    Native,
+    NativeChannel,
+    PythonChannel,
+)
+
+__all__ = [
+    "DTYPES",
+    "LEAST_PART",
+    "Channel",
+    "Form",
+    "Function",
+    "Native",
+    "NativeChannel",
+    "PythonChannel",
+]

@@ -1,0 +1,215 @@
+"""What a simulated training and a real one share: the workers' gradients, the server's model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from aggregathor.attacks import ATTACKS
+from aggregathor.flat import FlatLayout
+from aggregathor.protocols.aggregation import Aggregator
+from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.setting import Setting
+from aggregathor.trainer.sampling import Batches
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What happened in a step.
+
+    Attributes:
+      step: how many steps have been made, this one included.
+      loss: mean loss of the honest workers on their batches, before the step; in a real training,
+        whose server does not ask for it, that of the first worker's batch.
+      round: what the server saw.
+    """
+
+    step: int
+    loss: float
+    round: RoundReport
+
+
+class Training(Protocol):
+    """What a run needs of a training, simulated or real.
+
+    Attributes:
+      setting: who takes part and how.
+      model: the server's.
+    """
+
+    setting: Setting
+    model: keras.Model
+
+    @property
+    def steps(self) -> int:
+        """How many steps have been made."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ``checkpoint`` has, at this step, all that the next ones depend on."""
+
+    def checkpoint(self) -> tf.train.Checkpoint:
+        """Everything that the next steps depend on: save it, or restore into it."""
+
+    def step(self) -> StepReport:
+        """Makes one round."""
+
+
+class Parameters:
+    """A model's trainable variables as one vector, and an optimizer's step on it.
+
+    Attributes:
+      variables: the model's trainable ones.
+      dim: d, the number of trainable parameters.
+    """
+
+    def __init__(self, model: keras.Model, optimizer: keras.Optimizer | None = None) -> None:
+        """Builds the optimizer, if there is one, for the variables."""
+        self.variables = model.trainable_variables
+        self.layout = FlatLayout(self.variables)
+        self.dim = self.layout.dim
+        self._optimizer = optimizer
+        if optimizer is not None:
+            optimizer.build(self.variables)
+        self._read = tf.function(lambda: self.layout.flatten(self.variables), autograph=False)
+        self._assign = tf.function(self._assign_all, autograph=False)
+        self.apply = tf.function(self._apply_aggregate, autograph=False)
+
+    def read(self) -> np.ndarray:
+        """Returns the values, float32 [d]."""
+        return self._read().numpy()
+
+    def assign(self, params_d: np.ndarray) -> None:
+        """Replaces the values by these, float32 [d]."""
+        self._assign(tf.convert_to_tensor(params_d))
+
+    def _assign_all(self, params_d: tf.Tensor) -> None:
+        for variable, value in zip(self.variables, self.layout.unflatten(params_d), strict=True):
+            variable.assign(value)
+
+    def _apply_aggregate(self, grad_d: tf.Tensor) -> None:
+        assert self._optimizer is not None
+        self._optimizer.apply(self.layout.unflatten(grad_d), self.variables)
+
+
+class Workers:
+    """Some of the workers, one after the other on one model: what they draw and make of it.
+
+    Attributes:
+      momentum_nd: float32 [rows, d], which they keep; [0, 0] without worker momentum.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        model: keras.Model,
+        parameters: Parameters,
+        loss: Loss,
+        batches: Batches,
+        rows: range,
+    ) -> None:
+        """Takes the rows of the workers, 0..n-1, and the batches of all n."""
+        if len(batches.parts) != setting.num_workers:
+            raise ValueError(f"batches are for {len(batches.parts)} workers, not {setting}")
+        self._setting = setting
+        self._model = model
+        self._parameters = parameters
+        self._loss = loss
+        self._batches = batches
+        self._rows = rows
+        self._num_classes = int(batches.labels.max()) + 1
+        self._attack = ATTACKS[setting.attack] if setting.attack else None
+        shape = (len(rows), parameters.dim) if setting.worker_momentum else (0, 0)
+        self.momentum_nd = momenta(shape)
+        self._gradients = tf.function(self._gradients_of_all, autograph=False)
+
+    def compute(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns each worker's gradient, or momentum, on its batch: [rows, d]; losses [rows]."""
+        images, labels = self._batches.at(step, self._rows)
+        rows_nd, loss_n = self._gradients(images, self._labels_as_sent(labels))
+        return rows_nd.numpy(), loss_n.numpy()
+
+    def _gradients_of_all(self, images: tf.Tensor, labels: tf.Tensor) -> tuple:
+        rows_nd, loss_n = tf.map_fn(
+            lambda batch: self._gradient(*batch),
+            (images, labels),
+            fn_output_signature=(
+                tf.TensorSpec([self._parameters.dim], tf.float32),
+                tf.TensorSpec([], tf.float32),
+            ),
+            parallel_iterations=1,  # dropout's random state goes from one worker to the next
+        )
+        if self._setting.worker_momentum:
+            rows_nd = self.momentum_nd.assign(
+                self._setting.worker_momentum * self.momentum_nd + rows_nd
+            )
+        return rows_nd, loss_n
+
+    def _gradient(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        variables = self._parameters.variables
+        with tf.GradientTape() as tape:
+            loss = self._loss(labels, self._model(images, training=True))
+            objective = loss
+            if self._setting.l1:
+                objective += self._setting.l1 * tf.add_n(
+                    [tf.reduce_sum(tf.abs(v)) for v in variables]
+                )
+            if self._setting.l2:
+                objective += self._setting.l2 * tf.add_n(
+                    [tf.reduce_sum(tf.square(v)) for v in variables]
+                )
+        return self._parameters.layout.flatten(tape.gradient(objective, variables)), loss
+
+    def _labels_as_sent(self, labels: np.ndarray) -> np.ndarray:
+        if self._attack is None or self._attack.labels is None:
+            return labels
+        honest = self._setting.num_workers - self._setting.num_byzantine
+        here = min(max(honest - self._rows.start, 0), len(labels))
+        flipped = self._attack.labels(labels[here:], self._num_classes)
+        return np.concatenate([labels[:here], flipped.astype(labels.dtype)])
+
+
+def momenta(shape: tuple[int, int]) -> tf.Variable:
+    """Returns what workers with momentum begin with."""
+    return tf.Variable(tf.zeros(shape, tf.float32), trainable=False)
+
+
+class State:
+    """All that a step changes, as one checkpoint.
+
+    Attributes:
+      round: int64, how many steps have been made.
+      attack: float64, what a stateful attack remembers; [0] before its first step.
+    """
+
+    def __init__(self) -> None:
+        """Begins at step 0."""
+        self.round = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.attack = tf.Variable(
+            np.zeros(0), shape=tf.TensorShape(None), dtype=tf.float64, trainable=False
+        )
+
+    def checkpoint(
+        self,
+        model: keras.Model,
+        optimizer: keras.Optimizer,
+        momentum_nd: tf.Variable,
+        aggregator: Aggregator,
+    ) -> tf.train.Checkpoint:
+        """Joins it with what others keep."""
+        return tf.train.Checkpoint(
+            # Seeds of dropout and moving statistics are among the model's variables.
+            model=[v.value for v in model.variables],
+            optimizer=[v.value for v in optimizer.variables],
+            round=self.round,
+            momentum=momentum_nd,
+            previous=aggregator.previous_nd,
+            attack=self.attack,
+        )

