@@ -42,7 +42,7 @@ _OF_THE_API = (
 )
 _HOMES = {
     **dict.fromkeys(_OF_THE_API, "aggregathor.api"),
-    "RoundReport": "aggregathor.protocols.rounds",
+    "RoundReport": "aggregathor.protocols.report",
     "locked_server": "aggregathor.locking.server",
 }
 

@@ -15,7 +15,7 @@ from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import start_ranks
 from aggregathor.errors import UserError
 from aggregathor.log import say
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.report import RoundReport
 
 _job: Job | None = None
 _dropin: Any = None  # an `aggregathor.dropin.install.Dropin`, which imports Keras
@@ -79,7 +79,7 @@ def is_server() -> bool:
 def last_round() -> RoundReport | None:
     """Returns what the server saw in the latest round; None on workers, and while one is open.
 
-    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``share_n``,
+    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``usage_n``,
     how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
     """
     return None if _job is None else _job.last_round

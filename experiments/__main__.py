@@ -80,7 +80,7 @@ def main(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
     settled = settle(values["workers"], bool(flags.FLAGS["workers"].present), values["transport"])
     import_tensorflow()
-    from aggregathor.cluster.arguments import parse_arguments
+    from aggregathor.arguments import parse_arguments
     from experiments.config import Config
     from experiments.run import run
 

@@ -65,7 +65,7 @@ def join(config: Config) -> Job | None:
     try:
         job = job_of(config, ranks)
     except UserError:
-        atexit.register(ranks.part, "")  # when rank 0 has told
+        atexit.register(ranks.shutdown, "")  # when rank 0 has told
         raise
     ending.watch(job)
     return job

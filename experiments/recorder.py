@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
+from aggregathor import checkpoint
 from aggregathor.errors import UserError
 from aggregathor.monitor.figures import Monitor
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.report import RoundReport
+from aggregathor.protocols.state import prefixed, under
 from aggregathor.trainer.training import Training
 
+KEPT = 2  # checkpoints
 METRICS = ("step", "wall_time_s", "loss", "accuracy", "top3")
 
 
@@ -38,14 +42,8 @@ class Recorder:
         self.metrics: list[dict[str, float]] = []
         self._begin_s = 0.0
         self._training = training
-        checkpoint = tf.train.Checkpoint(
-            simulation=training.checkpoint(), monitor=self._monitor.checkpoint()
-        )
-        restore_newest(checkpoint, folder / "checkpoints")
-        with writing(folder):
-            self._saver = tf.train.CheckpointManager(
-                checkpoint, str(folder / "checkpoints"), max_to_keep=2
-            )
+        self._checkpoints = folder / "checkpoints"
+        restore_newest(self._checkpoints, self._restore)
 
     def __enter__(self) -> Recorder:
         steps = self._training.steps
@@ -62,10 +60,22 @@ class Recorder:
             self._writer.close()
 
     def save(self, step: int) -> None:
-        """Saves a checkpoint, unless that step's is there."""
-        if not (self._saver.latest_checkpoint or "").endswith(f"-{step}"):
-            with writing(self._folder):
-                self._saver.save(step)
+        """Saves a checkpoint, unless that step's is there; the last two are kept."""
+        path = self._checkpoints / f"step-{step:09d}.npz"
+        if path.exists():
+            return
+        arrays = {
+            **prefixed("training", self._training.state()),
+            **prefixed("monitor", self._monitor.state()),
+        }
+        with writing(self._folder):
+            checkpoint.write(path, arrays)
+            for old in _checkpoints(self._checkpoints)[:-KEPT]:
+                old.unlink()
+
+    def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._training.restore(under("training", arrays))
+        self._monitor.restore(under("monitor", arrays))
 
     def workers(self, step: int, report: RoundReport) -> None:
         """Writes a row a worker."""
@@ -88,63 +98,36 @@ class Recorder:
             self._writer.flush()
 
 
-def restore_newest(checkpoint: tf.train.Checkpoint, folder: Path) -> None:
+def restore_newest(folder: Path, restore: Callable[[Mapping[str, np.ndarray]], None]) -> None:
     """Restores the newest checkpoint in ``folder`` that can be read; none where there is none.
 
-    Where that is not the last one, a line on standard error says so.
+    Where that is not the last one, a line on standard error says so, and the damaged ones go.
 
     Raises:
       UserError: there are checkpoints, and none can be read.
     """
     paths = _checkpoints(folder)
     damage = ""
-    for newest in range(len(paths) - 1, -1, -1):
-        path = folder / paths[newest]
+    for path in reversed(paths):
         try:
-            checkpoint.restore(str(path)).assert_consumed()
-        except Exception as error:  # whatever TensorFlow makes of a damaged file, IndexError even
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            damage = damage or f"the checkpoint {path} cannot be restored: {reason}"
+            restore(checkpoint.read(path))
+        except (OSError, ValueError, KeyError) as error:
+            damage = damage or f"the checkpoint {path} cannot be restored: {error}"
             continue
         if damage:
             sys.stderr.write(f"experiments: {damage}; going on from {path.name}\n")
         with writing(folder.parent):
-            older = [name for name in paths[:newest] if (folder / f"{name}.index").exists()]
-            _note(folder, [*older, path.name])
+            for damaged in paths[paths.index(path) + 1 :]:
+                damaged.unlink()
         return
     if paths:
         nor = ", nor can an older one" if len(paths) > 1 else ""
         raise UserError(f"{damage}{nor}. Name another --output, or --overwrite this one.")
 
 
-def _checkpoints(folder: Path) -> list[str]:
-    """Returns the names of the checkpoints, oldest first: as noted, or else as the files tell."""
-    try:
-        state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # no text, or text of something else
-        state = None
-    if state is not None and state.all_model_checkpoint_paths:
-        return [Path(path).name for path in state.all_model_checkpoint_paths]
-    names = [path.stem for path in folder.glob("ckpt-*.index")]
-    found = sorted((n for n in names if n[5:].isdecimal()), key=lambda n: int(n[5:]))
-    if not found and (folder / "checkpoint").exists():
-        raise UserError(
-            f"{folder / 'checkpoint'} names no checkpoint, and there is none beside it. "
-            "Name another --output, or --overwrite this one."
-        )
-    return found
-
-
-def _note(folder: Path, names: list[str]) -> None:
-    """Makes these the checkpoints that ``tf.train.CheckpointManager`` knows of."""
-    lines = [f'model_checkpoint_path: "{names[-1]}"']
-    for name in names:
-        saved_s = (folder / f"{name}.index").stat().st_mtime
-        lines.append(f'all_model_checkpoint_paths: "{name}"')
-        lines.append(f"all_model_checkpoint_timestamps: {saved_s}")
-    temporary = folder / "checkpoint.tmp"
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(folder / "checkpoint")
+def _checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints, oldest first."""
+    return sorted(folder.glob("step-*.npz"))
 
 
 def keep_rows(path: Path, header: Sequence[str], steps: int) -> list[dict[str, str]]:

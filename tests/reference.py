@@ -202,3 +202,20 @@ def mean_of_present(rows_md, of_none=0.0):
     with np.errstate(invalid="ignore"):  # inf - inf
         sum_d = np.nansum(rows_md, axis=0)
     return np.divide(sum_d, count_d, out=np.full(len(sum_d), of_none), where=count_d > 0)
+
+
+def nnm(stack_nd, f):
+    """Nearest-neighbour mixing and the rows that each mean is of, in loops."""
+    n, d = stack_nd.shape
+    rows_nd, groups = np.empty((n, d)), []
+    for i in range(n):
+        distances = []
+        for j in range(n):
+            both = ~np.isnan(stack_nd[i]) & ~np.isnan(stack_nd[j])
+            squares = np.sum((stack_nd[i] - stack_nd[j])[both] ** 2)
+            distances.append(squares * d / both.sum() if i != j else 0.0)
+        groups.append(sorted(range(n), key=lambda j, of=distances: (of[j], j))[: n - f])
+        for c in range(d):
+            present = [stack_nd[j, c] for j in groups[-1] if not np.isnan(stack_nd[j, c])]
+            rows_nd[i, c] = np.mean(present) if present else np.nan
+    return rows_nd, groups

@@ -29,8 +29,8 @@ class View:
       own_bd: same dtype, shape [b, d]; what the Byzantine workers would send if honest.
       f: the bound on Byzantine rows that was declared to the rule.
       rng: the only source of randomness.
-      explain: the rule in use: stack [n, d] -> (aggregate [d], share [n] in 0..1 telling how
-        much of each row was used). Byzantine rows come last in the stack.
+      aggregate: the rule in use: stack [n, d] -> (aggregate [d], usage [n] in 0..1: how much of
+        each row was used). Asking changes nothing. Byzantine rows come last in the stack.
       state: what the attack's ``update`` returned in the step before; None in the first one.
     Raises:
       ValueError: the two arrays do not fit together.
@@ -40,7 +40,7 @@ class View:
     own_bd: np.ndarray
     f: int
     rng: np.random.Generator
-    explain: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    aggregate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     state: np.ndarray | None = None
 
     def __post_init__(self) -> None:

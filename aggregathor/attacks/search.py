@@ -33,14 +33,14 @@ def hidden_coordinate(
     distances lets all of that go into one coordinate. gamma is found by asking the rule: doubled
     until it is refused, then bisected to a relative 1e-4.
 
-    Selected means that every Byzantine row has a share above 0, or, for a rule that keeps fewer
+    Selected means that every Byzantine row has a usage above 0, or, for a rule that keeps fewer
     rows than there are copies (Krum keeps one), that nothing but copies has. A coordinate-wise
-    rule gives shares by coordinate: a row that is used everywhere except at j looks selected
+    rule gives its usage by coordinate: a row that is used everywhere except at j looks selected
     however large gamma is. So for norm "2" a rule that accepts even gamma_max is asked again
     about column j alone.
 
     Args:
-      view: what the attackers know; needs `View.explain`.
+      view: what the attackers know; needs `View.aggregate`.
       coordinate: j, for the norm "2".
       norm: the norm of the distances the rule bounds, "2" or "inf".
       gamma_max: where to stop; reached with a rule that keeps everything, like the average.
@@ -51,10 +51,10 @@ def hidden_coordinate(
       ICML 2018.
     """
     d = view.honest_hd.shape[1]
-    if view.explain is None:
+    if view.aggregate is None:
         raise UserError(
             "attack hidden-coordinate needs to ask the rule in use which rows it keeps, and the "
-            "view has no `explain`. Give one, [n, d] -> (aggregate [d], share [n]), or choose an "
+            "view has no `aggregate`. Give one, [n, d] -> (aggregate [d], usage [n]), or choose an "
             "attack that needs no rule, like min-max."
         )
     if coordinate >= d:
@@ -153,13 +153,13 @@ def _selects(
     """Returns gamma -> whether the rule in use, shown these columns, selects mu + gamma p."""
     honest_hd = view.honest_hd[:, columns]
     h = len(honest_hd)
-    explain = view.explain
-    assert explain is not None
+    aggregate = view.aggregate
+    assert aggregate is not None
 
     def selects(gamma: float) -> bool:
         row_d = mu_d[columns] + gamma * p_d[columns]
-        _, share_n = explain(np.concatenate([honest_hd, repeated(row_d, view)]))
-        used_n = np.asarray(share_n) > 0
+        _, usage_n = aggregate(np.concatenate([honest_hd, repeated(row_d, view)]))
+        used_n = np.asarray(usage_n) > 0
         return bool(used_n[h:].all() or (used_n[h:].any() and not used_n[:h].any()))
 
     return selects

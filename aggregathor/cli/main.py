@@ -105,7 +105,7 @@ def _gars(args: argparse.Namespace) -> int:
     rows = []
     for rule in _rules().values():
         parameters = _parameters(rule.parameters)
-        rows.append([rule.name, str(rule.needs), rule.cost, rule.source, parameters])
+        rows.append([rule.name, str(rule.condition), rule.cost, rule.source, parameters])
     _show(_console(), ["rule", "needs", "cost", "source", "parameters"], rows)
     return 0
 
@@ -131,7 +131,7 @@ def _advise(args: argparse.Namespace) -> int:
         raise UserError(f"--f is how many of n={n} workers may be Byzantine, 0 <= f < n, got {f}")
 
     headers = ["rule", "needs", f"largest f for n={n}"]
-    rows = [[rule.name, str(rule.needs), _largest_f(rule, n)] for rule in _rules().values()]
+    rows = [[rule.name, str(rule.condition), _largest_f(rule, n)] for rule in _rules().values()]
     if f is not None:
         headers.append(f"with f={f}")
         for row, rule in zip(rows, _rules().values(), strict=True):
@@ -141,7 +141,7 @@ def _advise(args: argparse.Namespace) -> int:
 
 
 def _largest_f(rule: Gar, n: int) -> str:
-    largest = rule.needs.largest_f(n)
+    largest = rule.condition.largest_f(n)
     if largest is None:
         return f"none: {_refusal(rule, n, 0)}"
     return str(largest) if rule.robust else "0, no protection"

@@ -7,7 +7,6 @@ makes all Byzantine rows, with the same seed, and sends its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,17 @@ import tensorflow as tf
 
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.ranks import Ranks
-from aggregathor.gars import GARS
+from aggregathor.gars import State
+from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.state import prefixed, under
 from lossympi.rng import generator
 
 _TAG = 3
 
 
 class Attacker:
-    """What a worker does to its gradient, and tells the attackers, before it sends it.
-
-    Attributes:
-      state: what a stateful attack remembers; None before its first round, and on honest workers.
-    """
+    """What a worker does to its gradient, and tells the attackers, before it sends it."""
 
     def __init__(self, ranks: Ranks, setting: Setting, dim: int) -> None:
         """Joins the workers; collective over all ranks but the server."""
@@ -36,38 +33,55 @@ class Attacker:
         self._attack = ATTACKS[setting.attack]
         self._honest = setting.num_workers - setting.num_byzantine
         self._row = ranks.rank - 1
-        self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self.attacks else None
-        self.state: np.ndarray | None = None
+        self._attacks = self._row >= self._honest
+        self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self._attacks else None
+        # The rule as the server has it, for attacks that ask what it would do.
+        self._rule = Aggregation(setting, dim) if self._attacks else None
+        self._memory: np.ndarray | None = None
         self._sending: list[Any] = []
 
-    @property
-    def attacks(self) -> bool:
-        """Whether this worker is Byzantine."""
-        return self._row >= self._honest
-
-    def make(self, round: int, grad_d: np.ndarray) -> np.ndarray:
+    def __call__(self, round: int, grad_d: np.ndarray) -> np.ndarray:
         """Returns what is sent in a round instead of the gradient; an honest one is as it was."""
         self._tell(grad_d)
-        if self._rows_nd is None:
+        rule = self._rule
+        if self._rows_nd is None or rule is None:
             return grad_d
         self._hear(grad_d)
+        context = rule.context(round)
         view = View(
             honest_hd=self._rows_nd[: self._honest],
             own_bd=self._rows_nd[self._honest :],
             f=self._setting.f,
             rng=generator("attack", self._setting.seed, round),
-            explain=self._explain(),
-            state=self.state,
+            aggregate=lambda stack_nd: rule.ask(stack_nd, context),
+            state=self._memory,
         )
         try:
             sent_bd = self._attack(view, **self._setting.attack_parameters)
-        except tf.errors.InvalidArgumentError:
+            rule.follow(np.concatenate([view.honest_hd, sent_bd]), context)
+        except (RuleError, tf.errors.InvalidArgumentError):
             # The rule, which some attacks ask, cannot be applied to what they would make of these
             # rows. The server, whose rows are no better, tells why.
             return grad_d
         if self._attack.update is not None:
-            self.state = self._attack.update(view)
+            self._memory = self._attack.update(view)
         return sent_bd[self._row - self._honest]
+
+    def state(self) -> State:
+        """Returns what the next rounds depend on: the attack's memory, and the rule's state."""
+        if self._rule is None:
+            return {}
+        state = prefixed("rule", self._rule.rule_state)
+        if self._memory is not None:
+            state["memory"] = self._memory
+        return state
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave, here or on another Byzantine worker."""
+        if self._rule is None:
+            return
+        self._rule.rule_state = under("rule", state) or self._rule.rule_state
+        self._memory = state.get("memory")
 
     def _tell(self, grad_d: np.ndarray) -> None:
         """Sends the gradient to the attackers; waits until the last one has left."""
@@ -93,14 +107,6 @@ class Attacker:
         self._ranks.wait(
             lambda: all([request.Test() for request in requests]), "the other workers' gradients"
         )
-
-    def _explain(self) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        rule, setting = GARS[self._setting.gar], self._setting
-
-        def explain(stack_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return rule.explain_array(stack_nd, f=setting.f, **setting.gar_parameters)
-
-        return explain
 
 
 def attacker_of(ranks: Ranks, setting: Setting, dim: int) -> Attacker | None:

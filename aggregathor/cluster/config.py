@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aggregathor.cluster.arguments import parse_arguments
+from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
 from lossympi.options import Options
 

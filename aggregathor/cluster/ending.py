@@ -111,4 +111,4 @@ def end(status: int) -> None:
 def _note(error: BaseException) -> None:
     """Keeps the reason, for the workers to be told at the end."""
     if _job is not None and _job.failure is None and isinstance(error, Exception):
-        _job.failure = error
+        _job.fail(error)

@@ -1,32 +1,39 @@
-"""One training job on this process: its ranks, its configuration, its optimizers' channels."""
+"""One training job on this process: its ranks, its configuration, its optimizers' rounds."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
 
 import lossympi
+from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import Ranks
-from aggregathor.cluster.server import ServerChannel
-from aggregathor.cluster.worker import WorkerChannel
+from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.log import say
 from aggregathor.monitor.observer import observe
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.report import RoundReport
+from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
-from lossympi import ServerLink, WorkerLink
+from aggregathor.protocols.worker import WorkerHalf
+from lossympi import Collected, ServerLink, WorkerLink
+from lossympi.rng import generator
 
 # Of a link between ranks that train, where the user gives no other.
 _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
 _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _CLOSE_S = 5.0  # for a round that a cancelled session has left behind
-_ROUNDS = "rounds of the channels"
+_ROUNDS = "rounds of the optimizers"
+
+Half = RoundsServer | WorkerHalf
 
 
 class Job:
@@ -36,14 +43,20 @@ class Job:
       ranks: the processes of the job.
       config: what all of them were told, with the defaults of the link.
       told: the same without any default, as variables of the environment.
-      failure: what ended the training early, if something did: an exchange within a graph can
-        raise it only in TensorFlow's words.
+      failure: what ended the training early, if something did: a round within a graph can raise it
+        only in TensorFlow's words.
       last_round: on the server, what it saw in the latest round.
-      channels: of the optimizers, in the order in which they began.
+      halves: this rank's half of each optimizer's rounds, in the order in which they began.
     """
 
-    def __init__(self, ranks: Ranks, config: Config) -> None:
+    def __init__(self, ranks: Ranks, config: Config, *, secret: int | None = None) -> None:
         """Checks the configuration; collective.
+
+        Args:
+          ranks: the processes.
+          config: the same on all of them.
+          secret: seed of what is random in rules, in experiments that shall repeat to the bit; by
+            default the server draws one that it tells nobody.
 
         Raises:
           UserError: on every rank.
@@ -73,8 +86,9 @@ class Job:
             say("a value that UDP loses is NaN, and so is their average: see --gar=average-nan")
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
+        self.halves: list[Half] = []
+        self._secret = secrets.randbits(63) if secret is None else secret
         self._observer = observe(self.meeting, self.config, self.setting)
-        self.channels: list[ServerChannel | WorkerChannel] = []
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
@@ -84,39 +98,55 @@ class Job:
         """Whether this process is rank 0."""
         return self.ranks.is_server
 
-    def connect(self, params_d: np.ndarray) -> ServerChannel | WorkerChannel:
-        """Opens a channel for an optimizer's variables; collective.
+    def connect(self, dim: int, read: Callable[[], np.ndarray]) -> Half:
+        """Opens the rounds of an optimizer's variables; collective.
 
         Args:
-          params_d: their values, float32 [d], which are the same on all ranks.
+          dim: d, floats in all of them.
+          read: gives their values as they are, float32 [d], on the thread that calls it.
+        Returns:
+          The server's half on the server, a worker's half elsewhere.
         Raises:
           UserError: on every rank, with the same words.
         """
         self.begin()
         try:
             link = lossympi.connect(
-                self.meeting,
-                len(params_d),
-                transport=self.config.transport,
-                **self.config.link_args,
+                self.meeting, dim, transport=self.config.transport, **self.config.link_args
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
-        channel: ServerChannel | WorkerChannel
+        half: Half
         if self.is_server:
-            channel = ServerChannel(
-                cast(ServerLink, link),
-                self.setting,
-                self.config,
-                params_d,
-                self._observer.channel(),
-                self.ranks.gone,
-            )
+            half = self._server_half(cast(ServerLink, link), read)
         else:
-            attacker = attacker_of(self.ranks, self.setting, len(params_d))
-            channel = WorkerChannel(cast(WorkerLink, link), self.ranks, self.config, attacker)
-        self.channels.append(channel)
-        return channel
+            half = self._worker_half(cast(WorkerLink, link))
+        self.halves.append(half)
+        return half
+
+    def _server_half(self, link: ServerLink, read: Callable[[], np.ndarray]) -> RoundsServer:
+        waits = ServerWaits(self.ranks.gone)
+        with waits.context():
+            aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
+        server = RoundsServer(
+            link,
+            aggregation,
+            read,
+            observer=self._observer.of_rounds(),
+            corrupt=corruption(self.setting),
+            waiting=waits.context,
+            # In the first round every worker traces and compiles.
+            first_limit_s=self.config.start_s,
+            limit_s=self.config.stop_after_s,
+        )
+        waits.begin(server)
+        self.at_close(lambda _: waits.close())
+        return server
+
+    def _worker_half(self, link: WorkerLink) -> WorkerHalf:
+        waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
+        attack = attacker_of(self.ranks, self.setting, link.dim)
+        return WorkerHalf(link, attack=attack, watch=waits)
 
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the server's arrays of the same names, on every rank; collective.
@@ -126,15 +156,12 @@ class Job:
           UserError: the server has no array of a name, or one of another shape.
         """
         if self.is_server:
-            for channel in self.channels:
+            for half in self.halves:
                 # What a worker has sent for a round that never came is of no use in a later one.
-                channel.round += 1
-            rounds = np.array([channel.round for channel in self.channels], np.int64)
-            self.ranks.send_state({**arrays, _ROUNDS: rounds})
-            return dict(arrays)
-        theirs = self.ranks.receive_state()
-        for channel, round in zip(self.channels, theirs.pop(_ROUNDS), strict=True):
-            channel.round = int(round)
+                half.round += 1
+        theirs = self.align(arrays)
+        if self.is_server:
+            return theirs
         for name, array in arrays.items():
             if name not in theirs or theirs[name].shape != np.shape(array):
                 other = f"{list(theirs[name].shape)}" if name in theirs else "none"
@@ -145,18 +172,43 @@ class Job:
                 )
         return {name: theirs[name] for name in arrays}
 
+    def align(self, arrays: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+        """Lets all ranks go on with the server's rounds; returns its arrays; collective.
+
+        Raises:
+          TrainingEnded: on a worker, if the server ends instead.
+        """
+        arrays = dict(arrays or {})
+        if self.is_server:
+            rounds = np.array([half.round for half in self.halves], np.int64)
+            self.ranks.send_state({**arrays, _ROUNDS: rounds})
+            return arrays
+        theirs = self.ranks.receive_state()
+        for half, round in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
+            half.round = int(round)
+        return theirs
+
+    def fail(self, error: Exception) -> None:
+        """Keeps what ends the training: within a graph TensorFlow raises an error of its own."""
+        self.failure = error
+
+    def take_failure(self) -> Exception | None:
+        """Returns what ended the training, for the caller to raise or to mend, and forgets it."""
+        failure, self.failure = self.failure, None
+        return failure
+
     def at_begin(self, begin: Callable[[], None]) -> None:
         """Has something called once, before the first round."""
         self._at_begin.append(begin)
 
     def begin(self) -> None:
-        """Is called where the training begins; more than once does no harm."""
+        """Marks that the training begins; more than once does no harm."""
         calls, self._at_begin = self._at_begin, []
         for call in calls:
             call()
 
     def at_close(self, close: Callable[[float], None]) -> None:
-        """Has something called before the channels are closed: it may take so many seconds."""
+        """Has something called before the links are closed: it may take that many seconds."""
         self._at_close.append(close)
 
     def close(self) -> None:
@@ -165,10 +217,29 @@ class Job:
             return
         self._closed = True
         self._observer.close()
-        for channel in self.channels:
-            channel.leave()
+        for half in self.halves:
+            half.leave()
         for close in self._at_close:
             close(_CLOSE_S)
-        for channel in self.channels:
-            channel.close()
-        self.ranks.part(str(self.failure or "") if self.is_server else "")
+        for half in self.halves:
+            half.close()
+        self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
+
+
+def corruption(setting: Setting) -> Callable[[Collected], None] | None:
+    """Returns what the attacks do that hit rows of any worker, as faulty memory does."""
+    if not setting.attack or ATTACKS[setting.attack].form != "coordinates":
+        return None  # the others are the workers' business
+    attack = ATTACKS[setting.attack]
+    honest = setting.num_workers - setting.num_byzantine
+
+    def corrupt(collected: Collected) -> None:
+        view = View(
+            honest_hd=collected.stack_nd[:honest],
+            own_bd=collected.stack_nd[honest:],
+            f=setting.f,
+            rng=generator("attack", setting.seed, collected.round),
+        )
+        collected.stack_nd[:] = attack(view, **setting.attack_parameters)
+
+    return corrupt

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from aggregathor.cluster.ranks import Patience, Ranks
+from aggregathor.cluster.ranks import Ranks, SlowWaitWarning
 from aggregathor.errors import UserError
 from lossympi import mpi
 
@@ -101,7 +101,7 @@ class Meeting:
         values: dict[int, Any] = {0: own}
         until = time.monotonic() + self._limit_s
         missing: list[int] = []
-        patience = Patience(self.rank, lambda: f"rank {_listed(missing)} to begin")
+        warning = SlowWaitWarning(self.rank, lambda: f"rank {_listed(missing)} to begin")
         while True:
             missing[:] = [rank for rank in range(1, self.size) if rank not in values]
             if not missing:
@@ -119,7 +119,7 @@ class Meeting:
                     f"rank {_listed(missing)} has not come as far as the others within "
                     f"{self._limit_s:g} s: if its script does the same, raise start_s"
                 )
-            patience.look()
+            warning.look()
             time.sleep(_POLL_S)
 
 

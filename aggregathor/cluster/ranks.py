@@ -177,8 +177,8 @@ class Ranks:
         """Worker: why; "" if all is well."""
         return self._reason or ""
 
-    def part(self, reason: str) -> None:
-        """Parts from the other ranks, and ends MPI where all of them are still there to do so.
+    def shutdown(self, reason: str) -> None:
+        """Shuts down; finalizes MPI if every rank is alive.
 
         The server tells the workers that the training is over and gives them time to end; those of
         its own host that do not, or were stopped, are killed: mpirun would wait for them for ever.
@@ -187,11 +187,11 @@ class Ranks:
         Args:
           reason: the server's, for ending early; "" if all is well.
         """
-        whole = self._part_from_workers(reason) if self.is_server else self._part_from_server()
+        whole = self._shut_down_workers(reason) if self.is_server else self._shut_down_with_server()
         if whole:
             _mpi().Finalize()
 
-    def _part_from_workers(self, reason: str) -> bool:
+    def _shut_down_workers(self, reason: str) -> bool:
         """Returns whether all of them have said goodbye."""
         message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
         self._send_all(message, _END)
@@ -199,9 +199,9 @@ class Ranks:
         goodbyes: dict[int, Any] = {}
         whole = True
         begun = time.monotonic()
-        patience = Patience(0, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end")
+        warning = SlowWaitWarning(0, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end")
         while waiting and time.monotonic() < begun + _GOODBYE_S:
-            patience.look()
+            warning.look()
             for rank in list(waiting):
                 if time.monotonic() > begun + _STOPPED_S and self._process_state(rank) == "T":
                     whole = False
@@ -224,15 +224,15 @@ class Ranks:
         self._flush()
         return whole
 
-    def _part_from_server(self) -> bool:
+    def _shut_down_with_server(self) -> bool:
         """Returns whether it has said that all are there."""
         last = bytearray(1)
         try:
             answer = self.comm.Irecv(last, 0, _LAST)
             self.comm.Isend(b"\0", 0, _GOODBYE)
-            patience = Patience(self.rank, lambda: "the server, to end its script")
+            warning = SlowWaitWarning(self.rank, lambda: "the server, to end its script")
             while not self._has_come(answer):
-                patience.look()
+                warning.look()
                 time.sleep(_POLL_S)
         except LinkError:
             return False
@@ -275,12 +275,12 @@ class Ranks:
         Raises:
           TrainingEnded: the server has ended the training.
         """
-        patience = Patience(self.rank, lambda: whom)
+        warning = SlowWaitWarning(self.rank, lambda: whom)
         while not until():
             # What was sent before the end has come before it.
             if not self.is_server and self.ended() and not until():
                 raise TrainingEnded(self.end_reason)
-            patience.look()
+            warning.look()
             time.sleep(_POLL_S)
 
     def _send_all(self, message: bytes, tag: int) -> None:
@@ -320,8 +320,8 @@ class _Sent(NamedTuple):
     rank: int
 
 
-class Patience:
-    """Tells, once a wait is long and then ever more rarely, whom a rank waits for."""
+class SlowWaitWarning:
+    """Says, once a wait is long and then ever more rarely, for whom a rank waits."""
 
     def __init__(self, rank: int, whom: Callable[[], str]) -> None:
         """Begins to wait; ``whom`` is asked when there is something to say."""
@@ -352,7 +352,7 @@ def start_ranks() -> Ranks | None:
     try:
         import mpi4py
 
-        mpi4py.rc.finalize = False  # it would wait for ranks that are dead: see `Ranks.part`
+        mpi4py.rc.finalize = False  # it would wait for ranks that are dead: see `Ranks.shutdown`
         module = mpi.import_mpi()
     except (ImportError, LinkError) as error:
         raise UserError(str(error)) from None

@@ -1,9 +1,9 @@
-"""The rounds of one optimizer, as tensors: what stands between its gradients and its variables."""
+"""The variables that an optimizer trains and only the server writes, between tensors and rounds."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,38 +11,43 @@ import tensorflow as tf
 
 from aggregathor import ops
 from aggregathor.cluster.job import Job
-from aggregathor.cluster.server import ServerChannel
 from aggregathor.flat import FlatLayout
 from aggregathor.locking import Guard, variable_of
 from aggregathor.ops.exchange import Form
+from aggregathor.protocols.rounds import RoundsServer
 
 
-class Exchange:
-    """A channel for a list of variables; eagerly, in a ``tf.function`` and in a v1 graph."""
+class SharedVariables:
+    """A list of variables and their rounds; eagerly, in a ``tf.function`` and in a v1 graph."""
 
     def __init__(
-        self, job: Job, variables: Sequence[Any], params_d: np.ndarray, guard: Guard | None = None
+        self,
+        job: Job,
+        variables: Sequence[Any],
+        guard: Guard | None = None,
+        read: Callable[[], Sequence[np.ndarray]] | None = None,
     ) -> None:
-        """Opens the channel; collective.
+        """Opens the rounds; collective.
 
         Args:
           job: of this process.
           variables: of TensorFlow or Keras, the same on all ranks, in the same order.
-          params_d: their values, float32 [d], as all ranks have them.
-          guard: of a worker whose variables are locked, which has been told of them.
+          guard: of a worker whose variables are locked, and which knows them.
+          read: gives their values as they are, on any thread; by default eagerly.
         """
         self._job = job
+        self._named = list(variables)
         self._variables = [variable_of(v) for v in variables]
         self._layout = FlatLayout(self._variables)
         self._forms = [
             Form(shape, dtype)
             for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
         ]
-        self._channel = job.connect(params_d)
-        native = self._channel.native(self._fail)
-        self._way = ops.kernels().channel(self._round, self._layout.dim, native)
-        job.at_close(self._way.close)
-        self._named = list(variables)
+        self._read = read or self._read_eagerly
+        self.half = job.connect(self._layout.dim, self._read_flat)
+        native = self.half.native(self._fail)
+        self._op = ops.kernels().channel(self._round, self._layout.dim, native)
+        job.at_close(self._op.close)
         self._guard = guard
 
     def aggregate(self) -> list[tf.Tensor]:
@@ -74,27 +79,27 @@ class Exchange:
 
     def _exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
         try:
-            return self._way.exchange(values, forms)
+            return self._op.exchange(values, forms)
         except Exception:
-            failure, self._job.failure = self._job.failure, None
+            failure = self._job.take_failure()
             if failure is None:
                 raise
             raise failure from None  # eagerly it can be raised as it is, for the script to catch
 
     def _round(self, sent_d: np.ndarray | None) -> np.ndarray | None:
-        """Makes a worker's round, or that half of the server's for which it was given what to do.
+        """Makes a worker's round, or one half of the server's: to aggregate, or to publish.
 
         What it returns is valid until the next call.
         """
-        channel = self._channel
+        half = self.half
         try:
-            if not isinstance(channel, ServerChannel):
+            if not isinstance(half, RoundsServer):
                 assert sent_d is not None
-                return channel.exchange(sent_d)
+                return half.exchange(sent_d)
             if sent_d is None:
                 self._job.last_round = None  # its aggregate is as long as the model
-                return channel.aggregate().grad_d
-            self._job.last_round = channel.publish(sent_d)
+                return half.aggregate().grad_d
+            self._job.last_round = half.publish(sent_d)
             return None
         except Exception as error:
             self._fail(error)
@@ -102,7 +107,15 @@ class Exchange:
 
     def _fail(self, error: Exception) -> None:
         """Keeps an error: within a graph TensorFlow raises one of its own instead."""
-        self._job.failure = error
+        self._job.fail(error)
+
+    def _read_flat(self) -> np.ndarray:
+        values = [np.asarray(value).ravel().astype(np.float32) for value in self._read()]
+        return np.concatenate(values)
+
+    def _read_eagerly(self) -> list[np.ndarray]:
+        # Of a mirrored variable the first replica: they are all the same.
+        return [getattr(v, "values", [v])[0].numpy() for v in self._variables]
 
 
 @contextlib.contextmanager

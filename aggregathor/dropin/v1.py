@@ -7,6 +7,7 @@ session only, so all ranks take over the server's in front of the first run of a
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,8 +19,7 @@ from tensorflow.python.training.optimizer import Optimizer
 from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptimizer
 
 from aggregathor.cluster.job import Job
-from aggregathor.dropin.shared_variables import Exchange
-from aggregathor.flat import FlatLayout
+from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.internals.patching import as_method
 from aggregathor.locking import Guard
 
@@ -42,6 +42,8 @@ class V1:
         self._locks: dict[tf.Graph, list[tf.Operation]] = {}
         # What a guard has looked at, of each graph whose variables are locked.
         self._checked: dict[tf.Graph, set[frozenset[tf.Operation]]] = {}
+        # The session that has run something of a graph last: variables have their values there.
+        self._sessions: dict[tf.Graph, weakref.ref[Any]] = {}
         self._marked: list[Any] = []
         self._inside = False
         self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
@@ -72,10 +74,19 @@ class V1:
         if self._inside or not takes_part:
             return self._apply(inner, pairs, global_step=global_step, name=name)
         variables = [variable for _, variable in pairs]
-        unknown_d = np.zeros(FlatLayout(variables).dim, np.float32)  # until a session runs
         if self._guard is not None:
             self._guard.train(variables)
-        exchange = Exchange(self._job, variables, unknown_d, self._guard)
+        graph = v1.get_default_graph()
+        reads: list[tf.Tensor] = []
+        if self._job.is_server:
+            with tf.control_dependencies(None):  # now: the graph may be finalised later
+                reads = [v.read_value() for v in variables]
+        exchange = SharedVariables(
+            self._job,
+            variables,
+            self._guard,
+            read=lambda: self._run(self._sessions[graph](), reads),
+        )
         if self._job.is_server:
             op = self._apply_aggregate(inner, exchange, pairs, global_step, name)
         else:
@@ -84,7 +95,6 @@ class V1:
             if self._guard is not None:
                 for assignment in assignments:
                     self._guard.allow(assignment.op)
-                graph = tf.compat.v1.get_default_graph()
                 self._shared.setdefault(graph, []).extend(variables)
                 self._locks.setdefault(graph, []).extend(self._guard.lock_ops(variables))
             if global_step is not None:
@@ -94,7 +104,7 @@ class V1:
         return op
 
     def _apply_aggregate(
-        self, optimizer: Any, exchange: Exchange, pairs: Any, global_step: Any, name: Any
+        self, optimizer: Any, exchange: SharedVariables, pairs: Any, global_step: Any, name: Any
     ) -> tf.Operation:
         aggregate = [
             (None if gradient is None else value, variable)
@@ -128,6 +138,7 @@ class V1:
 
     def _before(self, session: Any, fetches: Any) -> None:
         """Is called before fetches are run; the first time they train it is collective."""
+        self._sessions[session.graph] = weakref.ref(session)
         waiting = self._unsynchronised.get(session.graph)
         if waiting and _needs(session.graph, fetches, waiting):
             del self._unsynchronised[session.graph]

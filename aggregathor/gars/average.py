@@ -1,24 +1,24 @@
-"""Plain means: the baselines that bear no Byzantine row."""
+"""Plain means: the baselines that tolerate no Byzantine row."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.ops import kernels_for
 
 
 @gar(
     "average",
-    needs="n >= 1",
+    condition="n >= 1",
     robust=False,
     cost="O(nd)",
     source="baseline",
     takes_arrays=True,
     takes_columns=True,
 )
-def average(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
+def average(stack_nd: Values, *, f: int = 0) -> Aggregated:
     r"""Mean of the rows, whatever they hold: one bad row is enough to choose the result.
 
     .. math:: \frac{1}{n} \sum_i x_i
@@ -38,24 +38,24 @@ def average(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     >>> average([[0.], [3.]]).numpy()
     array([1.5], dtype=float32)
     """
-    return Explained(kernels_for(stack_nd).mean(stack_nd, skip_missing=False), _all_rows(stack_nd))
+    return Aggregated(kernels_for(stack_nd).mean(stack_nd, skip_missing=False), _all_rows(stack_nd))
 
 
 @gar(
     "average-nan",
-    needs="n >= 1",
+    condition="n >= 1",
     robust=False,
     cost="O(nd)",
     source="Damaskinos et al. 2019",
     takes_arrays=True,
     takes_columns=True,
 )
-def average_nan(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
+def average_nan(stack_nd: Values, *, f: int = 0) -> Aggregated:
     r"""Mean of the present (not NaN) values of each coordinate, 0 where there is none.
 
     .. math:: \frac{1}{|P_j|} \sum_{i \in P_j} x_{ij}, \quad P_j = \{i : x_{ij} \ne NaN\}
 
-    Bears lost datagrams, not Byzantine workers.
+    Tolerates lost datagrams, not Byzantine workers.
 
     Args:
       stack_nd: float32, float64, float16 or bfloat16, shape [n, d].
@@ -73,7 +73,7 @@ def average_nan(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
     >>> average_nan([[1., float("nan")], [3., float("nan")]]).numpy()
     array([2., 0.], dtype=float32)
     """
-    return Explained(kernels_for(stack_nd).mean(stack_nd, skip_missing=True), _all_rows(stack_nd))
+    return Aggregated(kernels_for(stack_nd).mean(stack_nd, skip_missing=True), _all_rows(stack_nd))
 
 
 def _all_rows(stack_nd: Values) -> Values:

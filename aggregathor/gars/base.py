@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.errors import Registry, UserError, near
+from aggregathor.gars.context import Context, State
 from aggregathor.ops import Columns, has_arrays
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
@@ -33,29 +34,30 @@ class ConditionError(UserError):
 Values: TypeAlias = "tf.Tensor | np.ndarray"
 
 
-class Explained(NamedTuple):
-    """An aggregate and whom it was made of.
+class Aggregated(NamedTuple):
+    """An aggregate, and how much of each row it uses.
 
     Attributes:
       grad_d: what the rule gives, shape [d].
-      share_n: float64 [n], how much of each row was used, 0 (rejected) to 1: whether a selecting
+      usage_n: float64 [n], how much of each row was used, 0 (rejected) to 1: whether a selecting
         rule chose the row, the share of the coordinates for a coordinate-wise rule, the relative
-        weight for the geometric median.
+        weight for the geometric median. A rule's function may give a function that computes it,
+        where that costs much: it is called only if somebody asks. None where nobody did.
     """
 
     grad_d: Values
-    share_n: Values
+    usage_n: Any
 
 
 @dataclass(frozen=True)
-class Needs:
-    """The condition ``n >= a f + b`` of a rule. ``a = 0``: no Byzantine row is borne at all."""
+class Condition:
+    """The condition ``n >= a f + b`` of a rule. ``a = 0``: it tolerates no Byzantine row at all."""
 
     a: int
     b: int
 
     @classmethod
-    def parse(cls, text: str) -> Needs:
+    def parse(cls, text: str) -> Condition:
         """Reads ``"n >= 2f + 3"``, ``"n >= 4f+3"`` or ``"n >= 1"``."""
         found = re.fullmatch(r"\s*n\s*>=\s*(?:(\d*)\s*f)?\s*\+?\s*(\d+)?\s*", text)
         if not found or (found[1] is None and found[2] is None):
@@ -68,7 +70,7 @@ class Needs:
         return f"n >= {factor}f + {self.b}" if self.a else f"n >= {self.b}"
 
     def least_n(self, f: int) -> int:
-        """The smallest number of gradients that bears f Byzantine ones."""
+        """The smallest number of gradients that tolerates f Byzantine ones."""
         return self.a * f + self.b
 
     def largest_f(self, n: int) -> int | None:
@@ -84,22 +86,22 @@ class Gar:
 
     Attributes:
       name: as in ``GARS`` and on command lines.
-      needs: the condition under which the rule keeps its promise.
-      computable: what its formula needs to be computed at all, promise or not (``unsafe=True``).
+      condition: under which the rule keeps its promise.
+      minimum: what its formula needs to be computed at all, promise or not (``unsafe=True``).
       robust: whether f Byzantine rows leave the result near the honest ones.
       coordinate_wise: whether a coordinate of the result depends on that of the rows alone, so that
-        a row's share is a mean over coordinates.
+        a row's usage is a mean over coordinates.
       cost: in n, d and f.
       source: who proposed it.
       function: the checked function, the one that ``aggregathor.gars`` exports.
       parameters: name and default of what it takes beside ``f``.
-      takes_arrays: whether the rule can do without TensorFlow.
+      takes_arrays: whether its function also takes arrays, without TensorFlow.
       takes_columns: whether it can also be applied to some columns by themselves.
     """
 
     name: str
-    needs: Needs
-    computable: Needs
+    condition: Condition
+    minimum: Condition
     robust: bool
     coordinate_wise: bool
     cost: str
@@ -108,52 +110,67 @@ class Gar:
     parameters: dict[str, Any]
     takes_arrays: bool
     takes_columns: bool
-    _explain: Callable[..., Explained]
-    _function: Callable[..., Explained]
+    _function: Callable[..., Any]
+    _init: Callable[..., dict[str, np.ndarray]] | None
+    _lent: frozenset[str]  # which of "state" and "context" the function takes
 
     def __call__(self, stack_nd: tf.Tensor, **parameters: Any) -> tf.Tensor:
         """Aggregates [n, d] to [d]; see the function's own docstring."""
         return self.function(stack_nd, **parameters)
 
-    def explain(self, stack_nd: tf.Tensor, **parameters: Any) -> Explained:
-        """Aggregates, and tells how much of each row was used."""
-        return self._explain(stack_nd, with_share=True, **parameters)
+    def init(self, n: int, d: int, **parameters: Any) -> State:
+        """Returns the state of the rule before its first round: {} for a rule without any."""
+        return {} if self._init is None else self._init(n, d, **parameters)
 
-    def explain_array(
+    def apply(
         self,
-        stack_nd: np.ndarray,
+        stack_nd: Values,
+        state: State,
+        context: Context,
         *,
         f: int,
         unsafe: bool = False,
-        with_share: bool = True,
+        usage: bool = True,
         **parameters: Any,
-    ) -> Explained:
-        """As ``explain``, of an array and in arrays; the same to the last bit.
+    ) -> tuple[Aggregated, State]:
+        """Aggregates a round's gradients; changes neither the stack nor the state that it is given.
 
-        Rules that take arrays do it without TensorFlow where the native library is in use, on a
-        thread for each core: an operation of TensorFlow's that is not in a graph takes 0.1 ms.
+        Arrays in, arrays out. Of an array float32 [n, d] a rule that takes arrays works without
+        TensorFlow where the native library is in use, on a thread for each core, the same to the
+        last bit: an operation of TensorFlow's that is not in a graph takes 0.1 ms.
 
         Args:
-          stack_nd: [n, d]; float32 goes without TensorFlow.
-          f: as for the rule.
-          unsafe: as for the rule.
-          with_share: False where ``share_n`` may be anything.
+          stack_nd: [n, d], a tensor or an array.
+          state: what ``init`` or the round before gave.
+          context: what the round lends to rules that ask for it.
+          f: how many rows may be Byzantine.
+          unsafe: computes below the rule's condition, where there is a formula.
+          usage: False where nobody asks how much of each row is used.
           **parameters: of the rule.
 
         Returns:
-          Arrays; they may lie in ``stack_nd`` if the rule is not of this package.
+          The aggregate, and the state for the next round. An array may share memory with
+          ``stack_nd`` if the rule is not of this package.
         Raises:
-          As ``explain``.
+          UserError, ConditionError: see ``check``.
+          InvalidArgumentError: more rows than the rule can tolerate lack values.
         """
-        is_stack = stack_nd.dtype == np.float32 and stack_nd.ndim == 2 and stack_nd.size
-        if not (is_stack and self.takes_arrays and has_arrays()):
-            explained = self._explain(
-                _as_tensor(stack_nd), with_share=with_share, f=f, unsafe=unsafe, **parameters
-            )
-            return Explained(*map(np.asarray, explained))
-        self.check(n=len(stack_nd), f=f, unsafe=unsafe, **parameters)
-        stack_nd = np.ascontiguousarray(stack_nd)
-        return self._function(stack_nd, f=int(f), with_share=with_share, **parameters)
+        if isinstance(stack_nd, np.ndarray):
+            return self._apply_to_array(stack_nd, state, context, f, unsafe, usage, parameters)
+        stack_nd, n = as_stack(self.name, stack_nd)
+        self.check(n=n, f=f, unsafe=unsafe, **parameters)
+        wide_nd = tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype])
+        aggregated, state = self._run(wide_nd, state, context, f, usage, parameters)
+        return aggregated._replace(grad_d=tf.cast(aggregated.grad_d, stack_nd.dtype)), state
+
+    def aggregate(self, stack_nd: Values, *, usage: bool = True, **parameters: Any) -> Aggregated:
+        """Aggregates one stack by itself: ``apply`` with the state of a first round."""
+        parameters = {"f": 0, **parameters} if not self.robust else parameters
+        if parameters.get("f") is None:
+            raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
+        own = {name: value for name, value in parameters.items() if name in self.parameters}
+        state = self.init(*np.shape(stack_nd), **own) if self._init is not None else {}
+        return self.apply(stack_nd, state, Context(), usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
         """Whether ``aggregate_columns`` can be used."""
@@ -167,7 +184,7 @@ class Gar:
         *,
         f: int,
         **parameters: Any,
-    ) -> Explained:
+    ) -> Aggregated:
         """Aggregates some columns of a stack; the same as all together, to the last bit.
 
         Args:
@@ -178,13 +195,14 @@ class Gar:
           **parameters: of the rule.
 
         Returns:
-          ``grad_d``, and the shares if they are not of the columns.
+          ``grad_d``, and how much of each row is used where that does not depend on the columns.
         Raises:
           As ``check``.
         """
         self.check(n=len(stack_nd), f=f, **parameters)
         columns = Columns(stack_nd, ranges_k2, grad_d)
-        return self._function(columns, f=int(f), with_share=False, **parameters)
+        _, usage_n = self._function(columns, f=int(f), **parameters)
+        return Aggregated(grad_d, None if callable(usage_n) else usage_n)
 
     def check(self, *, n: int, f: int, unsafe: bool = False, **parameters: Any) -> None:
         """Raises what a call with n gradients would raise, without any gradients.
@@ -197,17 +215,52 @@ class Gar:
             raise UserError(f"{self.name}: f must be a whole number >= 0, got {f!r}")
         if not isinstance(unsafe, bool):
             raise UserError(f"{self.name}: unsafe is True or False, got {unsafe!r}")
-        for name in parameters:
-            if name not in self.parameters:
-                raise UserError(f"{self.name} has no parameter {name!r}: {self._known(name)}")
-        needed = self.computable if unsafe else self.needs
+        check_names(self.name, parameters, self.parameters, "it has none but f.")
+        needed = self.minimum if unsafe else self.condition
         if n < needed.least_n(f):
             raise ConditionError(self._too_few(n, f, needed, unsafe))
 
-    def _known(self, name: str) -> str:
-        return near(name, self.parameters) if self.parameters else "it has none but f."
+    def _run(
+        self,
+        stack_nd: Values,
+        state: State,
+        context: Context,
+        f: int,
+        usage: bool,
+        parameters: Mapping[str, Any],
+    ) -> tuple[Aggregated, State]:
+        lent = {"state": state, "context": context}
+        lent = {name: value for name, value in lent.items() if name in self._lent}
+        result = self._function(stack_nd, **lent, f=int(f), **parameters)
+        aggregated, state = result if "state" in self._lent else (result, state)
+        return aggregated._replace(usage_n=_asked(aggregated.usage_n) if usage else None), state
 
-    def _too_few(self, n: int, f: int, needed: Needs, unsafe: bool) -> str:
+    def _apply_to_array(
+        self,
+        stack_nd: np.ndarray,
+        state: State,
+        context: Context,
+        f: int,
+        unsafe: bool,
+        usage: bool,
+        parameters: dict[str, Any],
+    ) -> tuple[Aggregated, State]:
+        is_stack = stack_nd.dtype == np.float32 and stack_nd.ndim == 2 and stack_nd.size
+        if not (is_stack and self.takes_arrays and has_arrays()):
+            aggregated, state = self.apply(
+                _as_tensor(stack_nd),
+                *(state, context),
+                **{"f": f, "unsafe": unsafe, "usage": usage, **parameters},
+            )
+        else:
+            self.check(n=len(stack_nd), f=f, unsafe=unsafe, **parameters)
+            stack_nd = np.ascontiguousarray(stack_nd)
+            aggregated, state = self._run(stack_nd, state, context, f, usage, parameters)
+        grad_d, usage_n = aggregated
+        usage_n = None if usage_n is None else np.asarray(usage_n)
+        return Aggregated(np.asarray(grad_d), usage_n), state
+
+    def _too_few(self, n: int, f: int, needed: Condition, unsafe: bool) -> str:
         largest = needed.largest_f(n)
         missing = needed.least_n(f) - n
         remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
@@ -220,95 +273,121 @@ class Gar:
         )
 
 
-_registered: dict[str, Gar] = {}
+registered: dict[str, Any] = {}  # rules, and the pre-aggregations beside them, by name
 
 
 def gar(
     name: str,
     *,
-    needs: str,
-    computable: str | None = None,
+    condition: str,
+    minimum: str = "n >= 1",
     robust: bool = True,
     coordinate_wise: bool = False,
     cost: str,
     source: str,
     takes_arrays: bool = False,
     takes_columns: bool = False,
-) -> Callable[[Callable[..., Explained]], Callable[..., tf.Tensor]]:
-    """Makes a rule of a function ``(stack_nd, *, f, with_share, **parameters) -> Explained``.
+    init: Callable[..., dict[str, np.ndarray]] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., tf.Tensor]]:
+    """Makes a rule of a function ``(stack_nd, *, f, **parameters) -> Aggregated``.
 
-    The function is given a float32 or float64 tensor of static n that meets the condition; what it
-    gives is cast back. ``share_n`` may be anything unless ``with_share``. The decorated function
-    takes ``(stack_nd, *, f, unsafe=False, **parameters)`` and gives the tensor [d].
+    The function receives a float32 or float64 tensor of static n that meets the condition, and what
+    it gives, tensors or arrays, is cast back. A rule with state takes ``state`` as well,
+    leaves it as it is, and gives ``(Aggregated, state of the next round)``; one that needs to know
+    the parameters, the round or a random generator takes ``context``, a ``gars.Context``. The
+    decorated function takes ``(stack_nd, *, f, unsafe=False, **parameters)`` and gives the tensor
+    [d].
 
     Args:
       name: unique, in lower case with hyphens.
-      needs: the condition, as ``"n >= 2f + 3"``.
-      computable: the condition of ``unsafe=True``; by default ``n >= 1``.
+      condition: as ``"n >= 2f + 3"``.
+      minimum: the condition of ``unsafe=True``.
       robust: False for a rule that promises nothing under attack.
       coordinate_wise: see ``Gar``.
       cost: such as ``"O(n^2 d)"``.
       source: the paper.
       takes_arrays: whether the function also takes an array float32 [n, d], and then gives arrays.
       takes_columns: whether it also takes ``Columns`` of one, which it may give to kernels only.
+      init: ``init(n, d, **parameters)`` gives the state of a rule that has any: arrays by name.
     """
 
-    def register(function: Callable[..., Explained]) -> Callable[..., tf.Tensor]:
-        if name in _registered:
-            raise UserError(f"a rule called {name!r} is there already: choose another name")
-        own = dict(inspect.signature(function).parameters)
-        parameters = {
-            p.name: p.default for p in own.values() if p.name not in ("stack_nd", "f", "with_share")
-        }
-
-        def explain(
-            stack_nd: tf.Tensor,
-            *,
-            with_share: bool,
-            f: int | None = None,
-            unsafe: bool = False,
-            **given: Any,
-        ) -> Explained:
-            if f is None and robust:
-                raise TypeError(f"{name} needs f=, the number of Byzantine gradients to bear")
-            f = 0 if f is None else f
-            stack_nd, n = as_stack(name, stack_nd)
-            rule.check(n=n, f=f, unsafe=unsafe, **given)
-            wide_nd = tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype])
-            grad_d, share_n = function(wide_nd, f=int(f), with_share=with_share, **given)
-            return Explained(tf.cast(grad_d, stack_nd.dtype), share_n)
+    def register(function: Callable[..., Any]) -> Callable[..., tf.Tensor]:
+        check_new(name)
+        own = inspect.signature(function).parameters
+        lent = frozenset({"state", "context"} & own.keys())
+        if ("state" in lent) != (init is not None):
+            raise UserError(f"the rule {name} takes a state and has an init, or neither")
 
         @functools.wraps(function)
-        def checked(stack_nd: tf.Tensor, **given: Any) -> tf.Tensor:
-            return explain(stack_nd, with_share=False, **given).grad_d
+        def checked(stack_nd: Any, **given: Any) -> tf.Tensor:
+            if isinstance(stack_nd, np.ndarray):
+                stack_nd, _ = as_stack(name, stack_nd)
+            return rule.aggregate(stack_nd, usage=False, **given).grad_d
 
-        signature = _public_signature(own, f_has_default=not robust)
-        setattr(checked, "__signature__", signature)  # noqa: B010 - functions have it, types do not
-        checked.__annotations__ = {"return": tf.Tensor}
+        unsafe = inspect.Parameter("unsafe", inspect.Parameter.KEYWORD_ONLY, default=False)
+        shown = [p for p in own.values() if p.name not in lent]
+        setattr(checked, "__signature__", inspect.Signature([*shown, unsafe]))  # noqa: B010 - typed
         rule = Gar(
             name=name,
-            needs=Needs.parse(needs),
-            computable=Needs.parse(computable or "n >= 1"),
+            condition=Condition.parse(condition),
+            minimum=Condition.parse(minimum),
             robust=robust,
             coordinate_wise=coordinate_wise,
             cost=cost,
             source=source,
             function=checked,
-            parameters=parameters,
+            parameters={p.name: p.default for p in shown if p.name not in ("stack_nd", "f")},
             takes_arrays=takes_arrays,
             takes_columns=takes_columns,
-            _explain=explain,
             _function=function,
+            _init=init,
+            _lent=lent,
         )
-        _registered[name] = rule
+        registered[name] = rule
         return checked
 
     return register
 
 
 def registry() -> Registry[Gar]:
-    """Returns the rules that have been registered so far."""
-    return Registry("gradient aggregation rule", _registered)
+    """Returns the rules that have been registered, and those to come."""
+    return Registry("gradient aggregation rule", Kind(Gar))
+
+
+class Kind(Mapping[str, Any]):
+    """Those of the registered that are of one class, in the order in which they came."""
+
+    def __init__(self, kind: type) -> None:
+        """Shows what is registered, and what will be."""
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        found = registered[name]
+        if not isinstance(found, self._kind):
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Any:
+        return (name for name, each in registered.items() if isinstance(each, self._kind))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def check_new(name: str) -> None:
+    """Raises ``UserError`` where a rule or a pre-aggregation has this name."""
+    if name in registered:
+        raise UserError(f"a rule called {name!r} is there already: choose another name")
+
+
+def check_names(
+    name: str, given: Mapping[str, Any], known: Mapping[str, Any], none: str = "it has none."
+) -> None:
+    """Raises ``UserError`` for a parameter that is unknown."""
+    for each in given:
+        if each not in known:
+            hint = near(each, known) if known else none
+            raise UserError(f"{name} has no parameter {each!r}: {hint}")
 
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
@@ -335,15 +414,11 @@ def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
 def _as_tensor(stack_nd: np.ndarray) -> Values:
     """Returns a tensor on the same memory, which ``tf.convert_to_tensor`` would copy, if it can."""
     if stack_nd.dtype not in (np.float32, np.float64) or not stack_nd.flags.carray:
-        return stack_nd
+        return tf.convert_to_tensor(stack_nd)
     if stack_nd.ctypes.data % _ALIGNMENT or not stack_nd.size:
-        return stack_nd
+        return tf.convert_to_tensor(stack_nd)
     return tf.experimental.dlpack.from_dlpack(stack_nd.__dlpack__())
 
 
-def _public_signature(own: dict[str, inspect.Parameter], f_has_default: bool) -> inspect.Signature:
-    f = own["f"].replace(default=0) if f_has_default else own["f"]
-    unsafe = inspect.Parameter("unsafe", inspect.Parameter.KEYWORD_ONLY, default=False)
-    rest = [p for p in own.values() if p.name not in ("stack_nd", "f", "with_share")]
-    stack_nd = own["stack_nd"].replace(annotation="tf.Tensor")
-    return inspect.Signature([stack_nd, f, *rest, unsafe], return_annotation=tf.Tensor)
+def _asked(usage_n: Any) -> Any:
+    return usage_n() if callable(usage_n) else usage_n

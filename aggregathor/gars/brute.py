@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.gars.distances import mean_of_rows
 from aggregathor.ops import kernels_for
 
 
 @gar(
     "brute",
-    needs="n >= 2f + 1",
-    computable="n >= f + 1",
+    condition="n >= 2f + 1",
+    minimum="n >= f + 1",
     cost="O(n^2 d + 1.47^f n^2 log n)",
     source="El Mhamdi et al. 2018",
     takes_arrays=True,
 )
-def brute(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
+def brute(stack_nd: Values, *, f: int) -> Aggregated:
     r"""Mean of the n - f rows of least diameter, also called MDA.
 
     .. math:: \frac{1}{n-f} \sum_{i \in S} x_i, \quad

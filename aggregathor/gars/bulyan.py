@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aggregathor.errors import UserError, near
-from aggregathor.gars.base import Explained, Values, gar
-from aggregathor.gars.distances import share_of
+from aggregathor.gars.base import Aggregated, Values, gar
+from aggregathor.gars.distances import usage_of
 from aggregathor.ops import kernels_for
 
 VARIANTS = ("aggregathor", "paper")
@@ -12,15 +12,13 @@ VARIANTS = ("aggregathor", "paper")
 
 @gar(
     "bulyan",
-    needs="n >= 4f + 3",
-    computable="n >= 2f + 3",
+    condition="n >= 4f + 3",
+    minimum="n >= 2f + 3",
     cost="O(n^2 d)",
     source="El Mhamdi et al. 2018",
     takes_arrays=True,
 )
-def bulyan(
-    stack_nd: Values, *, f: int, with_share: bool, variant: str = "aggregathor"
-) -> Explained:
+def bulyan(stack_nd: Values, *, f: int, variant: str = "aggregathor") -> Aggregated:
     r"""Coordinate-wise mean of the beta candidates nearest to the candidates' upper median.
 
     .. math:: \frac{1}{\beta} \sum_{c \in N} c, \quad N = \text{the } \beta = \theta - 2f
@@ -63,4 +61,4 @@ def bulyan(
     kernels = kernels_for(stack_nd)
     groups = kernels.bulyan_select(kernels.sq_distances(stack_nd), f=f, variant=variant)
     grad_d = kernels.bulyan_tail(stack_nd, groups, f=f)
-    return Explained(grad_d, share_of(stack_nd, groups))
+    return Aggregated(grad_d, usage_of(stack_nd, groups))

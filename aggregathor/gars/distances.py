@@ -1,11 +1,11 @@
-"""What the rules that compare rows share: distances, and the share of the rows they picked."""
+"""What the rules that compare rows share: distances, and which rows they chose."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.gars.base import COMPUTED_IN, Explained, Values, as_stack
+from aggregathor.gars.base import COMPUTED_IN, Aggregated, Values, as_stack
 from aggregathor.ops import kernels, kernels_for
 
 
@@ -33,18 +33,18 @@ def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
     return kernels().sq_distances(tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype]))
 
 
-def mean_of_rows(stack_nd: Values, rows: Values) -> Explained:
+def mean_of_rows(stack_nd: Values, rows: Values) -> Aggregated:
     """Averages the present values of the chosen rows, in the order in which they are given."""
     grad_d = kernels_for(stack_nd).mean_of_rows(stack_nd, rows)
-    return Explained(grad_d, share_of(stack_nd, rows))
+    return Aggregated(grad_d, usage_of(stack_nd, rows))
 
 
-def share_of(stack_nd: Values, rows: Values) -> Values:
+def usage_of(stack_nd: Values, rows: Values) -> Values:
     """Returns float64 [n]: 1 for the rows named at least once, 0 for the rest; -1 names none."""
     if isinstance(rows, np.ndarray):
-        share_n = np.zeros(len(stack_nd))
-        share_n[rows[rows >= 0]] = 1
-        return share_n
+        usage_n = np.zeros(len(stack_nd))
+        usage_n[rows[rows >= 0]] = 1
+        return usage_n
     # Not ==, which compares identities once a script of v1 has switched off v2's tensors.
     named = tf.equal(tf.reshape(rows, [-1, 1]), tf.range(stack_nd.shape[0], dtype=tf.int64))
     return tf.cast(tf.reduce_any(named, axis=0), tf.float64)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.ops import kernels_for
 
 LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
@@ -16,7 +16,7 @@ LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
 
 @gar(
     "geometric-median",
-    needs="n >= 2f + 1",
+    condition="n >= 2f + 1",
     cost="O(nd log^2 n), then O(nd) an iteration",
     source="Chen et al. 2017, Pillutla et al. 2022",
     takes_arrays=True,
@@ -25,11 +25,10 @@ def geometric_median(
     stack_nd: Values,
     *,
     f: int,
-    with_share: bool,
     nu: float = 1e-6,
     tol: float = 1e-6,
     max_iter: int = 100,
-) -> Explained:
+) -> Aggregated:
     r"""The point of least summed distance to the rows, smoothed.
 
     .. math:: v \leftarrow \frac{\sum_i w_i x_i}{\sum_i w_i}, \quad
@@ -70,7 +69,7 @@ def geometric_median(
     if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
         raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
     kernels = kernels_for(stack_nd)
-    return Explained(
+    return Aggregated(
         *kernels.geometric_median(stack_nd, f=f, nu=nu, tol=tol, max_iter=int(max_iter))
     )
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Explained, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.gars.distances import mean_of_rows
 from aggregathor.ops import kernels_for
 
 
 @gar(
     "krum",
-    needs="n >= 2f + 3",
-    computable="n >= f + 3",
+    condition="n >= 2f + 3",
+    minimum="n >= f + 3",
     cost="O(n^2 d)",
     source="Blanchard et al. 2017",
     takes_arrays=True,
 )
-def krum(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
+def krum(stack_nd: Values, *, f: int) -> Aggregated:
     r"""The row lying closest to its n - f - 2 nearest other rows.
 
     .. math:: \arg\min_i s_i, \quad s_i = \sum_{j \in N_i} \lVert x_i - x_j \rVert_2^2,
@@ -49,13 +49,13 @@ def krum(stack_nd: Values, *, f: int, with_share: bool) -> Explained:
 
 @gar(
     "multi-krum",
-    needs="n >= 2f + 3",
-    computable="n >= f + 3",
+    condition="n >= 2f + 3",
+    minimum="n >= f + 3",
     cost="O(n^2 d)",
     source="Blanchard et al. 2017, Damaskinos et al. 2019",
     takes_arrays=True,
 )
-def multi_krum(stack_nd: Values, *, f: int, with_share: bool, m: int | None = None) -> Explained:
+def multi_krum(stack_nd: Values, *, f: int, m: int | None = None) -> Aggregated:
     r"""Mean of the m rows of least Krum score (m = 1 is Krum).
 
     .. math:: \frac{1}{m} \sum_{i \in M} x_i, \quad M = \text{the } m \text{ rows of least } s_i
@@ -87,7 +87,7 @@ def multi_krum(stack_nd: Values, *, f: int, with_share: bool, m: int | None = No
     return _krum(stack_nd, f, int(m), "multi-krum")
 
 
-def _krum(stack_nd: Values, f: int, m: int, rule: str) -> Explained:
+def _krum(stack_nd: Values, f: int, m: int, rule: str) -> Aggregated:
     kernels = kernels_for(stack_nd)
     rows = kernels.krum_select(kernels.sq_distances(stack_nd), f=f, m=m, rule=rule)
     return mean_of_rows(stack_nd, rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.report import RoundReport
 
 
 class Monitor:
@@ -44,9 +44,13 @@ class Monitor:
         """How many rounds no row has been written for yet."""
         return self._sums.rounds
 
-    def checkpoint(self) -> tf.train.Checkpoint:
-        """The sums of the rounds that no row has been written for yet."""
-        return tf.train.Checkpoint(sums=self._sums)
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns the sums of the rounds that no row has been written for yet."""
+        return self._sums.state()
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on from what ``state`` gave."""
+        self._sums.restore(state)
 
     def record(self, report: RoundReport) -> None:
         """Takes in one round. O(n)."""
@@ -59,12 +63,12 @@ class Monitor:
     def write_rest(self, step: int) -> None:
         """Writes rows for the rounds recorded since the last time, if any, without distances."""
         if self._sums.rounds:
-            self._write(step, np.full(len(self._sums.share_n), np.nan))
+            self._write(step, np.full(len(self._sums.usage_n), np.nan))
 
     def _write(self, step: int, distance_n: np.ndarray) -> None:
         sums = self._sums
         figures = zip(
-            (sums.share_n / sums.rounds).tolist(),
+            (sums.usage_n / sums.rounds).tolist(),
             distance_n.tolist(),
             (sums.delivered_n / sums.rounds).tolist(),
             sums.late_n.tolist(),
@@ -109,8 +113,8 @@ def distances_to(stack_nd: np.ndarray, grad_d: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(distance_n), distance_n, np.inf)
 
 
-class _Sums(tf.train.experimental.PythonState):
-    """What the rounds since the last row add up to; saved as JSON, which keeps every bit."""
+class _Sums:
+    """What the rounds since the last row add up to."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers
@@ -119,37 +123,36 @@ class _Sums(tf.train.experimental.PythonState):
     def clear(self) -> None:
         n = self._num_workers
         self.rounds = 0
-        self.share_n = np.zeros(n)
+        self.usage_n = np.zeros(n)
         self.delivered_n = np.zeros(n)
         self.late_n = np.zeros(n, np.int64)
         self.rejected: list[Counter[str]] = [Counter() for _ in range(n)]
 
     def add(self, report: RoundReport) -> None:
         self.rounds += 1
-        self.share_n += report.share_n
+        self.usage_n += report.usage_n
         self.delivered_n += report.delivered_n
         for i, worker in enumerate(report.stats.workers if report.stats else ()):
             self.late_n[i] += worker.late
             self.rejected[i].update(worker.rejected)
 
-    def serialize(self) -> str:
-        return json.dumps(
-            {
-                "rounds": self.rounds,
-                "share": self.share_n.tolist(),
-                "delivered": self.delivered_n.tolist(),
-                "late": self.late_n.tolist(),
-                "rejected": self.rejected,
-            }
-        )
+    def state(self) -> dict[str, np.ndarray]:
+        rejected = json.dumps(self.rejected).encode()
+        return {
+            "rounds": np.array(self.rounds),
+            "usage": self.usage_n,
+            "delivered": self.delivered_n,
+            "late": self.late_n,
+            "rejected": np.frombuffer(rejected, np.uint8),
+        }
 
-    def deserialize(self, text: bytes) -> None:
-        saved = json.loads(text)
-        self.rounds = saved["rounds"]
-        self.share_n = np.array(saved["share"])
-        self.delivered_n = np.array(saved["delivered"])
-        self.late_n = np.array(saved["late"])
-        self.rejected = [Counter(counts) for counts in saved["rejected"]]
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self.rounds = int(state["rounds"])
+        self.usage_n = np.array(state["usage"])
+        self.delivered_n = np.array(state["delivered"])
+        self.late_n = np.array(state["late"])
+        rejected = json.loads(state["rejected"].tobytes())
+        self.rejected = [Counter(counts) for counts in rejected]
 
 
 def _written(figure: float) -> str:

@@ -16,12 +16,13 @@ from tensorflow.python.eager import context
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.errors import UserError
-from aggregathor.gars import GARS
 from aggregathor.log import say, show
+from aggregathor.monitor.attendance import Attendance
 from aggregathor.monitor.figures import Monitor, begin_csv
 from aggregathor.monitor.suspicion import Suspicion
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.setting import Setting
+from lossympi import RoundStats
 
 IN_PLACE_S = 1.0  # between two status lines that overwrite each other on a terminal
 BELOW_S = 30.0  # where each is a line of its own
@@ -62,35 +63,35 @@ class Observer:
         self._folder = folder
         self._every = every
         self._status = Status()
-        self._channels: list[ChannelObserver] = []
+        self._optimizers: list[RoundsObserver] = []
 
-    def channel(self) -> ChannelObserver:
+    def of_rounds(self) -> RoundsObserver:
         """Returns what observes one more optimizer."""
         n = self._setting.num_workers
         if self._folder is None:
-            channel = ChannelObserver(n)
+            made = RoundsObserver(n)
         else:
-            number = len(self._channels) + 1
+            number = len(self._optimizers) + 1
             folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
-            channel = ChannelObserver(n, _Files(folder, n, self._every), self._status)
-        self._channels.append(channel)
-        return channel
+            made = RoundsObserver(n, _Files(folder, n, self._every), self._status)
+        self._optimizers.append(made)
+        return made
 
     def close(self) -> None:
         """Writes the last rows, and says who was suspected."""
-        for channel in self._channels:
-            channel.close()
-        anybody_missing = any(channel.suspicion.missing_n.any() for channel in self._channels)
+        for each in self._optimizers:
+            each.close()
+        anybody_missing = any(each.suspicion.missing_n.any() for each in self._optimizers)
         if self._folder is not None or anybody_missing:
-            say(summary(self._setting, self._channels))
+            say(summary(self._setting, self._optimizers))
 
 
-class ChannelObserver:
+class RoundsObserver:
     """One optimizer's rounds.
 
     Attributes:
       suspicion: what it has come to.
-      refused: how many rounds the rule could not be applied to.
+      refused_rounds: how many rounds the rule could not be applied to.
     """
 
     def __init__(
@@ -98,13 +99,18 @@ class ChannelObserver:
     ) -> None:
         """Tells files and a status line, if there are, of what it sees."""
         self.suspicion = Suspicion(num_workers)
-        self.refused = 0
+        self.refused_rounds = 0
+        self._attendance = Attendance()
         self._files = files
         self._status = status
 
-    def see(self, report: RoundReport) -> RoundReport:
-        """Takes in a round, before it is published; returns the report with the suspects."""
-        suspected_n = self.suspicion.see(report.share_n, report.delivered_n)
+    def arrived(self, stats: RoundStats) -> None:
+        """Says who kept a round waiting."""
+        self._attendance.arrived(stats)
+
+    def published(self, report: RoundReport) -> RoundReport:
+        """Takes in a round that was published; returns the report with the suspects."""
+        suspected_n = self.suspicion.see(report.usage_n, report.delivered_n)
         report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
         if self._files is not None:
             self._files.see(report)
@@ -112,9 +118,9 @@ class ChannelObserver:
             self._status.see(report)
         return report
 
-    def refuse(self) -> None:
-        """Takes in a round that the rule could not be applied to."""
-        self.refused += 1
+    def refused(self) -> None:
+        """Counts a round that the rule could not be applied to."""
+        self.refused_rounds += 1
 
     def close(self) -> None:
         """Writes what is left to write."""
@@ -238,14 +244,14 @@ def new_folder(path: Path) -> Path:
     raise AssertionError("there is no last number")
 
 
-def summary(setting: Setting, channels: Sequence[ChannelObserver]) -> str:
+def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     """Returns how many rounds there were, who was suspected and who was missing, in a line."""
-    rule = GARS[setting.gar]
-    rounds = sum(channel.suspicion.rounds for channel in channels)
-    refused = sum(channel.refused for channel in channels)
+    rule = setting.rule
+    rounds = sum(each.suspicion.rounds for each in optimizers)
+    refused = sum(each.refused_rounds for each in optimizers)
     nobody = np.zeros(setting.num_workers, np.int64)
-    suspected_n = sum((channel.suspicion.suspected_n for channel in channels), nobody)
-    missing_n = sum((channel.suspicion.missing_n for channel in channels), nobody)
+    suspected_n = sum((each.suspicion.suspected_n for each in optimizers), nobody)
+    missing_n = sum((each.suspicion.missing_n for each in optimizers), nobody)
     parts = [f"{_rounds(rounds)}, {rule.name} f={setting.f}" if rule.robust else _rounds(rounds)]
     if suspected_n.any():
         parts.append(f"suspected: {_counted(suspected_n)}")

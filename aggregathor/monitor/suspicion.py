@@ -40,15 +40,15 @@ class Suspicion:
         self._streak_n = np.zeros(num_workers, np.int64)  # rounds in a row without it
         self._log_chance_n = np.zeros(num_workers)  # of that
 
-    def see(self, share_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
+    def see(self, usage_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
         """Takes in one round; returns which workers are suspected in it, bool [n]. O(n).
 
         Args:
-          share_n: how much of each row the rule used, 0..1.
+          usage_n: how much of each row the rule used, 0..1.
           delivered_n: share of each worker's coordinates that arrived, 0..1.
         """
         came_n = delivered_n > 0
-        left_out_n = left_out(share_n, delivered_n)
+        left_out_n = left_out(usage_n, delivered_n)
         used_n = came_n & ~left_out_n
         self.rounds += 1
         self.missing_n += ~came_n
@@ -67,11 +67,11 @@ class Suspicion:
         return self._log_chance_n < math.log(CHANCE)
 
 
-def left_out(share_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
+def left_out(usage_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
     """Returns which workers the rule left out of a round, bool [n]; see ``Suspicion``."""
     came_n = delivered_n > 0
     if not came_n.any():
         return came_n
-    share_n = np.where(np.isfinite(share_n), share_n, 0)
+    usage_n = np.where(np.isfinite(usage_n), usage_n, 0)
     # Of a row of which half has come, a rule that judges each coordinate can use half.
-    return came_n & (share_n < delivered_n * share_n[came_n].mean() / 2)
+    return came_n & (usage_n < delivered_n * usage_n[came_n].mean() / 2)

@@ -1,20 +1,28 @@
-"""The server's half of a step: the holes are filled, the rule is applied, its refusals are told."""
+"""From what arrived in a round to the aggregate: holes are filled, the rule is applied.
+
+Both keep something from round to round: the fill "previous" the last stack, a rule its state.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from aggregathor import gars
 from aggregathor.errors import UserError
-from aggregathor.protocols.overlap import AheadOfClose
+from aggregathor.gars import Aggregated, Context, State
+from aggregathor.protocols.overlap import StreamingAggregate
+from aggregathor.protocols.report import workers
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.state import prefixed, under
 from lossympi import Collected, fill
+from lossympi.rng import generator
 
 # Which row a coordinate's value came from takes a coordinate-wise rule some 10 times as long as the
-# value: of more coordinates, so many tell how much of a row was used, to 1% of the whole.
+# value: of more coordinates than this, a sample tells how much of a row was used, to 1% of the
+# whole.
 SAMPLED = 1 << 14
 _RUN = 64  # of them lie side by side, as memory is read
 
@@ -23,23 +31,53 @@ class RuleError(UserError):
     """The gradients of a step are too few for the rule: more than f are lost or not finite."""
 
 
-class Aggregator:
+class Aggregation:
     """Fills and aggregates as a ``Setting`` says.
 
     Attributes:
-      previous_nd: float32 [n, d], what the fill "previous" puts into holes; [0, 0] with any other.
+      setting: the fill, the rule and f.
+      rule_state: what the rule keeps from round to round.
     """
 
-    def __init__(self, setting: Setting, dim: int) -> None:
-        """Takes a checked setting, and d."""
+    def __init__(self, setting: Setting, dim: int, *, secret: int | None = None) -> None:
+        """Begins before the first round.
+
+        Args:
+          setting: is taken as checked.
+          dim: d.
+          secret: seed of the generators that rules get, 0..2^63-1; by default the setting's, which
+            workers know too.
+        """
         self.setting = setting
         self._dim = dim
-        self._gar = gars.GARS[setting.gar]
-        self._parameters = {"f": setting.f, **setting.gar_parameters}
-        keeps = setting.fill == "previous"
-        rows = (setting.num_workers, dim) if keeps else (0, 0)
-        self._sample = _sample(dim) if self._gar.coordinate_wise and dim > SAMPLED else None
-        self.previous_nd = tf.Variable(tf.zeros(rows, tf.float32), trainable=False)
+        self._rule = setting.rule
+        self.rule_state = self._rule.init(setting.num_workers, dim)
+        self._secret = setting.seed if secret is None else secret
+        self._previous_nd: np.ndarray | None = None
+        sampled = self._rule.coordinate_wise and dim > SAMPLED
+        self._sample = _sample(dim) if sampled else None
+
+    def state(self) -> State:
+        """Returns what the next rounds depend on."""
+        state: dict[str, np.ndarray] = prefixed("rule", self.rule_state)
+        state["secret"] = np.array(self._secret, np.uint64)
+        if self._previous_nd is not None:
+            state["previous"] = self._previous_nd.copy()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave."""
+        self.rule_state = under("rule", state)
+        self._secret = int(state["secret"])
+        self._previous_nd = np.array(state["previous"]) if "previous" in state else None
+
+    def context(self, round: int, params: Callable[[], np.ndarray] | None = None) -> Context:
+        """Returns what a round lends to the rule."""
+        return Context(
+            round=round,
+            params=params,
+            rng=lambda purpose: generator(f"rule {purpose}", self._secret, round),
+        )
 
     def fill(self, collected: Collected) -> None:
         """Replaces, in place, what did not arrive."""
@@ -50,47 +88,93 @@ class Aggregator:
             self.setting.fill,
             seed=self.setting.seed,
             round=collected.round,
-            previous_nd=self.previous_nd.numpy() if keeps else None,
+            previous_nd=self._previous_nd,
             floats_per_datagram=collected.floats_per_datagram,
         )
         if keeps:
-            self.previous_nd.assign(collected.stack_nd)
+            if self._previous_nd is None:
+                self._previous_nd = np.empty_like(collected.stack_nd)
+            np.copyto(self._previous_nd, collected.stack_nd)
 
-    def ahead(self) -> AheadOfClose | None:
+    def streaming(self) -> StreamingAggregate | None:
         """Returns what aggregates columns of a round before all is there, if the rule allows it.
 
-        Not where there are so few that it gains nothing.
+        Not where there are too few columns to gain anything.
         """
-        if self._dim <= SAMPLED or not self._gar.by_columns():
+        if self._dim <= SAMPLED or not self._rule.by_columns():
             return None
-        return AheadOfClose(self._gar, self._parameters, self._dim)
+        return StreamingAggregate(self._rule, self.setting.f, self._dim)
 
-    def explain(self, stack_nd: np.ndarray, ahead: AheadOfClose | None = None) -> gars.Explained:
-        """Applies the rule; returns arrays. Rows may be fewer than n where workers are gone.
+    def aggregate(
+        self,
+        stack_nd: np.ndarray,
+        missing: np.ndarray,
+        context: Context,
+        streaming: StreamingAggregate | None = None,
+    ) -> Aggregated:
+        """Applies the rule to a round, and moves its state on.
 
-        Of a coordinate-wise rule ``share_n`` is that of 16384 coordinates, spread evenly.
+        A worker from which nothing arrived counts among the f Byzantine ones. Where more than f are
+        missing, the rule is applied to the rows that are there, if its condition holds for them.
 
         Args:
-          stack_nd: float32 [n, d].
-          ahead: of this round; the columns that it has made are not made again.
+          stack_nd: float32 [n, d], filled.
+          missing: the rows from which nothing arrived.
+          context: of the round.
+          streaming: of this round; the columns that it has made are not made again.
+
+        Returns:
+          Arrays that share no memory with the stack. Of a coordinate-wise rule ``usage_n`` is that
+          of 16384 coordinates, spread evenly.
         Raises:
-          RuleError: more rows than the rule can bear lack values.
+          RuleError: more rows than the rule can tolerate are missing, or lack values.
         """
-        parameters = self._parameters
+        if len(missing) <= self.setting.f:
+            aggregated, self.rule_state = self._apply(stack_nd, context, streaming)
+            return aggregated
+        present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
-            if ahead is not None and ahead.has_begun():
-                explained = ahead.finish(stack_nd)
+            self.check(len(present))
+            aggregated, self.rule_state = self._apply(stack_nd[present], context)
+        except UserError as error:
+            raise RuleError(f"nothing came from {workers(missing)}, and {error}") from None
+        usage_n = np.zeros(len(stack_nd))
+        usage_n[present] = aggregated.usage_n
+        return aggregated._replace(usage_n=usage_n)
+
+    def check(self, n: int) -> None:
+        """Raises ``UserError`` where the rule cannot be applied to n gradients."""
+        self._rule.check(n=n, f=self.setting.f)
+
+    def ask(self, stack_nd: np.ndarray, context: Context) -> Aggregated:
+        """Returns what the rule would make of a stack [n, d'], and changes nothing."""
+        return self._apply(stack_nd, context)[0]
+
+    def follow(self, stack_nd: np.ndarray, context: Context) -> None:
+        """Moves the rule's state on as a round with this stack does, if the rule keeps any."""
+        if self.rule_state:
+            self.rule_state = self._apply(stack_nd, context)[1]
+
+    def _apply(
+        self, stack_nd: np.ndarray, context: Context, streaming: StreamingAggregate | None = None
+    ) -> tuple[Aggregated, State]:
+        rule, f = self._rule, self.setting.f
+        sample = self._sample if stack_nd.shape[1] == self._dim else None
+        try:
+            if streaming is not None and streaming.has_begun():
+                aggregated, state = streaming.finish(stack_nd), self.rule_state
             else:
-                with_share = self._sample is None
-                explained = self._gar.explain_array(stack_nd, with_share=with_share, **parameters)
-            if self._sample is not None:
-                shown = self._gar.explain_array(stack_nd[:, self._sample], **parameters)
-                explained = explained._replace(share_n=shown.share_n)
-        except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can bear
+                aggregated, state = rule.apply(
+                    stack_nd, self.rule_state, context, f=f, usage=sample is None
+                )
+            if sample is not None:
+                shown = rule.apply(stack_nd[:, sample], self.rule_state, context, f=f)[0]
+                aggregated = aggregated._replace(usage_n=shown.usage_n)
+        except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can tolerate
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None
-        if np.may_share_memory(explained.grad_d, stack_nd):  # the link will write there
-            explained = explained._replace(grad_d=np.array(explained.grad_d))
-        return explained
+        if np.may_share_memory(aggregated.grad_d, stack_nd):  # the link will write there
+            aggregated = aggregated._replace(grad_d=np.array(aggregated.grad_d))
+        return aggregated, state
 
 
 def _sample(dim: int) -> np.ndarray:

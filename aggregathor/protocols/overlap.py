@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from aggregathor.gars import Gar
-from aggregathor.gars.base import Explained
+from aggregathor.gars import Aggregated, Rule
 
 
-class AheadOfClose:
+class StreamingAggregate:
     """The aggregate of a round, made column by column as the rows come to have them.
 
     It is the aggregate of the whole stack to the last bit: no column depends on another, and what
     has arrived in a round is written once.
     """
 
-    def __init__(self, gar: Gar, parameters: dict[str, Any], dim: int) -> None:
-        """Takes a rule that goes by columns, f and its other parameters, and d."""
-        self._gar = gar
-        self._parameters = parameters
+    def __init__(self, rule: Rule, f: int, dim: int) -> None:
+        """Takes a rule that goes by columns, f, and d."""
+        self._rule = rule
+        self._f = f
         self._grad_d = np.empty(dim, np.float32)  # memory that is not touched before it is needed
         self._made: list[np.ndarray] = []
 
@@ -33,16 +30,16 @@ class AheadOfClose:
         """Whether there is anything to finish."""
         return bool(self._made)
 
-    def finish(self, stack_nd: np.ndarray) -> Explained:
+    def finish(self, stack_nd: np.ndarray) -> Aggregated:
         """Aggregates all other columns.
 
         Returns:
-          The aggregate, and the shares if they are not of the columns.
+          The aggregate, and how much of each row it uses if that does not depend on the columns.
         """
         return self._aggregate(stack_nd, others(self._made, stack_nd.shape[1]))
 
-    def _aggregate(self, stack_nd: np.ndarray, ranges_k2: np.ndarray) -> Explained:
-        return self._gar.aggregate_columns(stack_nd, ranges_k2, self._grad_d, **self._parameters)
+    def _aggregate(self, stack_nd: np.ndarray, ranges_k2: np.ndarray) -> Aggregated:
+        return self._rule.aggregate_columns(stack_nd, ranges_k2, self._grad_d, f=self._f)
 
 
 def others(ranges: list[np.ndarray], dim: int) -> np.ndarray:

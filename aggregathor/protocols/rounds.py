@@ -1,116 +1,231 @@
-"""Synchronous SGD with a parameter server: every round, all gradients in, one model out.
+"""The server's half of rounds: collect all, aggregate once, answer all with one model.
 
-    worker                                 server
-    gradient -> link.send    ---->         link.collect -> fill -> explain (the GAR) -> apply
-    assign   <- link.receive <----         link.broadcast
+    workers' halves  ---->  link.collect -> fill -> rule (state, context) -> [optimizer]
+                     <----  link.broadcast  <-  parameters
 
-These functions know no transport and no model: links and actions are passed in.
+Synchronous SGD. It owns no socket, clock, model or optimizer: the link, the clock and what reads
+the parameters are handed in; whoever drives it applies the aggregate and publishes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
-import tensorflow as tf
 
-from aggregathor.gars import Explained
-from lossympi import Collected, RoundStats, ServerLink, WorkerLink
-from lossympi.link import Ahead
+from aggregathor.errors import UserError
+from aggregathor.gars import Aggregated, State
+from aggregathor.protocols.aggregation import Aggregation, RuleError
+from aggregathor.protocols.report import RoundReport
+from lossympi import Collected, RoundStats, ServerLink
+from lossympi.link import CFunctions
 
 
-@dataclass(frozen=True, eq=False)
-class RoundReport:
-    """What the server saw in a round.
+class TrainingStopped(UserError):
+    """The rule's condition holds no longer on what arrives."""
+
+
+class RefusedError(RuleError):
+    """A round to which the rule cannot be applied.
 
     Attributes:
-      stack_nd: float32 [n, d], what the rule was given. It is the link's own buffer, and holds this
-        until the model of the round is published; a script, which reads it after that, may find
-        parts of the next round in it.
-      grad_d: float32 [d], the aggregate that was applied.
-      share_n: float64 [n], how much of each row the rule used, 0..1.
-      delivered_n: float64 [n], share of each worker's coordinates that arrived, 0..1.
-      stats: what the link saw: the number of the round, how it was closed, and of each worker what
-        came, what came late and what was rejected, and why.
-      suspected: in a job, the workers that the rule has left out in so many rounds in a row that it
-        is no chance: see ``aggregathor.monitor.suspicion``.
+      report: of the round, with an aggregate of zeros that was made of no row.
     """
 
-    stack_nd: np.ndarray = field(repr=False)
-    grad_d: np.ndarray = field(repr=False)
-    share_n: np.ndarray
-    delivered_n: np.ndarray
-    stats: RoundStats | None = None
-    suspected: tuple[int, ...] = ()
+    report: RoundReport
 
 
-def server_round(
-    round: int,
-    link: ServerLink,
-    *,
-    fill: Callable[[Collected], None],
-    explain: Callable[[np.ndarray], Explained],
-    apply: Callable[[tf.Tensor], None],
-    read: Callable[[], np.ndarray],
-) -> RoundReport:
-    """Runs the server's side of a round.
+class Observer(Protocol):
+    """What looks on at a server's rounds."""
 
-    Args:
-      round: its number; they increase.
-      link: the server's end.
-      fill: replaces, in place, what did not arrive.
-      explain: the rule: stack [n, d] -> (grad [d], share [n]).
-      apply: the optimizer's step with the aggregate [d].
-      read: gives the parameters, float32 [d].
+    def arrived(self, stats: RoundStats) -> None:
+        """A round was closed."""
+
+    def refused(self) -> None:
+        """The rule could not be applied to it."""
+
+    def published(self, report: RoundReport) -> RoundReport:
+        """It was published; returns the report with what the observer adds."""
+
+
+class RoundsServer:
+    """One server's rounds over a link.
+
+    Attributes:
+      round: the next one to collect.
+      aggregation: the fill and the rule, with their state.
     """
-    report = server_aggregates(round, link, fill=fill, explain=explain)
-    apply(tf.convert_to_tensor(report.grad_d))
-    link.broadcast(round, read())
-    return report
+
+    def __init__(
+        self,
+        link: ServerLink,
+        aggregation: Aggregation,
+        read: Callable[[], np.ndarray],
+        *,
+        observer: Observer | None = None,
+        corrupt: Callable[[Collected], None] | None = None,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        first_limit_s: float = 0.0,
+        limit_s: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begins with round 0.
+
+        Args:
+          link: the server's end.
+          aggregation: the fill and the rule.
+          read: gives the parameters as they are, float32 [d].
+          observer: sees every round.
+          corrupt: changes what has arrived, as a faulty network or memory does: in experiments.
+          waiting: gives a context in which rounds are collected and aggregated.
+          first_limit_s: how long ``aggregate`` tries where the rule can be applied to no round,
+            before the first that it can be applied to.
+          limit_s: the same for later rounds.
+          now: the clock, in seconds.
+        """
+        self.round = 0
+        self.aggregation = aggregation
+        self._link = link
+        self._read = read
+        self._observer = observer
+        self._corrupt = corrupt
+        self._waiting = waiting
+        self._limit_s, self._later_limit_s = first_limit_s, limit_s
+        self._now = now
+        self._report: RoundReport | None = None  # of the round that is open
+        self._forgotten: set[int] = set()
+        self._leaving = False
+
+    @property
+    def dim(self) -> int:
+        """d, floats in a gradient."""
+        return self._link.dim
+
+    def collect(self) -> RoundReport:
+        """Collects one round and applies the rule to it; ``publish`` comes next, in any case.
+
+        Raises:
+          RefusedError: the rule cannot be applied to what arrived.
+        """
+        # Corruption hits what has arrived, so until then no column is what it will be.
+        streaming = self.aggregation.streaming() if self._corrupt is None else None
+        self._report = None
+        with self._waiting():
+            collected = self._link.collect(self.round, streaming)
+            if self._observer is not None and collected.stats is not None:
+                self._observer.arrived(collected.stats)
+            if self._corrupt is not None:
+                self._corrupt(collected)
+            self.aggregation.fill(collected)
+            missing = np.flatnonzero(collected.delivered_n == 0)
+            context = self.aggregation.context(self.round, self._read)
+            try:
+                aggregated = self.aggregation.aggregate(
+                    collected.stack_nd, missing, context, streaming
+                )
+            except RuleError as error:
+                if self._observer is not None:
+                    self._observer.refused()
+                raise _refused(error, collected) from None
+        self._report = _report_of(collected, aggregated)
+        return self._report
+
+    def aggregate(self) -> RoundReport:
+        """Collects rounds until the rule can be applied to one; ``publish`` comes next.
+
+        The model of a round to which it cannot be applied are the parameters as they are.
+
+        Raises:
+          TrainingStopped: the rule could be applied to none for too long, or cannot be any more.
+        """
+        begun_s = self._now()
+        while True:
+            try:
+                report = self.collect()
+                break
+            except RefusedError as error:
+                is_late = self._now() - begun_s >= self._limit_s
+                if self._leaving or is_late or self._is_hopeless():
+                    raise TrainingStopped(f"round {self.round}: {error}") from None
+            self.publish(self._read())
+        self._limit_s = self._later_limit_s
+        return report
+
+    def publish(self, params_d: np.ndarray) -> RoundReport | None:
+        """Broadcasts the model of the round, float32 [d], and ends the round.
+
+        ``params_d`` must stay as it is until the next call.
+
+        Returns:
+          The round's report, with what the observer adds, for which no worker has to wait; None for
+          a round that was refused.
+        """
+        self._link.broadcast(self.round, params_d)
+        self.round += 1
+        report, self._report = self._report, None
+        if report is None or self._observer is None:
+            return report
+        return self._observer.published(report)
+
+    def state(self) -> State:
+        """Returns what the next rounds depend on, beside parameters and optimizer."""
+        return {**self.aggregation.state(), "round": np.array(self.round, np.int64)}
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave."""
+        self.aggregation.restore(state)
+        self.round = int(state["round"])
+
+    def native(self, fail: Callable[[Exception], None]) -> CFunctions | None:
+        """Returns where C may write the next model for ``publish``, if the link has such a place.
+
+        ``fail`` is of the other half: nothing of it can fail.
+        """
+        return self._link.native()
+
+    def waiting_for(self) -> list[int]:
+        """Returns the rows that the open round waits for; from any thread."""
+        return self._link.waiting_for()
+
+    def forget(self, row: int) -> None:
+        """Waits no longer for a worker whose process has ended; from any thread."""
+        self._forgotten.add(row)
+        self._link.forget(row)
+
+    def leave(self) -> None:
+        """Lets a round that another thread is in end soon."""
+        self._leaving = True
+
+    def close(self) -> None:
+        """Ends the link."""
+        self._link.close()
+
+    def _is_hopeless(self) -> bool:
+        """Whether the rule cannot be applied any more, as too many processes have ended."""
+        if len(self._forgotten) <= self.aggregation.setting.f:
+            return False
+        try:
+            self.aggregation.check(self.aggregation.setting.num_workers - len(self._forgotten))
+        except UserError:
+            return True
+        return False
 
 
-def server_aggregates(
-    round: int,
-    link: ServerLink,
-    *,
-    fill: Callable[[Collected], None],
-    explain: Callable[[np.ndarray], Explained],
-    ahead: Ahead | None = None,
-) -> RoundReport:
-    """Runs the first half of the server's side, for those whose optimizer is in a graph.
-
-    ``ahead`` is given to the link.
-    """
-    collected = link.collect(round, ahead)
-    fill(collected)
-    explained = explain(collected.stack_nd)
+def _report_of(collected: Collected, aggregated: Aggregated) -> RoundReport:
     return RoundReport(
         collected.stack_nd,
-        np.asarray(explained.grad_d),
-        np.asarray(explained.share_n),
+        np.asarray(aggregated.grad_d),
+        np.asarray(aggregated.usage_n),
         collected.delivered_n,
         collected.stats,
     )
 
 
-def worker_sends(round: int, link: WorkerLink, grad_d: np.ndarray) -> bool:
-    """Runs the first half of a worker's side of a round: its gradient leaves.
-
-    Returns:
-      False if the server did not wait for all of it.
-    """
-    return bool(link.send(round, grad_d))
-
-
-def worker_receives(round: int, link: WorkerLink, assign: Callable[[np.ndarray], None]) -> int:
-    """Runs the second half: the model that the server made of the round comes in.
-
-    Returns:
-      The round of the model: a later one if the worker was left behind, and then the next round to
-      take part in is the one after it.
-    """
-    model = link.receive(round)
-    assert model is not None  # as it waits
-    assign(model.params_d)
-    return model.round
+def _refused(error: RuleError, collected: Collected) -> RefusedError:
+    n, d = collected.stack_nd.shape
+    refused = RefusedError(str(error))
+    refused.report = _report_of(collected, Aggregated(np.zeros(d, np.float32), np.zeros(n)))
+    return refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Setting:
       num_workers: n; the last ``num_byzantine`` of them are Byzantine.
       num_byzantine: how many attack, whatever the rule was told.
       f: the bound on Byzantine workers that is declared to the rule.
-      gar: name of the rule, in ``gars.GARS``.
+      gar: the rule: a name of ``gars.GARS``, or a composition for ``gars.compose``.
       gar_parameters: what the rule takes beside f.
       attack: name of the attack, in ``attacks.ATTACKS``; "" for none.
       attack_parameters: what the attack takes.
@@ -50,6 +51,15 @@ class Setting:
     l2: float = 0.0
     seed: int = 0
 
+    @functools.cached_property
+    def rule(self) -> gars.Rule:
+        """The rule with its parameters.
+
+        Raises:
+          UserError: it cannot be read, or a name is unknown.
+        """
+        return gars.compose(self.gar, self.gar_parameters)
+
     def check(self) -> None:
         """Raises ``UserError`` for what cannot work, before anything is loaded."""
         n, b = self.num_workers, self.num_byzantine
@@ -59,16 +69,16 @@ class Setting:
             raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
         if not 0 <= b <= n:
             raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
-        rule = gars.GARS[self.gar]
         if "f" in self.gar_parameters:
             raise UserError(
                 f"f is no parameter of {self.gar} among others: it has a place of its own "
                 "(Setting.f; on the command line --f)"
             )
+        rule = self.rule
         try:
-            rule.check(n=n, f=self.f, **self.gar_parameters)
+            rule.check(n=n, f=self.f)
             with tf.Graph().as_default():  # m and the like; nothing is computed yet
-                rule(tf.zeros([n, 1]), f=self.f, **self.gar_parameters)
+                rule(tf.zeros([n, 1]), f=self.f)
         except TypeError as error:  # such as m="two"
             parameters = self.gar_parameters or {"n": n, "f": self.f}
             given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())

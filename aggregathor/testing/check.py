@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from aggregathor.gars import Needs
+from aggregathor.gars import Condition
 from aggregathor.testing.clauses import CLAUSES
 from aggregathor.testing.stacks import DTYPES
 from aggregathor.testing.subject import Subject
@@ -46,7 +46,7 @@ class Report(NamedTuple):
 
 def check_gar(
     gar: Callable[..., Any],
-    condition: str | Needs | None = None,
+    condition: str | Condition | None = None,
     *,
     robust: bool | None = None,
     bears_missing: bool | None = None,

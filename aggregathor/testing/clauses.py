@@ -93,7 +93,7 @@ def _few_rows(subject: Subject) -> Iterator[str]:
     rng = subject.rng()
     for n in range(1, 5):
         for f in (0, 1):
-            if n < subject.needs.least_n(f) or (f and not subject.needs.a):
+            if n < subject.condition.least_n(f) or (f and not subject.condition.a):
                 continue
             for dtype in subject.dtypes:
                 stack_nd = honest_rows(rng, n, D, dtype)
@@ -114,8 +114,8 @@ def _identical_rows(subject: Subject) -> Iterator[str]:
 @_clause("too few gradients")
 def _too_few(subject: Subject) -> Iterator[str]:
     """A ValueError where n is too small for f."""
-    for f in (0, 1, 2) if subject.needs.a else (0,):
-        n = subject.needs.least_n(f) - 1
+    for f in (0, 1, 2) if subject.condition.a else (0,):
+        n = subject.condition.least_n(f) - 1
         if n < 0:
             continue
         case = told(np.ones((n, D), np.float32), f)
@@ -128,7 +128,7 @@ def _too_few(subject: Subject) -> Iterator[str]:
             found = in_short(error)
         else:
             found = "a gradient"
-        yield f"{case}: expected ValueError because {subject.needs} is not met, found {found}"
+        yield f"{case}: expected ValueError because {subject.condition} is not met, found {found}"
 
 
 @_clause("input unchanged")

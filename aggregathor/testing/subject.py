@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.gars import GARS, Gar, Needs
+from aggregathor.gars import GARS, Condition, Gar
 from aggregathor.testing.stacks import DTYPES, told
 
 
@@ -27,7 +27,7 @@ class Subject:
 
     gar: Callable[..., Any]
     name: str
-    needs: Needs
+    condition: Condition
     robust: bool = True
     bears_missing: bool = True
     dtypes: tuple[str, ...] = DTYPES
@@ -42,15 +42,15 @@ class Subject:
 
     @classmethod
     def of(
-        cls, gar: Callable[..., Any], condition: str | Needs | None = None, **fields: Any
+        cls, gar: Callable[..., Any], condition: str | Condition | None = None, **fields: Any
     ) -> Subject:
         """Makes a subject of a rule; a field that is None is the rule's own or the default."""
         known = next((rule for rule in GARS.values() if gar in (rule, rule.function)), None)
         known = gar if isinstance(gar, Gar) else known
-        needs = condition or (known.needs if known else "n >= 2f + 3")
+        needed = condition or (known.condition if known else "n >= 2f + 3")
         own: dict[str, Any] = {
-            "name": known.name if known else getattr(gar, "__name__", repr(gar)),
-            "needs": Needs.parse(needs) if isinstance(needs, str) else needs,
+            "name": getattr(known or gar, "name", getattr(gar, "__name__", repr(gar))),
+            "condition": Condition.parse(needed) if isinstance(needed, str) else needed,
             "robust": known.robust if known else True,
             "bears_missing": known is None or known.name != "average",
         }
@@ -82,14 +82,14 @@ class Subject:
 
     def smallest(self) -> list[tuple[int, int]]:
         """The smallest (n, f) that the condition allows."""
-        if self.needs.a == 0:
-            return [(max(1, self.needs.b), 0), (max(3, self.needs.b), 0)]
-        return [(self.needs.least_n(f), f) for f in (1, 2)]
+        if self.condition.a == 0:
+            return [(max(1, self.condition.b), 0), (max(3, self.condition.b), 0)]
+        return [(self.condition.least_n(f), f) for f in (1, 2)]
 
     def roomy(self) -> tuple[int, int]:
         """Many rows and a third of the f that they could bear, so that losing some is borne too."""
-        n = max(self.largest_n, self.needs.least_n(1))
-        return n, ((self.needs.largest_f(n) or 0) + 2) // 3
+        n = max(self.largest_n, self.condition.least_n(1))
+        return n, ((self.condition.largest_f(n) or 0) + 2) // 3
 
 
 def in_short(error: Exception) -> str:

@@ -15,16 +15,24 @@ import tensorflow as tf
 
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
-from aggregathor.cluster.server import ServerChannel
-from aggregathor.cluster.worker import WorkerChannel
+from aggregathor.gars import State
 from aggregathor.log import say
-from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
-from aggregathor.trainer.training import Loss, Parameters, State, StepReport, Workers, momenta
+from aggregathor.trainer.training import (
+    Loss,
+    Parameters,
+    Refusals,
+    StepReport,
+    Workers,
+    assign_values,
+    values_of,
+)
 
-_KEPT_WAIT_S = 60.0  # for what a worker keeps
-_MOST_REFUSED = 20  # rounds, one after the other, of which too little may arrive
+_STATE_WAIT_S = 60.0  # for what a worker keeps from step to step
 
 Saves = Callable[[int], bool]
 
@@ -35,6 +43,7 @@ class Server:
     Attributes:
       setting: who takes part and how.
       model: the one that is trained.
+      steps: how many steps have been made.
     """
 
     def __init__(
@@ -57,10 +66,11 @@ class Server:
           optimizer: is built for the model's trainable variables here.
           batches: what each worker draws.
           saves: tells, for a number of steps made, whether a checkpoint is made then: that is when
-            workers hand over what they keep from round to round.
+            workers hand over what they keep from step to step.
         """
         self.setting = setting
         self.model = model
+        self.steps = 0
         self._job = job
         self._loss = loss
         self._optimizer = optimizer
@@ -69,11 +79,13 @@ class Server:
         self._parameters = Parameters(model, optimizer)
         self._seeds = _seeds(model)
         self._forward = tf.function(self._loss_of, autograph=False)
-        self._channel: ServerChannel  # of `connect`
-        rows = (setting.num_workers, self.dim)
-        self._momentum_nd = momenta(rows if setting.worker_momentum else (0, 0))
-        self._state = State()
-        self._refused = 0  # rounds, up to now, that the rule could not be applied to
+        self._half: RoundsServer  # of `connect`
+        # What the workers keep, as of the step at which they were asked last.
+        self._momentum_nd: np.ndarray | None = None
+        if setting.worker_momentum:
+            self._momentum_nd = np.zeros((setting.num_workers, self.dim), np.float32)
+        self._attack: State = {}
+        self._refusals = Refusals()
         self._heard_at: int | None = None  # the step of what is known of the workers
 
     @property
@@ -82,13 +94,8 @@ class Server:
         return self._parameters.dim
 
     @property
-    def steps(self) -> int:
-        """How many steps have been made."""
-        return int(self._state.round.numpy())
-
-    @property
     def is_whole(self) -> bool:
-        """Whether ``checkpoint`` has all that the next steps depend on.
+        """Whether ``state`` has all that the next steps depend on.
 
         What workers keep is not known between two checkpoints.
         """
@@ -96,71 +103,92 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        channel = self._job.connect(self._parameters.read())
-        assert isinstance(channel, ServerChannel)
-        self._channel = channel
+        half = self._job.connect(self.dim, self._parameters.read)
+        assert isinstance(half, RoundsServer)
+        self._half = half
 
-    def checkpoint(self) -> tf.train.Checkpoint:
-        """Everything that the next steps depend on: save it, or restore into it before a step."""
-        return self._state.checkpoint(
-            self.model, self._optimizer, self._momentum_nd, self._channel.aggregator
-        )
+    def state(self) -> State:
+        """Returns everything that the next steps depend on, as arrays for a checkpoint."""
+        state = {
+            "step": np.array(self.steps, np.int64),
+            "refused": np.array(self._refusals.in_a_row, np.int64),
+            **values_of(self.model, self._optimizer),
+            **prefixed("server", self._half.state()),
+        }
+        if self._momentum_nd is not None:
+            state["workers/momentum"] = self._momentum_nd
+        if "memory" in self._attack:
+            state["attack"] = self._attack["memory"]
+        return state
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave, here or in a simulation."""
+        assign_values(self.model, self._optimizer, state)
+        self._half.restore(under("server", state))
+        if self._momentum_nd is not None:
+            self._momentum_nd = np.array(state["workers/momentum"])
+        # The attackers have the rule's state too: they follow what it does.
+        self._attack = prefixed("rule", under("server/rule", state))
+        if "attack" in state:
+            self._attack = {**self._attack, "memory": state["attack"]}
+        self.steps = int(state["step"])
+        self._refusals.in_a_row = int(state["refused"])
 
     def step(self) -> StepReport:
         """Makes one round: collect, fill, rule, optimizer, broadcast.
 
-        One of which too little arrived for the rule counts, and changes nothing.
-
         Raises:
-          RuleError: the rule cannot be applied though all has come, or not for many rounds.
+          RuleError: see ``Refusals``.
         """
         step = self.steps
         if self._heard_at is None:
-            self._begin(step)
+            self._begin()
         loss = self._loss_of_first_worker(step)  # while the workers compute
-        report, refusal = self._channel.aggregate_once()
-        if refusal is None:
-            self._refused = 0
-            self._parameters.apply(tf.convert_to_tensor(report.grad_d))
+        try:
+            report = self._half.collect()
+        except RefusedError as error:
+            report = self._refusals.add(step + 1, error)
         else:
-            self._refused += 1
-            if self._refused > _MOST_REFUSED or np.all(report.delivered_n == 1):
-                raise RuleError(f"step {step + 1}: {refusal}")
-        report = self._channel.publish(self._parameters.read()) or report
-        self._state.round.assign_add(1)
-        if self._saves(step + 1) and _keep(self.setting):
-            self._hear(step + 1)
-        return StepReport(step + 1, loss, report)
+            self._refusals.end()
+            self._parameters.apply(tf.convert_to_tensor(report.grad_d))
+        report = self._half.publish(self._parameters.read()) or report
+        self.steps += 1
+        if self._saves(self.steps) and _keep(self.setting):
+            self._hear()
+        return StepReport(self.steps, loss, report)
 
-    def _begin(self, step: int) -> None:
+    def _begin(self) -> None:
         """Gives the workers what was restored, or what all begin with."""
         state = {
+            "step": np.array(self.steps),
             "params": self._parameters.read(),
-            "momentum": self._momentum_nd.numpy(),
-            "attack": self._state.attack.numpy(),
-            "step": np.array(step),
+            **prefixed("attack", self._attack),
         }
+        if self._momentum_nd is not None:
+            state["momentum"] = self._momentum_nd
         self._job.ranks.send_state(state)
-        self._job.meeting.agree("step", step)  # once they have it
-        self._channel.round = step
-        self._heard_at = step
+        self._job.meeting.agree("step", self.steps)  # once they have it
+        self._heard_at = self.steps
 
-    def _hear(self, step: int) -> None:
+    def _hear(self) -> None:
         """Takes what the workers keep."""
-        momentum_nd = self._momentum_nd.numpy()
+        momentum_nd = None if self._momentum_nd is None else self._momentum_nd.copy()
         for row in range(self.setting.num_workers):
-            kept = self._job.ranks.receive_kept(row + 1, _KEPT_WAIT_S)
-            while kept is not None and kept["step"] < step:  # of a checkpoint that it came late for
-                kept = self._job.ranks.receive_kept(row + 1, _KEPT_WAIT_S)
+            kept = self._job.ranks.receive_kept(row + 1, _STATE_WAIT_S)
+            while kept is not None and kept["step"] < self.steps:  # of a checkpoint before
+                kept = self._job.ranks.receive_kept(row + 1, _STATE_WAIT_S)
             if kept is None:
-                say(f"worker {row} (rank {row + 1}) keeps something that checkpoint {step} lacks")
+                say(
+                    f"worker {row} (rank {row + 1}) keeps something that checkpoint {self.steps} "
+                    "lacks"
+                )
                 continue
-            if self.setting.worker_momentum:
-                momentum_nd[row] = kept["momentum"]
-            if kept["attack"].size:  # the attackers all have the same
-                self._state.attack.assign(kept["attack"])
-        self._momentum_nd.assign(momentum_nd)
-        self._heard_at = step
+            if momentum_nd is not None:
+                momentum_nd[row] = kept["workers/momentum"]
+            # The attackers all have the same, and others none.
+            self._attack = under("attack", kept) or self._attack
+        self._momentum_nd = momentum_nd
+        self._heard_at = self.steps
 
     def _loss_of_first_worker(self, step: int) -> float:
         """Makes its forward pass, and moves the seeds of dropout by what all workers draw."""
@@ -199,16 +227,16 @@ class Worker:
         self._seeds = _seeds(model)
         self._first_seeds = [np.array(v.numpy()) for v in self._seeds]
         self._draws = self._warm_up(model)
-        self._channel: WorkerChannel  # of `connect`
+        self._half: WorkerHalf  # of `connect`
 
     def connect(self) -> None:
         """Connects to the server; collective."""
-        channel = self._job.connect(self._parameters.read())
-        assert isinstance(channel, WorkerChannel)
-        self._channel = channel
+        half = self._job.connect(self._parameters.dim, self._parameters.read)
+        assert isinstance(half, WorkerHalf)
+        self._half = half
 
     def run(self, steps: int) -> None:
-        """Takes part until so many steps are made.
+        """Takes part until the given number of steps is made.
 
         Raises:
           TrainingEnded: the server has ended the training before.
@@ -219,44 +247,42 @@ class Worker:
         step = int(state["step"])
         self._job.meeting.agree("step", step)
         self._parameters.assign(state["params"])
-        if self._setting.worker_momentum:
-            self._workers.momentum_nd.assign(state["momentum"][self._row :][:1])
-        attacker = self._channel.attacker
-        if attacker is not None and attacker.attacks and state["attack"].size:
-            attacker.state = state["attack"]
-        self._channel.round = step
+        if "momentum" in state:
+            self._workers.restore({"momentum": state["momentum"][self._row :][:1]})
+        self._half.restore({**state, "round": state["step"]})
         while step < steps:
             self._place_seeds(step)
             rows_nd, _ = self._workers.compute(step)
-            # A copy: the channel writes the next model where this one is, and tensors may share it.
-            self._parameters.assign(np.array(self._channel.exchange(rows_nd[0])))
+            # A copy: the link writes the next model where this one is, and tensors may share it.
+            self._parameters.assign(np.array(self._half.exchange(rows_nd[0])))
             # More than one step further where the server has left it behind.
-            for made in range(step + 1, self._channel.round + 1):
+            for made in range(step + 1, self._half.round + 1):
                 if self._saves(made) and _keep(self._setting):
                     self._tell(made)
-            step = self._channel.round
+            step = self._half.round
 
     def _tell(self, step: int) -> None:
-        attacker = self._channel.attacker
-        remembered = None if attacker is None else attacker.state
-        kept = {
-            "step": np.array(step),
-            "momentum": self._workers.momentum_nd.numpy().ravel(),
-            "attack": np.zeros(0) if remembered is None else remembered,
-        }
-        self._job.ranks.send_kept(kept)
+        self._job.ranks.send_kept(
+            {
+                "step": np.array(step),
+                **prefixed("workers", self._workers.state()),
+                **self._half.state(),
+            }
+        )
 
     def _warm_up(self, model: keras.Model) -> list[np.ndarray]:
         """Traces and compiles; returns how far a gradient moves each seed.
 
         The server waits for the first round no longer than for any other.
         """
-        changed = [*model.non_trainable_variables, self._workers.momentum_nd]
+        changed = model.non_trainable_variables
         before = [np.array(v.numpy()) for v in changed]
+        momentum = self._workers.state()
         self._workers.compute(0)
         draws = [v.numpy() - first for v, first in zip(self._seeds, self._first_seeds, strict=True)]
         for variable, value in zip(changed, before, strict=True):
             variable.assign(value)
+        self._workers.restore(momentum)
         return draws
 
     def _place_seeds(self, step: int) -> None:
@@ -267,7 +293,7 @@ class Worker:
 
 
 def _keep(setting: Setting) -> bool:
-    """Whether workers keep something from round to round."""
+    """Whether workers keep something from step to step."""
     remembers = setting.attack and ATTACKS[setting.attack].update is not None
     return bool(setting.worker_momentum or remembers)
 

@@ -1,9 +1,9 @@
 """n logical workers and a parameter server in one process, on the protocol that real ones use.
 
 The workers compute on the server's own variables, one after the other in one ``tf.function``; what
-they send crosses an in-memory link that may lose datagrams; the server's side of the round is
-``protocols.sync.server_round``. All randomness is keyed by (seed, round), so a simulation restored
-from a checkpoint continues bit for bit.
+they send crosses an in-memory link that may lose datagrams. Both halves of a round are those of
+``aggregathor.protocols``. All randomness is keyed by (seed, round), so a simulation that is
+restored from a checkpoint continues bit for bit.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from aggregathor import gars
 from aggregathor.attacks import ATTACKS, View
-from aggregathor.attacks import apply as send_attack
-from aggregathor.protocols.aggregation import Aggregator, RuleError
-from aggregathor.protocols.rounds import server_round, worker_receives, worker_sends
+from aggregathor.attacks import apply as rows_sent
+from aggregathor.gars import State
+from aggregathor.protocols.aggregation import Aggregation, RuleError
+from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
-from aggregathor.trainer.training import Loss, Parameters, State, StepReport, Workers
+from aggregathor.trainer.training import (
+    Loss,
+    Parameters,
+    Refusals,
+    StepReport,
+    Workers,
+    assign_values,
+    values_of,
+)
 from lossympi import Network, memory
 from lossympi.rng import generator
 
@@ -32,7 +42,11 @@ class Simulation:
     ...     report = simulation.step()
 
     Attributes:
-      is_whole: that ``checkpoint`` has all that the next steps depend on, at any step.
+      setting: who takes part and how.
+      model: the one that is trained.
+      batches: what each worker draws.
+      steps: how many steps have been made.
+      is_whole: that ``state`` has all that the next steps depend on, at any step.
     """
 
     is_whole = True
@@ -58,79 +72,94 @@ class Simulation:
         self.setting = setting
         self.model = model
         self.batches = batches
+        self.steps = 0
         self._optimizer = optimizer
         self._parameters = Parameters(model, optimizer)
         self._attack = ATTACKS[setting.attack] if setting.attack else None
-        network = Network(loss=setting.loss, seed=setting.seed)
-        self._server, self._links = memory.connect(setting.num_workers, self.dim, network)
-
-        # All that a step changes, beside the model and the optimizer.
+        self._memory: np.ndarray | None = None  # of a stateful attack
         rows = range(setting.num_workers)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
-        self._aggregator = Aggregator(setting, self.dim)
-        self._state = State()
+        network = Network(loss=setting.loss, seed=setting.seed)
+        server, links = memory.connect(setting.num_workers, self.dim, network)
+        aggregation = Aggregation(setting, self.dim)
+        self._server = RoundsServer(server, aggregation, self._parameters.read)
+        self._halves = [WorkerHalf(link) for link in links]
+        self._refusals = Refusals()
 
     @property
     def dim(self) -> int:
         """d, the number of trainable parameters."""
         return self._parameters.dim
 
-    @property
-    def steps(self) -> int:
-        """How many steps have been made."""
-        return int(self._state.round.numpy())
+    def state(self) -> State:
+        """Returns everything that the next steps depend on, as arrays for a checkpoint."""
+        state = {
+            "step": np.array(self.steps, np.int64),
+            "refused": np.array(self._refusals.in_a_row, np.int64),
+            **values_of(self.model, self._optimizer),
+            **prefixed("workers", self._workers.state()),
+            **prefixed("server", self._server.state()),
+        }
+        if self._memory is not None:
+            state["attack"] = self._memory
+        return state
 
-    def checkpoint(self) -> tf.train.Checkpoint:
-        """Everything that the next steps depend on: save it, or restore into it."""
-        return self._state.checkpoint(
-            self.model, self._optimizer, self._workers.momentum_nd, self._aggregator
-        )
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave, here or on the server of real workers."""
+        assign_values(self.model, self._optimizer, state)
+        self._workers.restore(under("workers", state))
+        self._server.restore(under("server", state))
+        self._memory = state.get("attack")
+        self.steps = int(state["step"])
+        self._refusals.in_a_row = int(state["refused"])
+        for half in self._halves:
+            half.round = self.steps
 
     def step(self) -> StepReport:
-        """Makes one round: gradients, attack, link, fill, rule, optimizer."""
-        round = self.steps
-        rows_nd, loss_n = self._workers.compute(round)
-        sent_nd = self._sent(round, rows_nd)
-        for link, row_d in zip(self._links, sent_nd, strict=True):
-            worker_sends(round, link, row_d)
-        report = server_round(
-            round,
-            self._server,
-            fill=self._aggregator.fill,
-            explain=self._explain,
-            apply=self._parameters.apply,
-            read=self._parameters.read,
-        )
-        for link in self._links:  # they compute on the server's variables: nothing to assign
-            worker_receives(round, link, assign=lambda params_d: None)
-        self._state.round.assign_add(1)
+        """Makes one round: gradients, attack, link, fill, rule, optimizer.
+
+        Raises:
+          RuleError: see ``Refusals``; or an attack asks the rule what it cannot be applied to.
+        """
+        rows_nd, loss_n = self._workers.compute(self.steps)
+        for half, row_d in zip(self._halves, self._sent(rows_nd), strict=True):
+            half.send(row_d)
+        try:
+            report = self._server.collect()
+        except RefusedError as error:
+            report = self._refusals.add(self.steps + 1, error)
+        else:
+            self._refusals.end()
+            self._parameters.apply(tf.convert_to_tensor(report.grad_d))
+        self._server.publish(self._parameters.read())
+        for half in self._halves:  # they compute on the server's variables: nothing to assign
+            half.receive()
+        self.steps += 1
         # A Byzantine worker may report any loss, so only the honest ones are asked.
-        return StepReport(round + 1, float(np.mean(loss_n[: self._num_honest])), report)
+        return StepReport(self.steps, float(np.mean(loss_n[: self._num_honest])), report)
 
     @property
     def _num_honest(self) -> int:
         return self.setting.num_workers - self.setting.num_byzantine
 
-    def _sent(self, round: int, rows_nd: np.ndarray) -> np.ndarray:
+    def _sent(self, rows_nd: np.ndarray) -> np.ndarray:
         """What leaves the workers: the honest rows, and what the attack makes of the others."""
         if self._attack is None:
             return rows_nd
-        state = self._state.attack.numpy()
+        aggregation = self._server.aggregation
+        context = aggregation.context(self.steps, self._parameters.read)
         view = View(
             honest_hd=rows_nd[: self._num_honest],
             own_bd=rows_nd[self._num_honest :],
             f=self.setting.f,
-            rng=generator("attack", self.setting.seed, round),
-            explain=self._explain,
-            state=state if state.size else None,
+            rng=generator("attack", self.setting.seed, self.steps),
+            aggregate=lambda stack_nd: aggregation.ask(stack_nd, context),
+            state=self._memory,
         )
-        sent_nd = send_attack(self._attack, view, **self.setting.attack_parameters)
-        if self._attack.update is not None:
-            self._state.attack.assign(self._attack.update(view))
-        return sent_nd
-
-    def _explain(self, stack_nd: np.ndarray) -> gars.Explained:
         try:
-            return self._aggregator.explain(stack_nd)
-        except RuleError as error:
+            sent_nd = rows_sent(self._attack, view, **self.setting.attack_parameters)
+        except RuleError as error:  # of an attack that asks
             raise RuleError(f"step {self.steps + 1}: {error}") from None
+        if self._attack.update is not None:
+            self._memory = self._attack.update(view)
+        return sent_nd

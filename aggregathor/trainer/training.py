@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from aggregathor.attacks import ATTACKS
 from aggregathor.flat import FlatLayout
-from aggregathor.protocols.aggregation import Aggregator
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.gars import State
+from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.report import RoundReport
+from aggregathor.protocols.rounds import RefusedError
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.sampling import Batches
 
@@ -42,21 +44,26 @@ class Training(Protocol):
     Attributes:
       setting: who takes part and how.
       model: the server's.
+      steps: how many steps have been made.
     """
 
     setting: Setting
     model: keras.Model
-
-    @property
-    def steps(self) -> int:
-        """How many steps have been made."""
+    steps: int
 
     @property
     def is_whole(self) -> bool:
-        """Whether ``checkpoint`` has, at this step, all that the next ones depend on."""
+        """Whether ``state`` has, at this step, all that the next ones depend on."""
 
-    def checkpoint(self) -> tf.train.Checkpoint:
-        """Everything that the next steps depend on: save it, or restore into it."""
+    def state(self) -> State:
+        """Returns everything that the next steps depend on, as arrays for a checkpoint."""
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave.
+
+        Raises:
+          UserError: it is of another model, optimizer or number of workers.
+        """
 
     def step(self) -> StepReport:
         """Makes one round."""
@@ -100,11 +107,7 @@ class Parameters:
 
 
 class Workers:
-    """Some of the workers, one after the other on one model: what they draw and make of it.
-
-    Attributes:
-      momentum_nd: float32 [rows, d], which they keep; [0, 0] without worker momentum.
-    """
+    """Some of the workers, one after the other on one model: what they draw and make of it."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class Workers:
         self._num_classes = int(batches.labels.max()) + 1
         self._attack = ATTACKS[setting.attack] if setting.attack else None
         shape = (len(rows), parameters.dim) if setting.worker_momentum else (0, 0)
-        self.momentum_nd = momenta(shape)
+        self._momentum_nd = tf.Variable(tf.zeros(shape, tf.float32), trainable=False)
         self._gradients = tf.function(self._gradients_of_all, autograph=False)
 
     def compute(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +138,17 @@ class Workers:
         images, labels = self._batches.at(step, self._rows)
         rows_nd, loss_n = self._gradients(images, self._labels_as_sent(labels))
         return rows_nd.numpy(), loss_n.numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns what the workers keep from step to step: their momentum, if they have any."""
+        if not self._setting.worker_momentum:
+            return {}
+        return {"momentum": self._momentum_nd.numpy()}
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave."""
+        if self._setting.worker_momentum:
+            self._momentum_nd.assign(state["momentum"])
 
     def _gradients_of_all(self, images: tf.Tensor, labels: tf.Tensor) -> tuple:
         rows_nd, loss_n = tf.map_fn(
@@ -147,8 +161,8 @@ class Workers:
             parallel_iterations=1,  # dropout's random state goes from one worker to the next
         )
         if self._setting.worker_momentum:
-            rows_nd = self.momentum_nd.assign(
-                self._setting.worker_momentum * self.momentum_nd + rows_nd
+            rows_nd = self._momentum_nd.assign(
+                self._setting.worker_momentum * self._momentum_nd + rows_nd
             )
         return rows_nd, loss_n
 
@@ -176,40 +190,53 @@ class Workers:
         return np.concatenate([labels[:here], flipped.astype(labels.dtype)])
 
 
-def momenta(shape: tuple[int, int]) -> tf.Variable:
-    """Returns what workers with momentum begin with."""
-    return tf.Variable(tf.zeros(shape, tf.float32), trainable=False)
+class Refusals:
+    """Rounds to which the rule cannot be applied: they count as steps and change nothing.
 
-
-class State:
-    """All that a step changes, as one checkpoint.
+    Not for ever: what the network loses may come again, what all workers have sent does not change.
 
     Attributes:
-      round: int64, how many steps have been made.
-      attack: float64, what a stateful attack remembers; [0] before its first step.
+      in_a_row: how many there have been since the rule could be applied last.
     """
 
-    def __init__(self) -> None:
-        """Begins at step 0."""
-        self.round = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.attack = tf.Variable(
-            np.zeros(0), shape=tf.TensorShape(None), dtype=tf.float64, trainable=False
-        )
+    _MOST = 20  # one after the other
 
-    def checkpoint(
-        self,
-        model: keras.Model,
-        optimizer: keras.Optimizer,
-        momentum_nd: tf.Variable,
-        aggregator: Aggregator,
-    ) -> tf.train.Checkpoint:
-        """Joins it with what others keep."""
-        return tf.train.Checkpoint(
-            # Seeds of dropout and moving statistics are among the model's variables.
-            model=[v.value for v in model.variables],
-            optimizer=[v.value for v in optimizer.variables],
-            round=self.round,
-            momentum=momentum_nd,
-            previous=aggregator.previous_nd,
-            attack=self.attack,
-        )
+    def __init__(self) -> None:
+        """Begins with none."""
+        self.in_a_row = 0
+
+    def add(self, step: int, error: RefusedError) -> RoundReport:
+        """Takes in one more; returns its report.
+
+        Raises:
+          RuleError: it came whole, or there have been too many.
+        """
+        self.in_a_row += 1
+        if self.in_a_row > self._MOST or np.all(error.report.delivered_n == 1):
+            raise RuleError(f"step {step}: {error}") from None
+        return error.report
+
+    def end(self) -> None:
+        """Begins anew: the rule could be applied."""
+        self.in_a_row = 0
+
+
+def values_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, np.ndarray]:
+    """Returns the variables of a model and an optimizer as arrays, by kind and number."""
+    # Seeds of dropout and moving statistics are among the model's variables.
+    return {
+        f"{kind}/{number}": np.array(variable.numpy())
+        for kind, owner in (("model", model), ("optimizer", optimizer))
+        for number, variable in enumerate(owner.variables)
+    }
+
+
+def assign_values(model: keras.Model, optimizer: keras.Optimizer, state: Mapping) -> None:
+    """Gives a model and an optimizer what ``values_of`` returned.
+
+    Raises:
+      KeyError, ValueError: it is of others; what was assigned before stays.
+    """
+    for kind, owner in (("model", model), ("optimizer", optimizer)):
+        for number, variable in enumerate(owner.variables):
+            variable.assign(state[f"{kind}/{number}"])

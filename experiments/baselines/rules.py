@@ -12,8 +12,8 @@ import json
 import sys
 
 from aggregathor import api
-from aggregathor.cluster.server import ServerChannel
-from aggregathor.protocols.aggregation import Aggregator
+from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
 from experiments.baselines import workload
 from experiments.baselines.ours import make_step
@@ -33,14 +33,14 @@ def main() -> int:
     turns = itertools.cycle(rules)
 
     @functools.cache
-    def aggregator(rule: str, dim: int) -> Aggregator:
-        return Aggregator(Setting(num_workers=n, gar=rule, f=arguments.f), dim)
+    def aggregation(rule: str, dim: int) -> Aggregation:
+        return Aggregation(Setting(num_workers=n, gar=rule, f=arguments.f), dim)
 
     def next_step() -> float:
         rule = next(turns)
-        for channel in job.channels:  # none before the first step, which has the job's own rule
-            if isinstance(channel, ServerChannel):
-                channel.aggregator = aggregator(rule, len(channel.params_d))
+        for half in job.halves:  # none before the first step, which has the job's own rule
+            if isinstance(half, RoundsServer):
+                half.aggregation = aggregation(rule, half.dim)
         return float(step())
 
     warm_up = len(rules) * workload.WARM_UP  # so that each begins with the first

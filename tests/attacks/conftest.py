@@ -19,7 +19,7 @@ def make_view():
             "own_bd": (0.5 + data.standard_normal((b, d))).astype(dtype),
             "f": b,
             "rng": np.random.default_rng(seed),
-            "explain": keep_all,
+            "aggregate": keep_all,
         }
         view = attacks.View(**defaults | fields)
         view.honest_hd.setflags(write=False)

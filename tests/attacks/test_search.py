@@ -11,7 +11,7 @@ from aggregathor.errors import UserError
 def multi_krum(f, m):
     """Shares of the m rows closest to their n - f - 2 nearest others."""
 
-    def explain(stack_nd):
+    def aggregate(stack_nd):
         n = len(stack_nd)
         rows = stack_nd.astype(np.float64)
         sq_dist_nn = ((rows[:, np.newaxis] - rows) ** 2).sum(axis=2)
@@ -20,7 +20,7 @@ def multi_krum(f, m):
         kept = np.argsort(score_n, kind="stable")[:m]
         return stack_nd[kept].mean(axis=0), np.isin(np.arange(n), kept).astype(float)
 
-    return explain
+    return aggregate
 
 
 def median(stack_nd):
@@ -32,7 +32,7 @@ def median(stack_nd):
 def passes(view, row_d):
     row_d = row_d.astype(view.honest_hd.dtype)
     stack_nd = np.concatenate([view.honest_hd, np.tile(row_d, (view.num_byzantine, 1))])
-    return (view.explain(stack_nd)[1][len(view.honest_hd) :] > 0).all()
+    return (view.aggregate(stack_nd)[1][len(view.honest_hd) :] > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -40,7 +40,7 @@ def passes(view, row_d):
 @pytest.mark.parametrize("norm", ["2", "inf"])
 def test_hidden_coordinate_is_the_largest_that_multi_krum_keeps(norm, scale, dtype, make_view):
     honest_hd = make_view(h=12, d=400, dtype=dtype).honest_hd * dtype(scale)
-    view = make_view(d=400, dtype=dtype, honest_hd=honest_hd, explain=multi_krum(f=3, m=10))
+    view = make_view(d=400, dtype=dtype, honest_hd=honest_hd, aggregate=multi_krum(f=3, m=10))
     mu = view.honest_hd.mean(axis=0, dtype=np.float64)
     p = np.eye(400)[5] if norm == "2" else np.ones(400)
     rows = attacks.hidden_coordinate(view, coordinate=5, norm=norm)
@@ -54,32 +54,32 @@ def test_hidden_coordinate_is_the_largest_that_multi_krum_keeps(norm, scale, dty
 
 def test_hidden_coordinate_grows_with_the_dimension(make_view):
     gammas = [
-        attacks.hidden_coordinate(make_view(d=d, explain=multi_krum(f=3, m=6)))[0, 0]
+        attacks.hidden_coordinate(make_view(d=d, aggregate=multi_krum(f=3, m=6)))[0, 0]
         for d in (10, 1000)
     ]
     assert gammas[1] > 5 * gammas[0]
 
 
 def test_krum_selects_one_copy_of_many(make_view):
-    explain = multi_krum(f=3, m=1)
-    view = make_view(explain=explain)
+    aggregate = multi_krum(f=3, m=1)
+    view = make_view(aggregate=aggregate)
     rows = attacks.hidden_coordinate(view)
     mu = view.honest_hd.mean(axis=0)
     gamma = rows[0, 0] - mu[0]
     assert gamma > 1
     for factor, kept in [(1, 1.0), (1.001, 0.0)]:
         row = mu + factor * gamma * np.eye(50)[0]
-        share = explain(np.concatenate([view.honest_hd, [row] * 3]))[1]
+        share = aggregate(np.concatenate([view.honest_hd, [row] * 3]))[1]
         assert share[8:].sum() == kept
 
 
 def test_hidden_coordinate_asks_a_coordinate_wise_rule_about_that_coordinate(make_view):
-    view = make_view(h=8, b=3, d=1, explain=median)
+    view = make_view(h=8, b=3, d=1, aggregate=median)
     rows = attacks.hidden_coordinate(view)
     # The copies are the median until they pass the sixth of the eleven values: the copies shift
     # the order by three, so that is the sixth honest value from below.
     assert 0.999 < rows[0, 0] / np.sort(view.honest_hd[:, 0])[5] <= 1
-    wide = make_view(h=8, b=3, d=300, explain=median)
+    wide = make_view(h=8, b=3, d=300, aggregate=median)
     for j in (0, 7, 299):
         row = attacks.hidden_coordinate(wide, coordinate=j)[0]
         column = wide.honest_hd[:, j]
@@ -102,14 +102,14 @@ def test_hidden_coordinate_refused_everywhere_is_the_mean(make_view):
     def only_honest(stack_nd):
         return stack_nd[0], np.arange(len(stack_nd)) < 8
 
-    view = make_view(explain=only_honest)
+    view = make_view(aggregate=only_honest)
     np.testing.assert_allclose(
         attacks.hidden_coordinate(view), [view.honest_hd.mean(axis=0)] * 3, rtol=1e-12
     )
 
 
 def test_hidden_coordinate_where_honest_rows_agree(make_view):
-    view = make_view(honest_hd=np.ones((8, 50)), explain=multi_krum(f=3, m=6))
+    view = make_view(honest_hd=np.ones((8, 50)), aggregate=multi_krum(f=3, m=6))
     rows = attacks.hidden_coordinate(view)
     assert np.isfinite(rows).all()
     np.testing.assert_allclose(rows, 1, atol=1e-6)
@@ -117,7 +117,7 @@ def test_hidden_coordinate_where_honest_rows_agree(make_view):
 
 def test_hidden_coordinate_says_what_it_needs(make_view):
     with pytest.raises(UserError, match="needs to ask the rule in use"):
-        attacks.hidden_coordinate(make_view(explain=None))
+        attacks.hidden_coordinate(make_view(aggregate=None))
     with pytest.raises(UserError, match=r"coordinate=50, d=50\. Give one from 0 to 49"):
         attacks.hidden_coordinate(make_view(), coordinate=50)
 

@@ -94,7 +94,7 @@ def test_gars_lists_all_that_is_known_of_each_rule(capsys):
     shown = cells(capsys.readouterr().out)
     for name, rule in GARS.items():
         parameters = ", ".join(f"{k}={v}" for k, v in rule.parameters.items()) or "none"
-        assert shown[name] == [str(rule.needs), rule.cost, rule.source, parameters]
+        assert shown[name] == [str(rule.condition), rule.cost, rule.source, parameters]
 
 
 def test_attacks_lists_all_that_is_known_of_each_attack(capsys):
@@ -148,8 +148,8 @@ def test_advise_gives_the_largest_f_of_each_rule(n, capsys):
         told = shown[name][1]
         if not rule.robust:
             assert told == "0, no protection"
-        elif n < rule.needs.b:
-            assert told.startswith(f"none: {name} needs {rule.needs} gradients; f=0 needs")
+        elif n < rule.condition.b:
+            assert told.startswith(f"none: {name} needs {rule.condition} gradients; f=0 needs")
         else:
             f = int(told)
             rule.check(n=n, f=f)

@@ -62,7 +62,7 @@ def garbage():
     """Sends what no worker should, on the communicator of the link itself."""
     from aggregathor import api
 
-    comm = api.current().channels[0]._link._comm
+    comm = api.current().halves[0]._link._comm
     random = np.random.default_rng(Model.step)
     for tag in (0, 1, Model.step, Model.step + 1, 2**30):
         comm.Isend(random.bytes(int(random.integers(1, 5000))), dest=0, tag=tag).Free()

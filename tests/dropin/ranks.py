@@ -43,7 +43,7 @@ def main(mode, folder, results, *commands):
     if current.is_server:
         for command, result in found.items():
             result["digests"] = [other[command]["digest"] for other in everyones]
-            result["rounds"] = [channel.round for channel in current.channels]
+            result["rounds"] = [half.round for half in current.halves]
         with open(results, "w") as file:
             json.dump(found, file)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from aggregathor import checkpoint
 from experiments.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,13 @@ def trained(folder):
     metrics = rows_of(folder / "metrics.csv")
     for row in metrics:
         del row["wall_time_s"]
-    reader = tf.train.load_checkpoint(str(folder / "checkpoints"))
-    state = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    # Numbers the checkpoints of a folder; the graph names its nodes as they were made.
-    for name in ("save_counter/.ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH"):
-        del state[name]
+    state = checkpoint.read(saved(folder)[-1])
     return metrics, rows_of(folder / "workers.csv"), state
+
+
+def saved(folder):
+    """The checkpoints of a run, oldest first."""
+    return sorted((folder / "checkpoints").iterdir())
 
 
 def assert_same(folder, other):

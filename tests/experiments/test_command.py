@@ -177,7 +177,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130
     assert out.startswith("accuracy ")
     made = int(re.fullmatch(r"stopped at step (\d+) of 1000000 and saved; .* goes on .*\n", err)[1])
-    assert (folder / "checkpoints" / f"ckpt-{made}.index").exists()
+    assert (folder / "checkpoints" / f"step-{made:09d}.npz").exists()
     assert (folder / "accuracy.png").stat().st_size > 0
 
     last = Config(**{**vars(config), "steps": made + 50})

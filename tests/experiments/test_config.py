@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from aggregathor.cluster.arguments import parse_arguments
+from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError
 from experiments.config import OPTIMIZERS, Config
 from tests.experiments.folders import RUN

@@ -8,20 +8,20 @@ import tensorflow as tf
 
 from aggregathor import gars
 from aggregathor.errors import UserError
-from aggregathor.gars import GARS, ConditionError, Needs
+from aggregathor.gars import GARS, Condition, ConditionError
 from tests.gars.cases import ROBUST
 
 
 @pytest.mark.parametrize("f", [0, 1, 2, 7])
 @pytest.mark.parametrize("name", ROBUST)
 def test_one_gradient_too_few(name, f):
-    n = GARS[name].needs.least_n(f)
+    n = GARS[name].condition.least_n(f)
     GARS[name](np.ones((n, 3)), f=f)
     GARS[name].check(n=n, f=f)
     with pytest.raises(ConditionError) as caught:
         GARS[name](np.ones((n - 1, 3)), f=f)
     assert isinstance(caught.value, ValueError)
-    for part in (f"{name} needs {GARS[name].needs} gradients", f"f={f} needs {n}, got {n - 1}"):
+    for part in (f"{name} needs {GARS[name].condition} gradients", f"f={f} needs {n}, got {n - 1}"):
         assert part in str(caught.value)
     with pytest.raises(ConditionError):
         GARS[name].check(n=n - 1, f=f)
@@ -50,8 +50,8 @@ def test_message_where_no_f_would_do():
 def test_unsafe_computes_below_the_condition(name):
     rule = GARS[name]
     f = 2
-    n = rule.computable.least_n(f)
-    if n < rule.needs.least_n(f):
+    n = rule.minimum.least_n(f)
+    if n < rule.condition.least_n(f):
         assert np.isfinite(rule(np.ones((n, 3)), f=f, unsafe=True)).all()
         rule.check(n=n, f=f, unsafe=True)
     with pytest.raises(ConditionError):
@@ -190,16 +190,16 @@ def test_too_many_rows_are_lost(name, parameters, too_many, value, rng, each_ker
 @pytest.mark.parametrize(
     ("text", "needs"),
     [
-        ("n >= 2f + 3", Needs(2, 3)),
-        ("n>=4f+3", Needs(4, 3)),
-        ("n >= f + 1", Needs(1, 1)),
-        ("n >= 1", Needs(0, 1)),
-        ("n >= 3f", Needs(3, 0)),
+        ("n >= 2f + 3", Condition(2, 3)),
+        ("n>=4f+3", Condition(4, 3)),
+        ("n >= f + 1", Condition(1, 1)),
+        ("n >= 1", Condition(0, 1)),
+        ("n >= 3f", Condition(3, 0)),
     ],
 )
-def test_needs(text, needs):
-    assert Needs.parse(text) == needs
-    assert Needs.parse(str(needs)) == needs
+def test_condition(text, needs):
+    assert Condition.parse(text) == needs
+    assert Condition.parse(str(needs)) == needs
     for f in range(5):
         n = needs.least_n(f)
         assert n == needs.a * f + needs.b
@@ -207,13 +207,13 @@ def test_needs(text, needs):
 
 
 @pytest.mark.parametrize("text", ["", "n > 2f", "m >= 2f + 3", "n >= 2f - 3", "n >= ", "2f + 3"])
-def test_needs_that_cannot_be_read(text):
+def test_conditions_that_cannot_be_read(text):
     with pytest.raises(UserError, match="a condition reads like"):
-        Needs.parse(text)
+        Condition.parse(text)
 
 
 def test_largest_f_where_no_n_is_enough():
-    assert Needs(2, 3).largest_f(2) is None
+    assert Condition(2, 3).largest_f(2) is None
 
 
 @pytest.mark.parametrize("name", GARS)
@@ -221,7 +221,6 @@ def test_signature_and_docstring_are_public(name):
     rule = GARS[name]
     parameters = inspect.signature(rule.function).parameters
     assert list(parameters) == ["stack_nd", "f", *rule.parameters, "unsafe"]
-    assert "with_share" not in rule.function.__doc__
     assert getattr(gars, name.replace("-", "_")) is rule.function
 
 
@@ -236,7 +235,7 @@ def test_a_condition_is_a_value_error_in_a_graph_made_by_autograph():
 
 def test_a_name_is_taken_once():
     with pytest.raises(UserError, match="a rule called 'krum' is there already"):
-        gars.gar("krum", needs="n >= 1", cost="", source="")(lambda stack_nd, *, f, with_share: 0)
+        gars.gar("krum", condition="n >= 1", cost="", source="")(lambda stack_nd, *, f: 0)
 
 
 def test_tables_list_the_rules_by_family():

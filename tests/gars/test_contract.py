@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from aggregathor import gars, ops, testing
-from aggregathor.gars import GARS, Needs
+from aggregathor.gars import GARS, Condition
 from tests.gars import importable_rules
 from tests.gars.cases import CASES
 
@@ -108,7 +108,7 @@ def numpy_median(stack_nd, f):
 
 def test_own_rule_in_numpy_passes():
     report = testing.check_gar(
-        numpy_median, Needs(2, 1), dtypes=["float32", "bfloat16"], largest_n=20, threads=False
+        numpy_median, Condition(2, 1), dtypes=["float32", "bfloat16"], largest_n=20, threads=False
     )
     assert report.name == "numpy_median"
     assert report.skipped == {

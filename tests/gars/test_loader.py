@@ -46,12 +46,12 @@ def test_missing_library_warns_once_and_the_stand_in_works(fresh, tmp_path):
     "call",
     [
         lambda stack: gars.krum(stack, f=1),
-        lambda stack: gars.GARS["median"].explain(stack, f=1),
+        lambda stack: gars.GARS["median"].aggregate(stack, f=1),
         lambda stack: tf.function(lambda stack: gars.krum(stack, f=1))(stack),
         lambda stack: tf.function(gars.krum)(stack, f=1),
         lambda _: ops.state(),
     ],
-    ids=["rule", "explain", "tf.function around it", "tf.function of it", "state"],
+    ids=["rule", "aggregate", "tf.function around it", "tf.function of it", "state"],
 )
 def test_warning_points_at_who_uses_the_package(call, fresh, tmp_path):
     fresh.setattr(loader, "LIBRARY", tmp_path / "libaggregathor_ops.so")

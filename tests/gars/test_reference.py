@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
 
 def sizes(case):
     name, *_ = CASES[case]
-    needs = GARS[name].needs
+    needs = GARS[name].condition
     wanted = [(needs.least_n(1), 1), (needs.least_n(2), 2), (11, 2), (19, 4), (20, 6)]
     if name == "brute":
         wanted.remove((20, 6))  # 38760 subsets are too many for the oracle
@@ -151,7 +151,7 @@ def stacks(draw, values, least_n=1):
 )
 def test_special_values(case, stack_nd, f, dtype):
     name, parameters, oracle = CASES[case]
-    f = min(f, GARS[name].needs.largest_f(len(stack_nd)))
+    f = min(f, GARS[name].condition.largest_f(len(stack_nd)))
     with np.errstate(invalid="ignore"):
         expected_d = oracle(stack_nd, f, **parameters)
     for kernels in ("native", "tensorflow"):
@@ -169,7 +169,7 @@ def test_special_values(case, stack_nd, f, dtype):
 def test_special_values_of_selecting_rules(case, stack_nd, f, data):
     name, parameters, oracle = CASES[case]
     n = len(stack_nd)
-    f = min(f, GARS[name].needs.largest_f(n))
+    f = min(f, GARS[name].condition.largest_f(n))
     bad_rows = data.draw(st.lists(st.integers(0, n - 1), max_size=f))
     for row in bad_rows:
         stack_nd[row] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -184,7 +184,7 @@ def test_special_values_of_selecting_rules(case, stack_nd, f, data):
 @settings(max_examples=50)
 @given(data=st.data(), f=st.integers(0, 2), seed=st.integers(0, 99))
 def test_f_rows_of_anything_leave_the_result_finite(name, data, f, seed):
-    n = GARS[name].needs.least_n(f)
+    n = GARS[name].condition.least_n(f)
     stack_nd = np.random.default_rng(seed).standard_normal((n, 5)).astype(np.float32)
     wild = st.floats(width=32) | st.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38])
     stack_nd[:f] = data.draw(arrays(np.float32, (f, 5), elements=wild))

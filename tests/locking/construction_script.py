@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import aggregathor as agt
-from aggregathor.protocols.aggregation import Aggregator
+from aggregathor.protocols.aggregation import Aggregation
 from tests.locking.listeners import answers_grpc, tcp_ports, udp_ports
 
 TRANSPORT, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -33,13 +33,13 @@ stacks, rejected = [], []
 
 def record():
     """Keeps what the server's rule is given, as it is given it."""
-    explain = Aggregator.explain
+    aggregate = Aggregation.aggregate
 
-    def recording(self, stack_nd, ahead=None):
+    def recording(self, stack_nd, *args):
         stacks.append(np.array(stack_nd))
-        return explain(self, stack_nd, ahead)
+        return aggregate(self, stack_nd, *args)
 
-    Aggregator.explain = recording
+    Aggregation.aggregate = recording
 
 
 def scribble():

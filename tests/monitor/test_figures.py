@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from aggregathor import checkpoint
 from aggregathor.monitor.figures import Monitor, begin_csv, distances_to
 from aggregathor.protocols.rounds import RoundReport
 from lossympi import RoundStats, WorkerStats
 
 
-def report(share_n, delivered_n, stack_nd=None, grad_d=None, stats=None):
-    n = len(share_n)
+def report(usage_n, delivered_n, stack_nd=None, grad_d=None, stats=None):
+    n = len(usage_n)
     stack_nd = np.zeros((n, 4), np.float32) if stack_nd is None else stack_nd
     grad_d = np.zeros(4, np.float32) if grad_d is None else grad_d
     return RoundReport(
-        stack_nd, grad_d, np.asarray(share_n, float), np.asarray(delivered_n, float), stats
+        stack_nd, grad_d, np.asarray(usage_n, float), np.asarray(delivered_n, float), stats
     )
 
 
@@ -53,8 +54,8 @@ def scalars_of(folder):
 
 def test_a_row_is_the_mean_of_the_rounds_since_the_last_one(make_monitor):
     monitor, writer = make_monitor()
-    for share_n, delivered_n in [([1, 0], [1, 0.5]), ([0, 0], [1, 0.0]), ([1, 1], [1, 1.0])]:
-        monitor.record(report(share_n, delivered_n))
+    for usage_n, delivered_n in [([1, 0], [1, 0.5]), ([0, 0], [1, 0.0]), ([1, 1], [1, 1.0])]:
+        monitor.record(report(usage_n, delivered_n))
     stack_nd = np.array([[3, 4, 0, 0], [0, 0, 0, 0]], np.float32)
     monitor.write(3, report([1, 1], [1, 1], stack_nd))
     monitor.record(report([0, 1], [1, 0.25]))
@@ -138,6 +139,7 @@ sys.modules["tensorboard"] = None
 import numpy as np, tensorflow as tf
 from tensorflow.python.eager import context
 from pathlib import Path
+from aggregathor import checkpoint
 from aggregathor.monitor.figures import Monitor
 from aggregathor.protocols.rounds import RoundReport
 tf.compat.v1.disable_v2_behavior()
@@ -162,9 +164,9 @@ with tf.compat.v1.Session() as session:
 def test_rounds_without_a_row_yet_are_in_the_checkpoint(make_monitor, tmp_path):
     before, _ = make_monitor()
     before.record(report([1, 0], [1, 0.5], stats=stats_of((2, {}), (0, {"forged": 3}))))
-    path = before.checkpoint().save(str(tmp_path / "saved"))
+    checkpoint.write(tmp_path / "saved", before.state())
     after, writer = make_monitor()
-    after.checkpoint().restore(path).assert_consumed()
+    after.restore(checkpoint.read(tmp_path / "saved"))
     last = report([0, 0], [1, 1])
     after.record(last)
     after.write(2, last)

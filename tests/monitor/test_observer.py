@@ -9,12 +9,13 @@ import tensorflow as tf
 import aggregathor as agt
 from aggregathor import log as terminal
 from aggregathor.cluster.config import Config
-from aggregathor.cluster.server import ServerChannel, TrainingStopped
 from aggregathor.errors import UserError
 from aggregathor.monitor import observer as observer_module
 from aggregathor.monitor.figures import Monitor
 from aggregathor.monitor.observer import Observer, Status, new_folder, observe
-from aggregathor.protocols.rounds import RoundReport
+from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.report import RoundReport
+from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.setting import Setting
 from lossympi import memory
 
@@ -39,22 +40,28 @@ def scalars_of(folder):
 
 
 class Server:
-    """A job's server over links in memory; a channel for each optimizer."""
+    """A job's server over links in memory; rounds for each optimizer."""
 
-    def __init__(self, setting, folder=None, every=10, channels=1, stop_after_s=1e-9):
+    def __init__(self, setting, folder=None, every=10, optimizers=1, stop_after_s=1e-9):
         self.observer = Observer(setting, folder, every)
-        self.config = Config(stop_after_s=stop_after_s, start_s=0.1)
-        self.channels = [self._connect(setting) for _ in range(channels)]
+        self.limit_s = stop_after_s
+        self.halves = [self._connect(setting) for _ in range(optimizers)]
 
     def _connect(self, setting):
         link, workers = memory.connect(setting.num_workers, D)
-        start_d = np.zeros(D, np.float32)
-        channel = ServerChannel(link, setting, self.config, start_d, self.observer.channel())
-        return channel, workers
+        half = RoundsServer(
+            link,
+            Aggregation(setting, D),
+            lambda: np.zeros(D, np.float32),
+            observer=self.observer.of_rounds(),
+            first_limit_s=0.1,
+            limit_s=self.limit_s,
+        )
+        return half, workers
 
-    def round(self, rows, channel=0):
+    def round(self, rows, optimizer=0):
         """Rows are what each worker sends; None for one that sends nothing."""
-        server, workers = self.channels[channel]
+        server, workers = self.halves[optimizer]
         for worker, row_d in zip(workers, rows, strict=True):
             if row_d is not None:
                 worker.send(server.round, np.asarray(row_d, np.float32))
@@ -62,8 +69,8 @@ class Server:
 
     def close(self):
         self.observer.close()
-        for channel, _ in self.channels:
-            channel.close()
+        for half, _ in self.halves:
+            half.close()
 
 
 @pytest.fixture
@@ -128,8 +135,8 @@ def test_without_monitor_nothing_is_written_or_said(honest, tmp_path, capfd, mon
 
 
 def test_a_job_that_ends_before_its_first_round_says_so(tmp_path, capfd):
-    Server(SETTING, new_folder(tmp_path), channels=0).close()
-    Server(SETTING, new_folder(tmp_path), channels=1).close()
+    Server(SETTING, new_folder(tmp_path), optimizers=0).close()
+    Server(SETTING, new_folder(tmp_path), optimizers=1).close()
     said = "aggregathor: 0 rounds, multi-krum f=1; nobody was suspected\n"
     assert capfd.readouterr().err == 2 * said
     assert rows_of(tmp_path / "run-1") == rows_of(tmp_path / "run-2") == []
@@ -155,11 +162,11 @@ def test_rounds_that_too_little_came_in_are_counted(honest, tmp_path, capfd):
 
 
 def test_each_optimizer_has_files_and_all_have_one_summary(honest, tmp_path, capfd):
-    server = Server(SETTING, new_folder(tmp_path), every=5, channels=2)
+    server = Server(SETTING, new_folder(tmp_path), every=5, optimizers=2)
     for _ in range(20):
-        server.round([*honest()[:-1], np.zeros(D)], channel=0)
+        server.round([*honest()[:-1], np.zeros(D)], optimizer=0)
     for _ in range(5):
-        server.round([None, *honest()[1:]], channel=1)
+        server.round([None, *honest()[1:]], optimizer=1)
     server.close()
     run = tmp_path / "run-1"
     assert len(rows_of(run)) == 4 * N

@@ -15,8 +15,8 @@ def seen(rule, rounds, poison, rng, n=N, f=F):
     for _ in range(rounds):
         stack_nd = 1 + 0.1 * rng.standard_normal((n, D)).astype(np.float32)
         stack_nd[n - f :] = poison(stack_nd[n - f :])
-        share_n = GARS[rule].explain(stack_nd, f=f).share_n.numpy()
-        suspected.append(np.flatnonzero(suspicion.see(share_n, np.ones(n))).tolist())
+        usage_n = GARS[rule].aggregate(stack_nd, f=f).usage_n
+        suspected.append(np.flatnonzero(suspicion.see(usage_n, np.ones(n))).tolist())
     return suspicion, suspected
 
 
@@ -72,7 +72,7 @@ def test_a_suspicion_ends_when_the_rule_uses_the_worker_again():
     suspicion = Suspicion(5)
     without, all_used = np.array([1.0, 1, 1, 1, 0]), np.ones(5)
     shares = [without] * 12 + [all_used] + [without] * 8 + [all_used] + [without] * 9
-    suspected = [suspicion.see(share_n, np.ones(5))[4] for share_n in shares]
+    suspected = [suspicion.see(usage_n, np.ones(5))[4] for usage_n in shares]
     # (1/5)^9 < 1e-6 < (1/5)^8
     assert np.flatnonzero(suspected).tolist() == [8, 9, 10, 11, len(shares) - 1]
     assert suspicion.suspected_n.tolist() == [0, 0, 0, 0, 12 + 9]
@@ -80,19 +80,19 @@ def test_a_suspicion_ends_when_the_rule_uses_the_worker_again():
 
 def test_who_is_missing_is_counted_and_neither_used_nor_left_out():
     suspicion = Suspicion(5)
-    share_n, delivered_n = np.array([1.0, 1, 1, 1, 0]), np.ones(5)
+    usage_n, delivered_n = np.array([1.0, 1, 1, 1, 0]), np.ones(5)
     for _ in range(8):
-        suspicion.see(share_n, delivered_n)
+        suspicion.see(usage_n, delivered_n)
     for _ in range(20):  # a fill of zeros may be used
         absent = suspicion.see(np.array([0.0, 0, 1, 1, 1]), np.array([1.0, 1, 1, 1, 0]))
         assert not absent[4]
-    assert suspicion.see(share_n, delivered_n)[4]
+    assert suspicion.see(usage_n, delivered_n)[4]
     assert suspicion.missing_n.tolist() == [0, 0, 0, 0, 20]
     assert suspicion.rounds == 29
 
 
 @pytest.mark.parametrize(
-    ("share_n", "delivered_n", "expected"),
+    ("usage_n", "delivered_n", "expected"),
     [
         ([1, 1, 0], [1, 1, 1], [2]),
         ([1, 0, 0], [1, 1, 1], [1, 2]),  # Krum
@@ -108,6 +108,6 @@ def test_who_is_missing_is_counted_and_neither_used_nor_left_out():
         ([1], [1], []),
     ],
 )
-def test_left_out_is_who_was_used_less_than_half_as_much(share_n, delivered_n, expected):
-    got_n = left_out(np.array(share_n, float), np.array(delivered_n, float))
+def test_left_out_is_who_was_used_less_than_half_as_much(usage_n, delivered_n, expected):
+    got_n = left_out(np.array(usage_n, float), np.array(delivered_n, float))
     assert np.flatnonzero(got_n).tolist() == expected

@@ -50,7 +50,7 @@ def train(num_ranks, script, *words, **environment):
     """Runs a training script on this machine, whose TensorFlow says little and takes one core."""
     quiet = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     return run_on_one_host(
-        num_ranks, script, *words, warnings=(), timeout_s=120, **quiet, **environment
+        num_ranks, script, *words, warnings=(), timeout_s=240, **quiet, **environment
     )
 
 

@@ -61,7 +61,7 @@ def meet_without_2(words):
 
 if __name__ == "__main__":
     {job.__name__: job for job in (all_come, one_leaves, one_dies, one_is_late)}[sys.argv[1]]()
-    RANKS.part("")
+    RANKS.shutdown("")
     sys.stdout.write(f"rank {RANKS.rank} is through\n")
     sys.stdout.flush()
     if mpi.import_mpi().Is_finalized():

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from aggregathor.cluster.config import Config
-from aggregathor.cluster.server import ServerChannel
+from aggregathor.cluster.waits import ServerWaits
 from aggregathor.monitor.observer import Observer
+from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
 from lossympi import planes
 from lossympi.options import Options
@@ -30,9 +31,15 @@ class Job:
         self.workers = [SharedWorker(link.files, rank, D, checked) for rank in range(N)]
         link.hide()
         self.observer = Observer(SETTING)
-        start_d = np.zeros(D, np.float32)
-        channel = self.observer.channel()
-        self.server = ServerChannel(link, SETTING, Config(), start_d, channel, gone)
+        self.waits = ServerWaits(gone)
+        self.server = RoundsServer(
+            link,
+            Aggregation(SETTING, D),
+            lambda: np.zeros(D, np.float32),
+            observer=self.observer.of_rounds(),
+            waiting=self.waits.context,
+        )
+        self.waits.begin(self.server)
 
     def round(self, *senders):
         for row in senders:
@@ -41,6 +48,7 @@ class Job:
 
     def close(self):
         self.observer.close()
+        self.waits.close()
         self.server.close()
 
 
@@ -62,7 +70,7 @@ def said_by(capsys):
 
 
 def test_who_is_silent_is_named_and_who_is_back(jobs, capsys, monkeypatch):
-    monkeypatch.setattr("aggregathor.cluster.server._LONG_S", 0.2)
+    monkeypatch.setattr("aggregathor.monitor.attendance._LONG_S", 0.2)
     job = jobs(timeout_s=0.3, patience=2)
     job.round(0, 1, 2)
     assert said_by(capsys) == []

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregathor import ops
-from aggregathor.cluster.config import Config
-from aggregathor.cluster.server import ServerChannel
+from aggregathor.cluster.job import corruption
 from aggregathor.gars import GARS
-from aggregathor.protocols.aggregation import SAMPLED, Aggregator
-from aggregathor.protocols.overlap import AheadOfClose, others
+from aggregathor.protocols.aggregation import SAMPLED, Aggregation
+from aggregathor.protocols.overlap import StreamingAggregate, others
+from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
 from lossympi.link import columns_of
 from lossympi.options import Options
@@ -43,13 +43,13 @@ def ends(request):
 def told(monkeypatch):
     """Counts the columns that were aggregated before all was there."""
     counts = []
-    aggregate = AheadOfClose.__call__
+    aggregate = StreamingAggregate.__call__
 
     def spy(self, stack_nd, ranges_k2):
         counts.append(int(np.diff(ranges_k2, axis=1).sum()))
         aggregate(self, stack_nd, ranges_k2)
 
-    monkeypatch.setattr(AheadOfClose, "__call__", spy)
+    monkeypatch.setattr(StreamingAggregate, "__call__", spy)
     return counts
 
 
@@ -69,15 +69,20 @@ def rounds(ends, setting, drop=0.0, senders=range(N)):
     ]
     for thread in threads:
         thread.start()
-    channel = ServerChannel(server, setting, Config(), np.zeros(D, np.float32))
+    half = RoundsServer(
+        server,
+        Aggregation(setting, D),
+        lambda: np.zeros(D, np.float32),
+        corrupt=corruption(setting),
+    )
     reports = []
     for _ in range(ROUNDS):
-        report = channel.aggregate()
+        report = half.aggregate()
         reports.append((report, report.stack_nd.copy()))
-        channel.publish(report.grad_d)
+        half.publish(report.grad_d)
     for thread in threads:
         thread.join(10)
-    channel.close()
+    half.close()
     return reports
 
 
@@ -87,9 +92,9 @@ def test_the_aggregate_is_that_of_the_whole_stack(ends, told, gar, drop):
     setting = Setting(num_workers=N, gar=gar, f=0 if gar == "average-nan" else 1, fill="nan")
     for report, stack_nd in rounds(ends, setting, drop):
         assert np.isnan(stack_nd).any() == (drop > 0)
-        expected_d = GARS[gar].explain_array(stack_nd, f=setting.f).grad_d
+        expected_d = GARS[gar].aggregate(stack_nd, f=setting.f).grad_d
         np.testing.assert_array_equal(report.grad_d.view(np.uint32), expected_d.view(np.uint32))
-        assert (report.share_n > 0).all()
+        assert (report.usage_n > 0).all()
     assert sum(told) > ROUNDS * D * (0.1 if drop else 0.2)  # most of it, but on a busy machine
 
 
@@ -97,9 +102,7 @@ def test_nothing_is_whole_while_a_worker_is_silent(ends, told):
     setting = Setting(num_workers=N, gar="median", f=1)
     for report, stack_nd in rounds(ends, setting, senders=range(N - 1)):
         assert report.delivered_n.tolist() == [1, 1, 1, 0]
-        np.testing.assert_array_equal(
-            report.grad_d, GARS["median"].explain_array(stack_nd, f=1).grad_d
-        )
+        np.testing.assert_array_equal(report.grad_d, GARS["median"].aggregate(stack_nd, f=1).grad_d)
     assert told == []
 
 
@@ -109,16 +112,16 @@ def test_nothing_is_whole_while_a_worker_is_silent(ends, told):
 def test_rules_and_attacks_that_need_all_of_it_get_it(ends, told, gar, attack):
     setting = Setting(num_workers=N, gar=gar, f=0, attack=attack)
     for report, stack_nd in rounds(ends, setting):
-        np.testing.assert_array_equal(report.grad_d, GARS[gar].explain_array(stack_nd, f=0).grad_d)
+        np.testing.assert_array_equal(report.grad_d, GARS[gar].aggregate(stack_nd, f=0).grad_d)
     assert told == []
 
 
 def test_a_small_model_is_not_worth_it():
     setting = Setting(num_workers=N, gar="median")
-    assert Aggregator(setting, SAMPLED).ahead() is None
-    assert Aggregator(setting, SAMPLED + 1).ahead() is not None
+    assert Aggregation(setting, SAMPLED).streaming() is None
+    assert Aggregation(setting, SAMPLED + 1).streaming() is not None
     with ops.using("tensorflow"):
-        assert Aggregator(setting, SAMPLED + 1).ahead() is None
+        assert Aggregation(setting, SAMPLED + 1).streaming() is None
 
 
 @given(st.sets(st.integers(0, 20), min_size=1), st.integers(1, 4), st.randoms())

@@ -4,9 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from aggregathor.cluster.config import Config
-from aggregathor.cluster.server import ServerChannel
-from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.aggregation import Aggregation, RuleError
+from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.distributed import Server
 from aggregathor.trainer.sampling import batches
@@ -27,11 +26,10 @@ class Job:
         self.ranks = self.meeting = self
         self.network = Losing()
 
-    def connect(self, params_d):
-        server, self.links = memory.connect(5, len(params_d), self.network)
-        config = Config(link_args={"timeout_s": 1.0})
-        self.channel = ServerChannel(server, SETTING, config, params_d)
-        return self.channel
+    def connect(self, dim, read):
+        server, self.links = memory.connect(5, dim, self.network)
+        self.half = RoundsServer(server, Aggregation(SETTING, dim), read)
+        return self.half
 
     def send_state(self, arrays):
         self.sent = arrays
@@ -60,7 +58,7 @@ def test_a_round_of_which_too_little_arrives_counts_and_changes_nothing():
     seen = [weights(server)]
     for made in (1, 2, 3):
         report = step(server, job)
-        assert (report.step, server.steps, job.channel.round) == (made, made, made)
+        assert (report.step, server.steps, job.half.round) == (made, made, made)
         seen.append(weights(server))
     np.testing.assert_allclose(seen[1], seen[0] - 0.1, atol=1e-6)
     np.testing.assert_array_equal(seen[2], seen[1])
@@ -88,7 +86,7 @@ def test_rows_that_came_whole_and_are_refused_end_it_at_once():
 def test_a_restored_server_tells_its_workers_where_it_is():
     job = Job()
     server = serve(job)
-    server._state.round.assign(7)
+    server.restore({**server.state(), "step": np.array(7), "server/round": np.array(7)})
     step(server, job)
-    assert (int(job.sent["step"]), job.channel.round) == (7, 8)
+    assert (int(job.sent["step"]), job.half.round) == (7, 8)
     assert job.sent["params"].shape == (server.dim,)

@@ -20,13 +20,13 @@ from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
-from aggregathor.cluster.server import TrainingStopped
 from aggregathor.dropin.keras import xla
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.locking import variable_of
 from aggregathor.log import say
+from aggregathor.protocols.rounds import TrainingStopped
 
 # What a worker's `fit` leaves out: they write files, or decide for all ranks.
 SERVERS_CALLBACKS = (
@@ -141,7 +141,7 @@ class Fit:
             else "No --checkpoint is named, so nothing was saved."
         )
         stopped = TrainingStopped(f"{failure} {where}")
-        self._job.failure = stopped
+        self._job.fail(stopped)
         return stopped
 
     def _run_on_worker(self, model: Any, given: dict[str, Any]) -> Any:
@@ -151,7 +151,7 @@ class Fit:
             failure = error if isinstance(error, TrainingEnded) else self._job.failure
             if not isinstance(failure, TrainingEnded):
                 raise failure or error from None
-            self._job.failure = None
+            self._job.take_failure()
             return model.history
 
     def _synchronise(self, model: Any) -> None:
@@ -229,6 +229,7 @@ class Fit:
         self._synchronise(model)  # the next gradient is one of these variables
         if not self._job.is_server:
             self._checkpoints.take("own", model.non_trainable_variables)
+        self._checkpoints.restore()
 
 
 def _leave_to_server(given: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from aggregathor.cluster.job import Job
 from aggregathor.dropin.deferred_variables import initialise, note_all
 from aggregathor.dropin.keras import xla
 from aggregathor.dropin.keras.resume import Checkpoints
-from aggregathor.dropin.shared_variables import Exchange
+from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
 from aggregathor.internals.patching import as_method
@@ -44,7 +44,7 @@ class Optimizers:
         self._checkpoints = checkpoints
         self._saved: dict[str, list[Any]] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
-        self._exchanges: dict[tuple[int, ...], Exchange] = {}
+        self._exchanges: dict[tuple[int, ...], SharedVariables] = {}
         self._marked: list[Any] = []  # kept alive, as an id is no name once it is free
         note_all(guard)
         self._apply = BaseOptimizer.apply
@@ -61,7 +61,7 @@ class Optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         return self.all or any(each is inner for each in self._marked)
 
-    def exchange(self, optimizer: Any, variables: Sequence[Any]) -> Exchange:
+    def exchange(self, optimizer: Any, variables: Sequence[Any]) -> SharedVariables:
         """Returns the exchange for an optimizer's variables; makes it, collectively, if new."""
         key = (id(optimizer), *map(id, variables))
         if key not in self._exchanges:
@@ -73,8 +73,9 @@ class Optimizers:
                     self._take_saved(optimizer, variables)
                 if self._guard is not None:
                     self._guard.train(variables)
-                params_d = self._synchronise(optimizer, variables)
-                exchange = Exchange(self._job, variables, params_d, self._guard)
+                self.synchronise([*variables, optimizer.iterations])
+                exchange = SharedVariables(self._job, variables, self._guard)
+                self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)
             self._exchanges[key] = exchange
@@ -100,11 +101,6 @@ class Optimizers:
         for name, group in (("variables", variables), ("optimizer", optimizer.variables)):
             self._saved[f"{number}/{name}"] = list(group)
             self._checkpoints.take(f"{number}/{name}", group)
-
-    def _synchronise(self, optimizer: Any, variables: Sequence[Any]) -> np.ndarray:
-        """Gives every rank the server's variables; returns them as float32 [d]."""
-        values = self.synchronise([*variables, optimizer.iterations])[:-1]
-        return np.concatenate([value.ravel().astype(np.float32) for value in values])
 
     def _take_part(self, optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
         grads = list(grads)

@@ -1,24 +1,26 @@
 """Checkpoints of ``fit``: what the server and each worker need to go on as if nothing had happened.
 
-Every ``checkpoint_every`` steps the server saves the model, and the variables and slots of the
-optimizers; each worker saves what is its own, such as the states of dropout's random numbers. A job
-that is started again with the same command draws the batches of the steps that are done without
+Every ``checkpoint_every`` steps the server saves the model, the variables and slots of the
+optimizers, and what its half of their rounds keeps (of the rule, of the fill); each worker saves
+what is its own, such as the states of dropout's random numbers and an attack's memory. A job that
+is started again with the same command draws the batches of the steps that are done without
 computing anything, so that its data come in the same order, takes over what was saved, and goes on.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aggregathor import checkpoint
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.log import say
+from aggregathor.protocols.state import prefixed, under
 
 _POSITION = "position"
 
@@ -48,7 +50,7 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if job.is_server and (self._folder / "server.npz").exists():
-                self._saved = _load(self._folder / "server.npz")
+                self._saved = checkpoint.read(self._folder / "server.npz")
         except (OSError, ValueError) as error:
             raise UserError(f"--checkpoint={self._folder} cannot be used: {error}") from None
 
@@ -88,6 +90,14 @@ class Checkpoints:
                 )
             variable.assign(value)
 
+    def restore(self, first: int = 0) -> None:
+        """Gives the halves of rounds, from a number on, what was saved of them; collective."""
+        for number, half in enumerate(self._job.halves[first:], first):
+            saved = under(f"rounds/{number}", self._saved)
+            if saved:
+                half.restore(saved)
+        self._job.align()
+
     def made(self, steps: int, groups: Mapping[str, Sequence[Any]]) -> None:
         """Counts steps of the current ``fit``, and saves when it is time to."""
         every = self._job.config.checkpoint_every
@@ -108,9 +118,11 @@ class Checkpoints:
             for name, variables in groups.items()
             for number, variable in enumerate(variables)
         }
+        for number, half in enumerate(self._job.halves):
+            arrays |= prefixed(f"rounds/{number}", half.state())
         arrays[_POSITION] = np.array([self._fits, self._steps], np.int64)
         path = self._folder / "server.npz" if self._job.is_server else self._file(self._steps)
-        _write(path, arrays)
+        checkpoint.write(path, arrays)
         if not self._job.is_server:
             self._forget_all_but_two()
         return path
@@ -129,28 +141,8 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a file that is there as a whole or not at all, whenever the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
 def _load_if_there(path: Path) -> dict[str, np.ndarray]:
     if path.exists():
-        return _load(path)
+        return checkpoint.read(path)
     say(f"{path} is not there, so this worker's random numbers begin anew")
     return {}

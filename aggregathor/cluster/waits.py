@@ -1,0 +1,114 @@
+"""What goes on while a round waits: who keeps it waiting is said, who has gone is given up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from tensorflow.python.eager import context
+
+from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
+from aggregathor.log import say
+from aggregathor.protocols.report import workers
+from aggregathor.protocols.rounds import RoundsServer
+from lossympi import LinkError
+
+_LOOK_S = 1.0  # between two looks of the server's thread
+
+
+class ServerWaits:
+    """The context in which a server's half waits; its thread looks at the workers' processes."""
+
+    def __init__(self, gone: Callable[[], Iterable[int]]) -> None:
+        """Takes what gives the rows of workers whose processes have ended."""
+        self._gone = gone
+        self._said: set[int] = set()
+        self._server: RoundsServer | None = None
+        self._warning: SlowWaitWarning | None = None
+        self._closed = threading.Event()
+
+    def begin(self, server: RoundsServer) -> None:
+        """Starts the thread."""
+        self._server = server
+        threading.Thread(target=self._run, name="aggregathor-watch", daemon=True).start()
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Collects and aggregates within: eagerly, also in scripts of v1, which switch that off."""
+        self._warning = SlowWaitWarning(0, self._whom)
+        try:
+            with context.eager_mode():
+                yield
+        finally:
+            self._warning = None
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(timeout=_LOOK_S):
+            warning = self._warning
+            if warning is not None:
+                self._forget_who_has_gone()
+                warning.look()
+
+    def _forget_who_has_gone(self) -> None:
+        assert self._server is not None
+        for row in set(self._gone()) - self._said:
+            self._said.add(row)
+            say(f"{workers([row])} has ended")
+            self._server.forget(row)
+
+    def _whom(self) -> str:
+        assert self._server is not None
+        return f"{workers(self._server.waiting_for())} in round {self._server.round}"
+
+
+class WorkerWaits:
+    """The ``Watch`` of a worker's half: a round ends when the training does, or after too long."""
+
+    def __init__(self, ranks: Ranks, give_up_s: float) -> None:
+        """Takes what the server is heard by beside the link, and how long a round may wait."""
+        self._ranks = ranks
+        self._give_up_s = give_up_s
+        self._wait: tuple[bool, int] | None = None  # which wait was looked at last, and
+        self._waited_s = 0.0  # how long it had been
+        self._is_over = False
+        self._leaving = False
+        self._warning: SlowWaitWarning
+
+    def leave(self) -> None:
+        """Lets a round that another thread is in end soon."""
+        self._leaving = True
+
+    def look(self, sending: bool, round: int, waited_s: float) -> None:
+        """Decides whether a wait goes on.
+
+        Raises:
+          TrainingEnded: the server goes no further.
+          LinkError: it has been too long.
+        """
+        ranks = self._ranks
+        verb = "take a gradient" if sending else "send a model"
+        whom = f"the server to {verb} of round {round}"
+        if self._wait != (sending, round) or waited_s < self._waited_s:
+            self._wait, self._is_over = (sending, round), False
+            self._warning = SlowWaitWarning(ranks.rank, lambda: whom)
+        self._waited_s = waited_s
+        if self._is_over or self._leaving:
+            raise TrainingEnded(ranks.end_reason)
+        # What was sent before the end may be there, though it was not when last looked for.
+        self._is_over = ranks.ended() or ranks.state_is_there()
+        self._warning.look()
+        if waited_s > self._give_up_s:
+            raise LinkError(
+                f"rank {ranks.rank} has waited {self._give_up_s:g} s for {whom}. If it may take "
+                "longer, raise give_up_s in link_args; else see whether it still runs."
+            )
+
+    def ended(self, error: LinkError) -> Exception:
+        """Returns what it means that the link has failed: the end, if the server has said so."""
+        ranks = self._ranks
+        return TrainingEnded(ranks.end_reason) if ranks.ended_soon() else error

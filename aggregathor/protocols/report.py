@@ -1,0 +1,45 @@
+"""What a server reports of a round, and how it names workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lossympi import RoundStats
+
+
+@dataclass(frozen=True, eq=False)
+class RoundReport:
+    """What the server saw in a round.
+
+    Attributes:
+      stack_nd: float32 [n, d], what the rule received. It is the link's own buffer, and holds this
+        until the model of the round is published; a script, which reads it after that, may find
+        parts of the next round in it.
+      grad_d: float32 [d], the aggregate that was applied.
+      usage_n: float64 [n], how much of each row the rule used, 0..1.
+      delivered_n: float64 [n], share of each worker's coordinates that arrived, 0..1.
+      stats: what the link saw: the number of the round, how it was closed, and of each worker what
+        came, what came late and what was rejected, and why.
+      suspected: in a job, the workers that the rule has left out in more rounds in a row than
+        chance explains: see ``aggregathor.monitor.suspicion``.
+    """
+
+    stack_nd: np.ndarray = field(repr=False)
+    grad_d: np.ndarray = field(repr=False)
+    usage_n: np.ndarray
+    delivered_n: np.ndarray
+    stats: RoundStats | None = None
+    suspected: tuple[int, ...] = ()
+
+
+def workers(rows: Iterable[int]) -> str:
+    """Returns such as "worker 3 (rank 4)" or "workers 0, 3 (ranks 1, 4)"."""
+    rows = [int(row) for row in rows]
+    if not rows:
+        return "no worker in particular"
+    many = "s" if len(rows) > 1 else ""
+    ranks = ", ".join(str(row + 1) for row in rows)
+    return f"worker{many} {', '.join(map(str, rows))} (rank{many} {ranks})"
