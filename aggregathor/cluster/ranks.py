@@ -234,7 +234,7 @@ class Ranks:
             while not self._has_come(answer):
                 warning.look()
                 time.sleep(_POLL_S)
-        except LinkError:
+        except (LinkError, _mpi().Exception):  # it has died
             return False
         return last == b"\1"
 

@@ -1,0 +1,172 @@
+"""MPI for threads: a communicator whose ranks are threads of one process, and may die.
+
+It has what ``aggregathor.cluster`` and ``lossympi.connect`` use of mpi4py. Messages keep their
+order; of a rank that is dead nothing comes any more, and who asks gets MPI's exception, as with
+ULFM.
+"""
+
+import pickle
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+DEADLINE_S = 60.0
+
+
+class Exception_(RuntimeError):
+    """What MPI raises where a rank is dead."""
+
+
+class Status:
+    """Of a message that was probed."""
+
+    count = 0
+
+    def Get_count(self, datatype):
+        return self.count
+
+
+class MPI:
+    """The module's names."""
+
+    Exception = Exception_
+    Status = Status
+    BYTE = "byte"
+    THREAD_SERIALIZED, THREAD_MULTIPLE = 2, 3
+    finalized = 0
+
+    @staticmethod
+    def Query_thread():
+        return MPI.THREAD_MULTIPLE
+
+    @classmethod
+    def Finalize(cls):
+        cls.finalized += 1
+
+
+class World:
+    """What the ranks share: messages under way, and who is dead."""
+
+    def __init__(self, size):
+        self.size = size
+        self.changed = threading.Condition()
+        self.messages = defaultdict(list)  # (context, source, destination): [(tag, bytes)]
+        self.dead = set()
+
+    def comm(self, rank):
+        return Comm(self, rank, (0,))
+
+    def kill(self, rank):
+        with self.changed:
+            self.dead.add(rank)
+            self.changed.notify_all()
+
+
+class Comm:
+    """One rank's end."""
+
+    def __init__(self, world, rank, context):
+        self.world, self.rank, self.size = world, rank, world.size
+        self._context = context
+        self._num_made = 0
+        self._num_collectives = 0
+
+    def Dup(self):
+        self._num_made += 1
+        return Comm(self.world, self.rank, (*self._context, self._num_made))
+
+    def Isend(self, message, dest, tag=0):
+        with self.world.changed:
+            if dest in self.world.dead:
+                raise Exception_(f"rank {dest} is dead")
+            self.world.messages[self._context, self.rank, dest].append((tag, bytes(message)))
+            self.world.changed.notify_all()
+        return Request(lambda: True)
+
+    def Irecv(self, buffer, source, tag=0):
+        def test():
+            message = self._find(source, tag, take=True)
+            if message is None:
+                return False
+            view = memoryview(buffer).cast("B")
+            view[: len(message)] = message
+            return True
+
+        return Request(test)
+
+    def Iprobe(self, source, tag=0):
+        return self._find(source, tag, take=False) is not None
+
+    iprobe = Iprobe
+
+    def Probe(self, source, tag, status):
+        until = time.monotonic() + DEADLINE_S
+        while (message := self._find(source, tag, take=False)) is None:
+            assert time.monotonic() < until, "nothing came"
+            time.sleep(1e-3)
+        status.count = len(message)
+
+    def Recv(self, buffer, source, tag=0):
+        Request(self.Irecv(buffer, source, tag).test).Wait()
+
+    def recv(self, source, tag=0):
+        status = Status()
+        self.Probe(source, tag, status)
+        return pickle.loads(self._find(source, tag, take=True))
+
+    def allgather(self, value):
+        """As MPI's: it waits for all ranks for ever, here until a deadline."""
+        self._num_collectives += 1
+        tag = ("collective", self._num_collectives)
+        for rank in range(self.size):
+            self.Isend(pickle.dumps(value), rank, tag)
+        return [self.recv(rank, tag) for rank in range(self.size)]
+
+    def bcast(self, value, root=0):
+        return self.allgather(value)[root]
+
+    def _find(self, source, tag, take):
+        """The first message of a rank with a tag, None for none; raises where it is dead."""
+        with self.world.changed:
+            waiting = self.world.messages[self._context, source, self.rank]
+            for at, (found, message) in enumerate(waiting):
+                if found == tag:
+                    if take:
+                        del waiting[at]
+                    return message
+            if source in self.world.dead:
+                raise Exception_(f"rank {source} is dead")
+            return None
+
+
+class Request:
+    """A message that is under way."""
+
+    def __init__(self, test):
+        self.test = test
+        self._is_done = False
+
+    def Test(self):
+        self._is_done = self._is_done or self.test()
+        return self._is_done
+
+    def Wait(self):
+        until = time.monotonic() + DEADLINE_S
+        while not self.Test():
+            assert time.monotonic() < until, "nothing came"
+            time.sleep(1e-3)
+
+
+def on_all_ranks(size, run, world=None):
+    """Runs ``run(comm)`` on a thread for each rank; returns what each returned or raised."""
+    world = world or World(size)
+
+    def on_one(rank):
+        try:
+            return run(world.comm(rank))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(on_one, range(size), timeout=DEADLINE_S))

@@ -1,0 +1,134 @@
+"""What ranks tell each other beside gradients, on threads in place of processes."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from aggregathor.cluster import ranks as module
+from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
+from lossympi import LinkError
+from tests.cluster.fake_mpi import MPI, World, on_all_ranks
+
+ARRAYS = {"w": np.arange(6, dtype=np.float64).reshape(2, 3), "none": np.zeros((0, 2), np.float32)}
+
+
+def test_roles_and_numbers():
+    found = on_all_ranks(3, lambda comm: Ranks(comm))
+    assert [ranks.is_server for ranks in found] == [True, False, False]
+    assert {ranks.num_workers for ranks in found} == {2}
+
+
+def test_workers_receive_the_servers_arrays():
+    def run(comm):
+        ranks = Ranks(comm)
+        if ranks.is_server:
+            ranks.send_state(ARRAYS)
+            return ARRAYS
+        return ranks.receive_state()
+
+    for arrays in on_all_ranks(3, run):
+        assert arrays.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert arrays[name].dtype == array.dtype
+            np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_the_server_receives_what_a_worker_keeps_or_nothing_in_time():
+    def run(comm):
+        ranks = Ranks(comm)
+        if ranks.is_server:
+            return [ranks.receive_kept(rank, 0.3) for rank in (1, 2)]
+        if ranks.rank == 1:
+            ranks.send_kept(ARRAYS)
+        return None
+
+    kept, nothing = on_all_ranks(3, run)[0]
+    np.testing.assert_array_equal(kept["w"], ARRAYS["w"])
+    assert nothing is None
+
+
+def test_all_end_together_and_workers_hear_why():
+    def run(comm):
+        ranks = Ranks(comm)
+        if not ranks.is_server:
+            with pytest.raises(TrainingEnded, match="no data left"):
+                ranks.wait(lambda: False, "a model")
+        ranks.shutdown("no data left" if ranks.is_server else "")
+        return ranks.end_reason
+
+    assert on_all_ranks(3, run)[1:] == ["no data left"] * 2
+    assert MPI.finalized == 3
+
+
+def test_a_dead_worker_does_not_hold_up_the_end():
+    world = World(3)
+    joined = threading.Barrier(3, timeout=30)
+
+    def run(comm):
+        ranks = Ranks(comm)
+        joined.wait()
+        if ranks.rank == 2:
+            world.kill(2)
+            return
+        ranks.shutdown("")
+
+    assert on_all_ranks(3, run, world) == [None] * 3
+    assert MPI.finalized == 0  # which would wait for the dead one
+
+
+def test_a_dead_server_is_an_error_that_says_so():
+    world = World(2)
+    joined = threading.Barrier(2, timeout=30)
+
+    def run(comm):
+        ranks = Ranks(comm)
+        joined.wait()
+        if ranks.is_server:
+            world.kill(0)
+            return None
+        with pytest.raises(LinkError, match=r"rank 1 has lost the server \(rank 0\)"):
+            ranks.receive_state()
+        with pytest.raises(LinkError, match="lost the server"):
+            ranks.ended_soon()
+        ranks.shutdown("")
+        return "went on"
+
+    assert on_all_ranks(2, run, world)[1] == "went on"
+
+
+def test_the_server_knows_who_has_gone():
+    world = World(4)
+    joined, parted = threading.Barrier(4, timeout=30), threading.Event()
+
+    def run(comm):
+        ranks = Ranks(comm)
+        joined.wait()
+        if ranks.rank == 1:
+            world.kill(1)
+        if ranks.rank == 2:
+            comm_of = ranks.comm
+            comm_of.Isend(b"\0", 0, module._GOODBYE)
+        if not ranks.is_server:
+            parted.wait(30)
+            return None
+        until = time.monotonic() + 30
+        while len(ranks.gone()) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        gone = ranks.gone()
+        parted.set()
+        return gone
+
+    assert on_all_ranks(4, run, world)[0] == [0, 1]
+
+
+def test_a_long_wait_is_said_ever_more_rarely(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "say", said.append)
+    warning = SlowWaitWarning(3, lambda: "the server")
+    for second in range(90):
+        clock[0] = float(second)
+        warning.look()
+    assert said == [f"rank 3 has waited {after} s for the server" for after in (10, 20, 40, 80)]
