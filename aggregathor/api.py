@@ -6,19 +6,27 @@ takes part once ``DistributedOptimizer`` or ``distribute_all`` marks it.
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from aggregathor import log
 from aggregathor.cluster import ending
 from aggregathor.cluster.config import Config
-from aggregathor.cluster.job import Job
+from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import start_ranks
 from aggregathor.errors import UserError
-from aggregathor.log import say
-from aggregathor.protocols.report import RoundReport
 
+# What imports TensorFlow and Keras is imported where it is first needed: after the configuration
+# and their versions have been checked.
+if TYPE_CHECKING:
+    from aggregathor.cluster.job import Job
+    from aggregathor.dropin.install import Dropin
+    from aggregathor.protocols.report import RoundReport
+
+_logger = logging.getLogger(__name__)
 _job: Job | None = None
-_dropin: Any = None  # an `aggregathor.dropin.install.Dropin`, which imports Keras
+_dropin: Dropin | None = None
 _initialised = False
 
 
@@ -33,11 +41,15 @@ def init(**given: Any) -> None:
     Called again it does nothing either, as long as it is given nothing else.
 
     Raises:
-      UserError: something cannot work; every rank ends, and rank 0 tells.
+      UserError: an argument is wrong, or the installed Keras or TensorFlow lacks what is needed;
+        every rank ends, and rank 0 reports it.
     """
     global _job, _dropin, _initialised
     ending.install_hook()
+    log.install()
     config = Config.of(given, os.environ)
+    if config.log != Config.log:
+        log.install(config.log)
     if _initialised:
         if _job is not None and given and config.to_environment() != _job.told:
             raise UserError("agt.init was called before, with other arguments. Call it once.")
@@ -45,18 +57,25 @@ def init(**given: Any) -> None:
     _initialised = True
     ranks = start_ranks()
     if ranks is None:
-        say("one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`")
+        _logger.info(
+            "one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`"
+        )
         return
     try:
+        from aggregathor.internals import compatibility
+
+        Meeting(ranks, config.start_s).together(compatibility.check)
+        from aggregathor.cluster.job import Job
+
         _job = Job(ranks, config)
     except UserError:
         if ranks.is_server:
             raise
         raise SystemExit(2) from None
     ending.watch(_job)
-    from aggregathor.dropin.install import (
-        Dropin,  # imports Keras: not before the configuration is checked
-    )
+    if ranks.is_server and (untested := compatibility.untested()):
+        _logger.warning("%s", untested)
+    from aggregathor.dropin.install import Dropin
 
     _dropin = Dropin(_job)
 
@@ -67,20 +86,20 @@ def rank() -> int:
 
 
 def num_workers() -> int:
-    """Returns n, how many workers there are; 1 in a process that was started alone."""
+    """Returns n, the number of workers; 1 in a process that was started alone."""
     return 1 if _job is None else _job.ranks.num_workers
 
 
 def is_server() -> bool:
-    """Returns whether this process is the one to write files and to talk: rank 0."""
+    """Returns whether this process is rank 0, the one to write files and to print."""
     return rank() == 0
 
 
 def last_round() -> RoundReport | None:
     """Returns what the server saw in the latest round; None on workers, and while one is open.
 
-    For a script that wants to know: which workers are ``suspected``, ``delivered_n``, ``usage_n``,
-    how much of each gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
+    A report has the workers that are ``suspected``, ``delivered_n``, ``usage_n``, how much of each
+    gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
     """
     return None if _job is None else _job.last_round
 
@@ -102,7 +121,7 @@ def DistributedOptimizer(optimizer: Any) -> Any:
     On the server it applies the aggregate of what the workers send; on a worker it sends the
     gradients and takes over the server's variables. In a process that was started alone it stays
     as it is. Everything else about it, such as its class and its configuration, is unchanged, so a
-    model that was compiled with it is saved and loaded as ever.
+    model that was compiled with it is saved and loaded as usual.
 
     Args:
       optimizer: any ``keras.optimizers.Optimizer``, or its name, such as "adam"; or one of
@@ -122,18 +141,19 @@ def DistributedOptimizer(optimizer: Any) -> Any:
 def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
     """Keeps the graphs that a worker traces from now on from writing variables.
 
-    What an optimizer of the job trains is locked as its first step is traced: this locks it sooner,
-    so that whatever is traced before is looked at too, or locks other variables. On the server,
-    which may write, in a process that was started alone, and with ``lock="off"`` it does nothing.
+    The variables that an optimizer of the job trains are locked when its first step is traced. This
+    locks them sooner, so that graphs which are traced before are checked too, or locks others. It
+    does nothing on the server, which may write, in a process that was started alone, and with
+    ``lock="off"``.
 
     Args:
-      model_or_variables: a variable of Keras or TensorFlow, what has ``trainable_variables``, or a
-        list of such. Of a model only those are meant: the others, such as the statistics of batch
-        normalisation, stay open.
-      on_violation: "error" refuses a graph that could write; "patch" lets it write a copy of this
-        worker's own instead, and says so, where the graph names the variable itself, and refuses it
-        elsewhere. Unless it is given, as ``lock`` of ``agt.init`` says. Graphs of
-        ``tf.compat.v1`` are always refused.
+      model_or_variables: a variable of Keras or TensorFlow, an object with ``trainable_variables``,
+        or a list of these. Of a model only the trainable variables are locked: the others, such as
+        the statistics of batch normalisation, stay open.
+      on_violation: "error" refuses a graph that could write. "patch" lets it write a copy of this
+        worker's own instead, and logs that, where the graph names the variable itself; elsewhere it
+        refuses it. By default as ``lock`` of ``agt.init`` says. Graphs of ``tf.compat.v1`` are
+        always refused.
     Raises:
       UserError: there is nothing to lock, or ``agt.init`` was not called.
       LockError: a graph that was traced before could write one.
@@ -152,13 +172,13 @@ def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
 def shard(data: Any) -> Any:
     """Returns this worker's own part of the data: element i goes to worker i mod n.
 
-    The server, which trains on nothing, gets the part of the last worker: as no part is shorter, no
-    worker is through with its data before the server is. In a process that was started alone the
-    data are returned as they are.
+    The server, which trains on nothing, gets the part of the last worker: no part is shorter, so no
+    worker finishes its data before the server does. In a process that was started alone the data
+    are returned as they are.
 
     Args:
       data: a ``tf.data.Dataset``, before it is shuffled and batched; or an array, or a tuple of
-        arrays, whose first axis is shared out.
+        arrays, whose first axis is divided.
     Raises:
       UserError: the data are something else, or fewer than there are workers.
     """
@@ -174,5 +194,5 @@ def shard(data: Any) -> Any:
 def _check_initialised(caller: str) -> None:
     """Raises ``UserError`` unless ``init`` was called, with or without an mpirun."""
     if not _initialised:
-        ending.install_hook()  # it is told in a line
+        ending.install_hook()  # so that it is one line
         raise UserError(f"{caller} comes after agt.init(...): call that first.")

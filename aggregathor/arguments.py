@@ -10,10 +10,10 @@ from aggregathor.errors import UserError
 
 
 def parse_arguments(flag: str, pairs: Iterable[str]) -> dict[str, Any]:
-    """Reads ``["z=1.5", "follow=row"]``; a value that is no Python literal is a string.
+    """Parses ``["z=1.5", "follow=row"]``; a value that is no Python literal is a string.
 
     Raises:
-      UserError: a word is not of the form name=value; ``flag`` is where it stood.
+      UserError: a word is not of the form name=value; ``flag`` names the flag that has it.
     """
     arguments = {}
     for pair in pairs:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from aggregathor import log
 from aggregathor.cli.flags import parse
 from lossympi import mpi
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs the script that the arguments name, in this process."""
     from aggregathor.cluster import ending
 
+    log.install()
     try:
         told, script, rest = parse(arguments)
         os.environ.update(told)
@@ -34,11 +36,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(script: str, arguments: Sequence[str]) -> None:
+    from aggregathor import api
     from aggregathor.cli.tf_log import quiet_tensorflow
 
     _spread_server()
     with quiet_tensorflow():
-        from aggregathor import api
+        import tensorflow  # noqa: F401 - only to have its start-up log held back
     api.init()
     api.distribute_all()
     current = api.current()
@@ -50,7 +53,7 @@ def _run(script: str, arguments: Sequence[str]) -> None:
 
 
 def _spread_server() -> None:
-    """Gives the server's operations the cores of the workers that wait while it steps."""
+    """Lets the server's ops use all cores: the workers wait while it steps."""
     launch = mpi.launch_of(os.environ)
     threads = os.environ.get("AGGREGATHOR_SERVER_THREADS")
     if threads and launch is not None and launch.rank == 0:

@@ -1,4 +1,4 @@
-"""The project's version and the one of TensorFlow that it is made for."""
+"""The project's version, and those of TensorFlow and Keras that it was made for and tested with."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from aggregathor.errors import UserError
 
 __version__ = "0.1.0"
 TENSORFLOW_SERIES = "2.21"
+KERAS = ("3.12", "3.15")  # the first and the last series that tests/dropin passed with
+KERAS_REQUIREMENT = "keras>=3.12,<3.16"  # as in pyproject.toml
 
-# What setup.py writes into build.json, "instruction_sets" being names.
+# What setup.py writes to build.json; "instruction_sets" are names.
 BUILD_FACT_TYPES = {
     "version": str,
     "tensorflow": str,
@@ -26,17 +28,27 @@ BUILD_FACT_TYPES = {
 
 
 class VersionError(UserError, ImportError):
-    """The TensorFlow that is installed is not the one this version, or its library, is made for."""
+    """This version, or its library, does not work with the installed TensorFlow or Keras."""
 
 
 def series(version: str) -> str:
-    """Returns "2.21" for "2.21.0-rc1", "" where there are no two numbers."""
+    """Returns "2.21" for "2.21.0-rc1"; "" if there are no two numbers."""
     found = re.match(r"(\d+\.\d+)\b", version)
     return found.group(1) if found else ""
 
 
+def is_tested_keras(version: str) -> bool:
+    """Whether a version of Keras is of a series that was tested."""
+    first, last = (_numbers(each) for each in KERAS)
+    return first <= _numbers(series(version)) <= last
+
+
+def _numbers(series: str) -> list[int]:
+    return [int(number) for number in series.split(".") if number]
+
+
 def read_build_facts(path: Path) -> dict[str, Any]:
-    """Returns what setup.py wrote about the native library, less what cannot be read of it."""
+    """Returns what setup.py wrote about the native library, without facts that cannot be read."""
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -54,9 +66,9 @@ def read_build_facts(path: Path) -> dict[str, Any]:
 
 
 def check_whole(library: Path, facts: dict[str, Any]) -> None:
-    """Raises OSError unless the library is what setup.py linked: a cut one kills the process.
+    """Raises OSError unless the library is what setup.py linked.
 
-    The pages that are missing from its end are mapped all the same, and touching them is SIGBUS.
+    A truncated one kills the process: the missing pages are mapped, and touching them is a SIGBUS.
     """
     size, linked = library.stat().st_size, facts.get("library_bytes")
     if linked is not None and size != linked:
@@ -67,7 +79,7 @@ def check_whole(library: Path, facts: dict[str, Any]) -> None:
 
 
 def require_tensorflow(version: str) -> None:
-    """Raises ``VersionError`` unless ``version`` is of the series that the ops are built for.
+    """Raises ``VersionError`` unless ``version`` is in the series that the ops are built for.
 
     A custom op uses TensorFlow's C++ interface, which changes from one series to the next.
     """

@@ -1,1 +1,1 @@
-"""Experiments: data, a model and a run. ``python -m experiments --help`` tells the flags."""
+"""Experiments: data, a model and a run. ``python -m experiments --help`` lists the flags."""

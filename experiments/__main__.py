@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
+from aggregathor import log
 from experiments.command import import_tensorflow, run_command, tell
 from experiments.ranks import join, settle, work_until_the_end
 
@@ -26,7 +27,7 @@ DEFAULTS = {
     "experiment": ("digits", "what to train: a file of experiments/tasks"),
     "model": (None, "the network: see experiments/models.py; any of keras.applications"),
     "gar": ("average", "gradient aggregation rule: see `aggregathor gars`"),
-    "f": (None, "Byzantine workers that the rule is told to bear; by default --byzantine"),
+    "f": (None, "Byzantine workers that the rule must tolerate; by default --byzantine"),
     "workers": (11, "n, how many workers there are; under mpirun all ranks but the first"),
     "byzantine": (0, "how many of them attack"),
     "attack": ("", "what the Byzantine workers do: see `aggregathor attacks`"),
@@ -78,6 +79,7 @@ def main(_: list[str]) -> int:
     values = flags.FLAGS.flag_values_dict()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    log.install()
     settled = settle(values["workers"], bool(flags.FLAGS["workers"].present), values["transport"])
     import_tensorflow()
     from aggregathor.arguments import parse_arguments

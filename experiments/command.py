@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -22,12 +23,11 @@ def run_command(name: str, body: Callable[[], int]) -> int:
 
 
 def tell(line: str, status: int) -> int:
-    """Writes a line and returns the status; under mpirun rank 0 does, for all.
+    """Writes a line and returns the status; under mpirun rank 0 does so for all.
 
-    A status of 0 elsewhere keeps mpirun from ending rank 0 before it has told.
+    A status of 0 elsewhere keeps mpirun from ending rank 0 before it has written.
     """
-    launch = mpi.launch_of(os.environ)
-    if launch is not None and launch.rank > 0:
+    if not _speaks():
         return 0
     sys.stderr.write(line + "\n")
     return status
@@ -37,8 +37,22 @@ def import_tensorflow() -> None:
     """Imports TensorFlow without its start-up log and its advice on functions traced again.
 
     Every run traces the functions of its own model: that is several times in one process.
+
+    Raises:
+      UserError: TensorFlow or Keras lacks what this package needs.
     """
     with quiet_tensorflow():
         import tensorflow as tf
 
+        from aggregathor.internals import compatibility
+
         tf.get_logger().setLevel("ERROR")
+    compatibility.check()
+    if _speaks() and (untested := compatibility.untested()):
+        logging.getLogger("aggregathor").warning("%s", untested)
+
+
+def _speaks() -> bool:
+    """Whether this process is rank 0, or alone."""
+    launch = mpi.launch_of(os.environ)
+    return launch is None or launch.rank == 0

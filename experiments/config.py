@@ -26,7 +26,7 @@ FREE = frozenset({"steps", "eval_every", "checkpoint_every", "data_dir"})
 
 @dataclass(frozen=True)
 class Config:
-    """A run. The flags of ``python -m experiments`` have the same names and tell more.
+    """A run. The flags of ``python -m experiments`` have the same names; their help says more.
 
     ``f`` and ``model`` may be None: as many as are Byzantine, and the experiment's own.
     ``transport`` is how the ranks of an mpirun are linked; "" for a simulation.
@@ -129,7 +129,7 @@ class Config:
         return keras.optimizers.get({"class_name": self.optimizer, "config": settings})
 
     def saves_at(self, step: int) -> bool:
-        """Returns whether a checkpoint is made when so many steps have been made."""
+        """Returns whether a checkpoint is made after that many steps."""
         return step % self.checkpoint_every == 0 or step == self.steps
 
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""A run under mpirun: rank 0 is the server, which writes and tells; the others are workers."""
+"""A run under mpirun: rank 0 is the server, which writes and reports; the others are workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from aggregathor.cluster.ranks import Ranks
     from experiments.config import Config
 
-# A round shall end sooner only if its workers have died or been stopped, on slow machines too.
+# Long enough that, on slow machines too, only workers that died or were stopped miss a round.
 LINK_ARGS = {"timeout_s": 60.0}
 
 
@@ -65,14 +65,14 @@ def join(config: Config) -> Job | None:
     try:
         job = job_of(config, ranks)
     except UserError:
-        atexit.register(ranks.shutdown, "")  # when rank 0 has told
+        atexit.register(ranks.shutdown, "")  # after rank 0 has written why
         raise
     ending.watch(job)
     return job
 
 
 def job_of(config: Config, ranks: Ranks) -> Job:
-    """Returns what the ranks are told for a run; collective.
+    """Returns the job of a run; collective.
 
     Raises:
       UserError: on every rank.
@@ -102,13 +102,13 @@ def job_of(config: Config, ranks: Ranks) -> Job:
 
 
 def work_until_the_end(config: Config, job: Job) -> int:
-    """Does a worker's part of a run; returns the exit status, and leaves it to the server to tell.
+    """Does a worker's part of a run; returns the exit status. The server reports the results.
 
     Raises:
       UserError: on every rank.
     """
     from aggregathor.cluster.ranks import TrainingEnded
-    from aggregathor.log import say
+    from aggregathor.log import tell_error
     from experiments.run import worker_of
 
     worker = worker_of(config, job)
@@ -117,9 +117,9 @@ def work_until_the_end(config: Config, job: Job) -> int:
     except TrainingEnded:
         return 0
     except LinkError as error:
-        say(str(error))
+        tell_error(str(error))
         return 1
-    except UserError as error:  # of the attack, which sees only now what it has to work with
-        say(f"rank {job.ranks.rank}: {error}")
+    except UserError as error:  # of the attack, which can check its parameters only now
+        tell_error(f"rank {job.ranks.rank}: {error}")
         job.ranks.comm.Abort(2)
     return 0

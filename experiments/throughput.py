@@ -47,7 +47,7 @@ COMPARED = ("small", "big")
 HOST_MTUS = {"hosts": 1500, "hosts, jumbo frames": 9000}
 CONGESTIONS = {"hosts": ("bbr", "cubic"), "hosts, jumbo frames": ("bbr",)}
 RULES = ("average", "multi-krum", "bulyan")
-RULES_N, RULES_F = 7, 1  # the fewest that Bulyan bears: n >= 4f + 3
+RULES_N, RULES_F = 7, 1  # the fewest that Bulyan needs: n >= 4f + 3
 MPIRUN = (
     *("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"),
     *("--with-ft", "ulfm"),
@@ -64,7 +64,7 @@ _START_S = 120  # of imports by many processes on few cores
 
 
 class FailedError(Exception):
-    """A contender did not do what it should; the message tells why."""
+    """A contender did not do what it should; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import logging
 import os
 
 # Before TensorFlow is imported: quiet, and no more threads than a small machine has.
@@ -11,6 +12,16 @@ from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def messages_are_lines(monkeypatch):
+    """As the entry points do: messages are lines on standard error."""
+    from aggregathor import log
+
+    # What the first message of a library adds would hold on to one test's standard error.
+    monkeypatch.setattr(logging.root, "handlers", [])
+    log.install()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""What is installed on this machine, and what is wrong with it.
+"""Reports what is installed on this machine, and what is wrong with it.
 
-Nothing here imports TensorFlow or starts MPI in the caller's process: both are tried in processes
-of their own, so that a library that is missing, crashes or hangs becomes a finding.
+Nothing here imports TensorFlow or starts MPI in the caller's process: each is tried in a process of
+its own, so that a library that is missing, crashes or hangs becomes a finding.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from typing import Any
 from aggregathor.errors import UserError
 from aggregathor.version import (
     BUILD_FACT_TYPES,
+    KERAS,
     TENSORFLOW_SERIES,
     VersionError,
     __version__,
+    is_tested_keras,
     read_build_facts,
     require_tensorflow,
 )
@@ -35,7 +37,7 @@ OPS = Path(__file__).parents[1] / "ops"
 REBUILD = "rebuild them with `pip install --force-reinstall --no-deps .` in the checkout"
 TENSORFLOW_TIMEOUT_S = 180.0  # a first import from a cold network disk takes minutes
 TIMEOUT_S = 30.0
-# What TensorFlow logs, less its fatal errors ("F"): these are what a process dies of.
+# What TensorFlow logs, without its fatal errors ("F"), which end the process.
 LOG_NOISE = re.compile(
     r"\d{4}-\d\d-\d\d [\d:.]+: [IWE] |[IWE]\d{4} [\d:.]+ |WARNING: All log messages before absl"
     r"|To enable the following instructions:"
@@ -44,7 +46,7 @@ LOG_NOISE = re.compile(
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found. A version is "" where there is nothing, an error is "" where all is well.
+    """What was found. A version is "" if there is none, an error is "" if all is well.
 
     Attributes:
       tensorflow_error: why TensorFlow does not import.
@@ -54,7 +56,7 @@ class Facts:
       library: whether the native library is there.
       build: what setup.py wrote about it: TensorFlow, compiler, instruction sets.
       kernels: "avx512", "avx2" or "baseline" of the native library, "tensorflow" for the stand-in.
-      kernels_reason: why the stand-in is in use.
+      kernels_reason: why the stand-in is used.
       kernels_asked: whether the user asked for the stand-in.
       kernels_error: why the rules do not run.
     """
@@ -81,7 +83,7 @@ class Facts:
 
 
 def inspect_machine() -> Facts:
-    """Looks at everything that AggregaThor uses; takes as long as an import of TensorFlow."""
+    """Inspects everything that AggregaThor uses; takes as long as an import of TensorFlow."""
     compiler_name = os.environ.get("CXX", "g++")
     return Facts(
         python=platform.python_version(),
@@ -100,12 +102,12 @@ def inspect_machine() -> Facts:
 
 
 def table(facts: Facts) -> list[tuple[str, str]]:
-    """Returns what was found, as pairs of a part and what there is of it."""
+    """Returns what was found, as pairs of a part and its description."""
     return [
         ("aggregathor", __version__),
         ("Python", facts.python),
         ("TensorFlow", facts.tensorflow or "does not import, see below"),
-        ("Keras", facts.keras or "not installed"),
+        ("Keras", _describe_keras(facts)),
         ("NumPy", facts.numpy or "not installed"),
         ("mpi4py", facts.mpi4py or "not installed"),
         ("MPI library", facts.mpi_library or "none that mpi4py can load"),
@@ -119,25 +121,33 @@ def table(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _describe_keras(facts: Facts) -> str:
+    if not facts.keras:
+        return "not installed"
+    first, last = KERAS
+    untested = "" if is_tested_keras(facts.keras) else f", untested; tested: {first} to {last}"
+    return f"{facts.keras}{untested}"
+
+
 def _describe_cuda(facts: Facts) -> str:
     if not facts.library:
         return "none: the native ops were not built"
     if facts.kernels == "tensorflow":
         return "none in use: the native ops are not"
     if "cuda" not in facts.build:
-        return "unknown: build.json does not tell"
+        return "unknown: build.json does not say"
     if facts.build["cuda"]:
         return f"every rule, by CUDA {facts.build['cuda']}; untried on a GPU, see README.md"
     return "none in this build: the rules run on the CPU"
 
 
 def findings(facts: Facts) -> list[str]:
-    """Returns what is wrong, each with what to do about it; empty where all is well."""
+    """Returns what is wrong, each with a remedy; empty if all is well."""
     return [*_tensorflow_findings(facts), *_kernel_findings(facts)]
 
 
 def not_needed_yet(facts: Facts) -> list[str]:
-    """Returns what training over several processes will need, which this version does not have."""
+    """Returns what training over several processes will need, and is missing here."""
     if not facts.mpi4py:
         return ["mpi4py is not installed; training over MPI will need it: pip install 'mpi4py>=4'"]
     if not facts.mpi_library:
@@ -175,7 +185,7 @@ def _tensorflow_findings(facts: Facts) -> list[str]:
 
 def _kernel_findings(facts: Facts) -> list[str]:
     found = []
-    if facts.kernels_error and not _tensorflow_findings(facts):  # else one cause, told twice
+    if facts.kernels_error and not _tensorflow_findings(facts):  # else one cause twice
         found.append(f"The rules do not run: {facts.kernels_error}")
     elif facts.kernels == "tensorflow" and not facts.kernels_asked:
         found.append(
@@ -192,7 +202,7 @@ def _kernel_findings(facts: Facts) -> list[str]:
     lacking = [name for name in BUILD_FACT_TYPES if name not in facts.build]
     if facts.library and lacking and not found and not facts.kernels_asked:
         found.append(
-            "build.json, which tells how the native ops were built, is damaged: it lacks "
+            "build.json, which says how the native ops were built, is damaged: it lacks "
             f"{', '.join(lacking)}. What it lacks cannot be checked; {REBUILD}."
         )
     if found and not facts.compiler:
@@ -236,18 +246,18 @@ def _installed(package: str) -> str:
 
 
 def _mpirun() -> str:
-    """The mpirun on PATH, or the one beside a Python whose environment was not activated."""
+    """Returns the mpirun on PATH, or the one beside a Python whose environment is not active."""
     path = shutil.which("mpirun") or shutil.which("mpirun", path=sysconfig.get_path("scripts"))
     if path is None:
         return ""
     said, error = _run([path, "--version"], TIMEOUT_S)
-    # Open MPI tells all in its first line, MPICH's version is in the second.
+    # Open MPI's version is in the first line, MPICH's in the second.
     version = " ".join(" ".join(said.splitlines()[:2]).split())
     return f"{version or error} ({path})"
 
 
 def _mpi_library() -> dict[str, Any]:
-    """Loads the MPI library without MPI_Init: where there is none, mpi4py may abort."""
+    """Loads the MPI library without MPI_Init: without a library, mpi4py may abort."""
     said, error = _run_python(
         "import mpi4py; mpi4py.rc.initialize = mpi4py.rc.finalize = False; "
         "from mpi4py import MPI; print(MPI.Get_library_version().strip('\\0'))",
@@ -259,7 +269,7 @@ def _mpi_library() -> dict[str, Any]:
 
 
 def _tensorflow() -> dict[str, Any]:
-    """Imports TensorFlow and runs a rule, in a process whose C++ log stays off the terminal."""
+    """Imports TensorFlow and runs a rule, in a process whose C++ log is not shown."""
     said, error = _run_python(
         "from aggregathor.cli import doctor; doctor._tell_tensorflow()", TENSORFLOW_TIMEOUT_S
     )
@@ -275,7 +285,7 @@ def _tensorflow() -> dict[str, Any]:
 
 
 def _tell_tensorflow() -> None:
-    """Writes a line of JSON after each step, so that a crash leaves what was known before it."""
+    """Writes a line of JSON after each step, so that a crash loses nothing known before it."""
 
     def tell(**facts: Any) -> None:
         sys.stdout.write(json.dumps(facts) + "\n")
@@ -296,7 +306,7 @@ def _tell_tensorflow() -> None:
 
         from aggregathor import gars, ops
 
-        warnings.simplefilter("ignore")  # that the stand-in is in use is told as a fact
+        warnings.simplefilter("ignore")  # that the stand-in is used is a fact below
         gars.krum([[0.0], [1.0], [2.0], [9.0], [9e9]], f=1)
         state = ops.state()
     except (UserError, ImportError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import shutil
-import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, Config, read_text
 from aggregathor.errors import UserError, near
@@ -18,6 +19,58 @@ ABOUT = """\
 Runs a TensorFlow script, unchanged, as one rank of a job: rank 0 is the server, the others are
 workers. Every optimizer of the script takes part.
 """
+_METAVARS = {str: "TEXT", int: "N", float: "NUMBER", dict: "NAME=VALUE"}
+
+Flags = list[tuple[str, str]]  # names of fields, each with the text of its value
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses options in front of a script; a mistake is a ``UserError``.
+
+    The namespace has ``job``, the flags of a job, and ``words``, the script and its arguments.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        """Takes what ``argparse.ArgumentParser`` takes."""
+        width = shutil.get_terminal_size(fallback=(100, 24)).columns
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width),
+            **given,
+        )
+        self.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        self.set_defaults(job=[])
+
+    def add_job_flags(self, *, shown: bool) -> None:
+        """Adds a flag for each field of ``Config``, with its documentation if they are shown."""
+        for name, text in _documented():
+            default = f" (default {FIELDS[name]})" if FIELDS[name] not in ("", {}) else ""
+            metavar = _METAVARS[KINDS[name]]
+            about = f"{text}{default}" if shown else argparse.SUPPRESS
+            self.add_argument(f"--{name}", action=_JobFlag, metavar=metavar, help=about)
+            if "_" in name:
+                self.add_argument(
+                    f"--{name.replace('_', '-')}", action=_JobFlag, help=argparse.SUPPRESS
+                )
+
+    def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Returns what the options say, and those that are unknown."""
+        found, unknown = self.parse_known_args(words)
+        while found.words and found.words[0].startswith("-"):  # "--x=a b" is no option to argparse
+            unknown.append(found.words.pop(0))
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``UserError``: one line, as for all other mistakes."""
+        value = r"argument (\S+): expected one argument"
+        raise UserError(re.sub(value, r"\1 needs a value: \1=...", message))
+
+
+class _JobFlag(argparse.Action):
+    """Adds a flag of a job to those that were found before."""
+
+    def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:
+        found.job = [*found.job, (self.dest, value)]
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
@@ -26,61 +79,57 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
     Raises:
       UserError: a flag is unknown or wrong, or there is no such script.
     """
+    found, unknown = _parser().read(arguments)
+    told = to_environment(found.job, unknown)
+    if not found.words:
+        raise UserError(f"no script is named{_hint(found.job)}: {USAGE}")
+    script, *rest = found.words
+    if not Path(script).is_file():
+        raise UserError(f"there is no script {script}")
+    return told, script, rest
+
+
+def to_environment(flags: Flags, unknown: Iterable[str] = ()) -> dict[str, str]:
+    """Returns what flags say, as variables of the environment.
+
+    Raises:
+      UserError: a value cannot be parsed, or there are unknown flags.
+    """
+    for word in unknown:
+        name = word.partition("=")[0]
+        raise UserError(f"there is no flag {name}: {near(name, [f'--{each}' for each in FIELDS])}")
     told: dict[str, str] = {}
-    rest = list(arguments)
-    flag = text = ""
-    if rest and rest[0] in ("-h", "--help"):
-        sys.stdout.write(help_text())
-        raise SystemExit(0)
-    while rest and rest[0].startswith("--"):
-        flag, equals, text = rest.pop(0).partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if name not in FIELDS:
-            raise UserError(f"there is no flag {flag}: {near(flag, _flags())}")
-        if not equals:
-            if not rest:
-                raise UserError(f"{flag} takes a value: {flag}=...")
-            text = rest.pop(0)
-        read_text(name, text, flag)
+    for name, text in flags:
+        read_text(name, text, f"--{name}")
         variable = PREFIX + name.upper()
         repeated = KINDS[name] is dict and variable in told
         told[variable] = f"{told[variable]} {text}" if repeated else text
-    if not rest:
-        hint = f"; if {text!r} is it, {flag} lacks its value" if text.endswith(".py") else ""
-        raise UserError(f"no script is named{hint}: {USAGE}")
-    if not Path(rest[0]).is_file():
-        raise UserError(f"there is no script {rest[0]}")
-    return told, rest[0], rest[1:]
+    return told
 
 
 def help_text() -> str:
-    """Returns the flags with their defaults, as the documentation of ``Config`` tells them."""
+    """Returns the flags with their defaults, as the documentation of ``Config`` describes them."""
+    return _parser().format_help()
+
+
+def _parser() -> Parser:
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
-    documented = (inspect.getdoc(Config) or "").replace("``", "")
-    attributes = re.findall(r"^ {2}(\w+): (.*(?:\n {4,}.*)*)", documented, re.MULTILINE)
-    parts = [
-        _filled(f"usage: {USAGE}", width, "", "  "),
-        _filled(ABOUT, width, "", ""),
-        "\n".join(_filled(text, width, _flag(name), "      ") for name, text in attributes),
-    ]
-    return "\n\n".join(parts) + "\n"
+    usage = textwrap.fill(f"usage: {USAGE}", width, subsequent_indent="  ")
+    parser = Parser(usage=usage.removeprefix("usage: "), description=ABOUT)
+    parser.add_job_flags(shown=True)
+    return parser
 
 
-def _filled(text: str, width: int, first: str, others: str) -> str:
-    return textwrap.fill(
-        " ".join(text.split()),
-        width,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _documented() -> list[tuple[str, str]]:
+    """Returns the fields of ``Config`` and what its documentation says of each."""
+    text = (inspect.getdoc(Config) or "").replace("``", "").replace("%", "%%")
+    attributes = re.findall(r"^ {2}(\w+): (.*(?:\n {4,}.*)*)", text, re.MULTILINE)
+    return [(name, " ".join(about.split())) for name, about in attributes]
 
 
-def _flag(name: str) -> str:
-    default = f" (default {FIELDS[name]})" if FIELDS[name] not in ("", {}) else ""
-    return f"  --{name}{default}: "
-
-
-def _flags() -> list[str]:
-    return [f"--{name}" for name in FIELDS]
+def _hint(flags: Flags) -> str:
+    """Returns a hint where the last flag has taken the script for its value."""
+    if not flags or not flags[-1][1].endswith(".py"):
+        return ""
+    name, text = flags[-1]
+    return f"; if {text!r} is it, --{name} lacks its value"

@@ -1,7 +1,7 @@
 """Starts a script on a server and its workers: ``aggregathor run``.
 
-Becomes the mpirun that belongs to mpi4py's MPI, with the options that this machine needs. The
-processes that mpirun starts run ``aggregathor.run``, which takes the other options.
+The process becomes the mpirun that belongs to mpi4py's MPI, with the options that this machine
+needs. The processes that mpirun starts run ``aggregathor.run``, which takes the job's flags.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from aggregathor.cli import flags
 from aggregathor.cluster.config import Config
@@ -25,10 +25,9 @@ from aggregathor.errors import UserError
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
-WITH_VALUE = ("-n", "--host", "--hostfile", "--mpirun-args")
-WITHOUT_VALUE = ("-h", "--help", "--dry-run")
-# TensorFlow takes a thread per core in each process. Where there are more processes than cores, one
-# each keeps all cores busy, and an exchange takes none of them.
+OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run")
+# TensorFlow uses a thread per core in each process. With more processes than cores, one thread each
+# keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -42,35 +41,36 @@ Option = tuple[str, ...]  # of mpirun, with its values
 
 
 def main(words: Sequence[str]) -> int:
-    """Becomes mpirun, or writes its command line.
+    """Becomes mpirun, or prints its command line.
 
     Args:
       words: what follows ``aggregathor run``.
     Returns:
-      0, after a dry run alone.
+      0, only after a dry run.
     Raises:
-      UserError: there is nothing to start, or nothing that could start it.
+      UserError: an argument is wrong, or there is no mpirun that fits.
     """
-    own, passed, script_words = _split(words)
-    args = _parser().parse_args(own)
+    args, unknown = _parse(words)
     ranks = _ranks(args.n)
-    _check_script(script_words, passed)
+    # What every process would refuse after TensorFlow's start is refused at once, and once.
+    Config.of({}, {**os.environ, **flags.to_environment(args.job, unknown)})
+    _check_script(args.words)
     if args.hostfile is not None and not Path(args.hostfile).is_file():
         raise UserError(
             f"--hostfile names a file with a host a line; there is none: {args.hostfile!r}"
         )
     extra = _extra(args.mpirun_args)
     _check_alone()
-    _check_flags([*passed, *script_words])
 
     mpirun, version = _find_mpirun()
     options = _options(version, ranks, args.host, args.hostfile)
     named = {word.partition("=")[0] for word in extra}
+    passed = [f"--{name}={text}" for name, text in args.job]
     command = [
         mpirun,
         *(word for option in options if _subject(option) not in named for word in option),
         *extra,
-        *("-n", str(ranks), sys.executable, "-m", MODULE, *passed, *script_words),
+        *("-n", str(ranks), sys.executable, "-m", MODULE, *passed, *args.words),
     ]
     if args.dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
@@ -83,31 +83,32 @@ def main(words: Sequence[str]) -> int:
         raise UserError(f"{mpirun} does not start: {error.strerror}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)  # one line, as for all else
+class _Meant(argparse.Action):
+    """Refuses an option of mpirun that has another name here."""
+
+    def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:
+        raise UserError(f"there is no option {option}: did you mean {self.const}?")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> flags.Parser:
+    parser = flags.Parser(
         prog="aggregathor run",
         usage="aggregathor run -n N [OPTION ...] SCRIPT [ARGUMENT ...]",
-        description="Start a script on a server and N - 1 workers, by the mpirun beside this "
-        "Python or on PATH that belongs to the MPI that mpi4py loads. Of Open MPI 5, training goes "
-        "on when a worker dies.",
-        epilog="Options that are not listed, such as --gar=multi-krum --f=2 --transport=udp "
-        f"--monitor=DIR --checkpoint=DIR, are the job's: `python -m {MODULE} --help` tells them "
-        "all. Here they take the form --name=value. Where N exceeds the cores of this machine, "
-        "TensorFlow is given few threads: "
+        description="Start a script on a server and N - 1 workers, with the mpirun beside this "
+        "Python or on PATH that belongs to the MPI that mpi4py loads. With Open MPI 5 the training "
+        "goes on when a worker dies.",
+        epilog="All other options, such as --gar=multi-krum --f=2 --transport=udp --monitor=DIR "
+        f"--checkpoint=DIR, are the job's: `python -m {MODULE} --help` lists them. If N exceeds "
+        "the cores of this machine, TensorFlow is given few threads, by "
         f"{', '.join(f'{name}={value}' for name, value in FEW_THREADS.items())}, and the server "
-        f"all cores for an operation, {SERVER_THREADS}; but for those "
-        "that are set. Processes on other hosts see these, AGGREGATHOR_* and LOSSYMPI_* of this "
-        "environment; the rest with --mpirun-args='-x NAME'.",
-        allow_abbrev=False,
+        f"all cores for one operation, by {SERVER_THREADS}; variables that are set stay as they "
+        "are. Processes on other hosts get these variables, AGGREGATHOR_* and LOSSYMPI_* of this "
+        "environment; pass others with --mpirun-args='-x NAME'.",
     )
     parser.add_argument(
         "-n", metavar="N", help="how many processes: -n 9 is 1 server and 8 workers"
     )
+    parser.add_argument("-np", "-N", action=_Meant, const="-n", help=argparse.SUPPRESS)
     hosts = parser.add_mutually_exclusive_group()
     hosts.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
     hosts.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
@@ -115,43 +116,35 @@ def _parser() -> argparse.ArgumentParser:
         "--mpirun-args",
         metavar="WORDS",
         default="",
-        help="more options for mpirun; one that is about the same as a chosen one replaces it",
+        help="more options for mpirun; each replaces a chosen one on the same subject",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only write the command line")
+    parser.add_argument("--dry-run", action="store_true", help="only print the command line")
+    parser.add_job_flags(shown=False)
     return parser
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Returns the launcher's options, those that it passes on, and the script with its arguments.
+def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns what the options say, and those that are unknown.
 
-    Which of the others take a value is not known here, so theirs come as --name=value.
+    Raises:
+      UserError: an option lacks its value, or is nearly one of the launcher's.
     """
-    own: list[str] = []
-    passed: list[str] = []
-    rest = list(words)
-    while rest and rest[0].startswith("-"):
-        word = rest.pop(0)
-        name, equals, _ = word.partition("=")
-        if name in WITHOUT_VALUE:
-            own.append(word)
-        elif re.fullmatch(r"-n\d+", word):
-            own.append(f"-n={word[2:]}")
-        elif name not in WITH_VALUE:
-            _check_not_ours(name)
-            passed.append(word)
-        elif equals:
-            own.append(word)
-        elif rest:
-            own.append(f"{name}={rest.pop(0)}")  # whatever it begins with
-        else:
-            raise UserError(f"{name} needs a value, and nothing follows it")
-    return own, passed, rest
+    try:
+        args, unknown = _parser().read(words)
+    except UserError:
+        if "--mpirun-args" not in words[:-1]:
+            raise
+        at = words.index("--mpirun-args")  # argparse takes no value that begins with a dash
+        joined = "=".join(words[at : at + 2])
+        args, unknown = _parser().read([*words[:at], joined, *words[at + 2 :]])
+    for word in unknown:
+        _check_not_ours(word.partition("=")[0])
+    return args, unknown
 
 
 def _check_not_ours(name: str) -> None:
-    """Refuses what is nearly an option of the launcher's: each process would complain of it."""
-    meant = {option.lstrip("-"): option for option in (*WITH_VALUE, *WITHOUT_VALUE)}
-    meant |= {"np": "-n", "N": "-n"}
+    """Refuses what is nearly an option of the launcher's."""
+    meant = {option.lstrip("-"): option for option in OPTIONS}
     close = difflib.get_close_matches(name.lstrip("-"), meant, n=1, cutoff=0.8)
     if close:
         raise UserError(f"there is no option {name}: did you mean {meant[close[0]]}?")
@@ -168,20 +161,18 @@ def _ranks(said: str | None) -> int:
     return ranks
 
 
-def _check_script(script_words: Sequence[str], passed: Sequence[str]) -> None:
-    if not script_words:
+def _check_script(words: Sequence[str]) -> None:
+    if not words:
         raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
-    script = script_words[0]
+    script = words[0]
     if Path(script).is_dir():
         raise UserError(f"{script!r} is a directory; name the script in it")
     if not Path(script).exists():
-        option = passed[-1] if passed and "=" not in passed[-1] else ""
-        hint = f"; if it is the value of {option}, write {option}={script}" if option else ""
-        raise UserError(f"there is no script {script!r}{hint}")
+        raise UserError(f"there is no script {script!r}")
 
 
 def _extra(said: str) -> list[str]:
-    """Returns the words that the user has for mpirun."""
+    """Returns the user's words for mpirun."""
     try:
         words = shlex.split(said)
     except ValueError as error:
@@ -204,12 +195,6 @@ def _check_alone() -> None:
             f"`aggregathor run` starts the processes itself, and {launch.by} has started it "
             f"{launch.size} times. Leave that out, or let it start `python -m {MODULE} ...`."
         )
-
-
-def _check_flags(words: Sequence[str]) -> None:
-    """Refuses at once, and once, what every process would refuse after TensorFlow's start."""
-    told, _, _ = flags.parse(words)
-    Config.of({}, {**os.environ, **told})
 
 
 def _find_mpirun() -> tuple[str, str]:
@@ -238,15 +223,15 @@ def _find_mpirun() -> tuple[str, str]:
 
 
 def _options(version: str, ranks: int, host: str | None, hostfile: str | None) -> list[Option]:
-    """Returns the options that this mpirun needs here; none for one of an unknown family."""
+    """Returns the options that this mpirun needs here; none for an unknown family."""
     is_one_host = not (host or hostfile or _allocated_hosts() > 1)
     family = mpi.family_of(version)
     if family == mpi.OPEN_MPI:
         return _open_mpi_options(version, ranks, host, hostfile, is_one_host)
     if family != mpi.MPICH:
         return []
-    # It binds no process, takes root and few cores as they are, hands on the whole environment, and
-    # ends the others when a process dies, with -disable-auto-cleanup too.
+    # MPICH binds no process, accepts root and few cores, passes on the whole environment, and ends
+    # the other processes when one dies, even with -disable-auto-cleanup.
     options: list[Option] = []
     if host:
         options.append(("-hosts", host))
@@ -268,8 +253,8 @@ def _open_mpi_options(
         options.append(("--allow-run-as-root",))
     options.append(("--bind-to", "none"))  # each process has several threads
     if not is_old:
-        # The others go on when a worker dies, and MPI tells them at once of messages that will
-        # never come. --enable-recovery and --continuous leave those pending, or abort.
+        # The others go on when a worker dies, and MPI fails at once for messages that will never
+        # come. --enable-recovery and --continuous leave those pending, or abort.
         options.append(("--with-ft", "ulfm"))
     if host:
         options.append(("--host", host))
@@ -291,18 +276,18 @@ def _open_mpi_options(
     options += [
         ("--mca", name, value)
         for name, value in parameters.items()
-        if f"OMPI_MCA_{name}" not in os.environ  # which mpirun heeds
+        if f"OMPI_MCA_{name}" not in os.environ  # which mpirun reads
     ]
     return options + [("-x", variable) for variable in variables]
 
 
 def _subject(option: Option) -> str:
-    """Returns what an option is about, so that the user's own takes its place."""
+    """Returns the subject of an option, by which the user's own replaces it."""
     return option[1 if option[0] in ("--mca", "-x", "-genv") else 0].partition("=")[0]
 
 
 def _threads(ranks: int) -> dict[str, str]:
-    """Returns the variables to set for as many processes on this host."""
+    """Returns the variables to set for that many processes on this host."""
     if ranks <= _cpus():
         return {}
     threads = {name: value for name, value in FEW_THREADS.items() if name not in os.environ}
@@ -316,6 +301,6 @@ def _cpus() -> int:
 
 
 def _allocated_hosts() -> int:
-    """Returns how many hosts mpirun takes from Slurm where none are named."""
+    """Returns how many hosts mpirun takes from Slurm if none are named."""
     said = os.environ.get("SLURM_JOB_NUM_NODES", "")
     return int(said) if said.isdigit() else 1

@@ -1,4 +1,4 @@
-"""The command ``aggregathor``: starts training, tells of rules, attacks and what is wrong here."""
+"""The command ``aggregathor``: starts training, lists rules and attacks, checks this machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from aggregathor import log
 from aggregathor.cli import doctor
 from aggregathor.cli.tf_log import quiet_tensorflow
 from aggregathor.errors import UserError
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0; 1: doctor found something; 2: a mistake of the user's; 130: Ctrl-C.
     """
+    log.install()
     try:
         try:
             args = _parser().parse_args(argv)
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     about = "start a script on a server and its workers"
-    # The words that follow are its own matter, options too: none begins with NUL.
+    # It parses the words that follow itself, options too: none begins with NUL.
     run = commands.add_parser("run", help=about, prefix_chars="\0", add_help=False)
     run.add_argument("words", nargs=argparse.REMAINDER)
     run.set_defaults(command=_run)
@@ -78,13 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     attacks = commands.add_parser("attacks", help=about, description=about, allow_abbrev=False)
     attacks.set_defaults(command=_attacks)
 
-    about = "tell how many Byzantine workers each rule bears among n"
+    about = "show how many of n workers may be Byzantine, for each rule"
     advise = commands.add_parser("advise", help=about, description=about, allow_abbrev=False)
     advise.add_argument("--n", type=int, required=True, help="how many workers there are")
     advise.add_argument("--f", type=int, help="how many of them may be Byzantine")
     advise.set_defaults(command=_advise)
 
-    about = "tell what is installed, what is wrong with it and what to do"
+    about = "show what is installed, what is wrong with it and how to fix it"
     check = commands.add_parser(
         "doctor",
         help=about,
@@ -198,7 +200,7 @@ def _rules() -> Mapping[str, Gar]:
     except ImportError as error:
         raise UserError(
             f"the rules need TensorFlow, and it does not import: {error}\n"
-            "`aggregathor doctor` tells what to do."
+            "`aggregathor doctor` says what to do."
         ) from error
     return GARS
 
@@ -212,13 +214,13 @@ def _known_attacks() -> Mapping[str, Attack]:
 
 
 def _console() -> Console:
-    """A console as wide as the terminal or ``COLUMNS``; into a pipe or file, each row is a line."""
+    """Returns a console as wide as the terminal or ``COLUMNS``; in a pipe each row is a line."""
     width = shutil.get_terminal_size(fallback=(PIPED_COLUMNS, 24)).columns
     return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def _show(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table that loses nothing: cells fold, and are stacked where that is too narrow."""
+    """Prints a whole table: cells fold, and are stacked if the console is too narrow for that."""
     widths = _widths(headers, rows, console.width)
     if widths is None and len(headers) > 2:
         names = headers[1:]
@@ -238,14 +240,14 @@ def _show(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print(console: Console, table: RenderableType) -> None:
-    """Prints without the spaces that fill a table's lines up to its width."""
+    """Prints without the trailing spaces of a table's lines."""
     with console.capture() as captured:
         console.print(table)
     sys.stdout.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
 
 
 def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> list[int] | None:
-    """Shares out the total so that no word is broken; None where there is too little to share."""
+    """Divides the total so that no word is broken; returns None if it is too little."""
     columns = list(zip(headers, *rows, strict=True))
     wanted = [max(len(line) for cell in cells for line in cell.splitlines()) for cells in columns]
     least = [max(map(_least_width, cells)) for cells in columns]

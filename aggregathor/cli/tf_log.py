@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_tensorflow() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and shows it only if an error comes.
+    """Holds back what is written to file descriptor 2, and shows it only after an error.
 
-    For imports of TensorFlow: its C++ log goes there, past ``sys.stderr``, as long as nobody has
-    set it up, and no environment variable stops all of it. Of what TensorFlow logs later, errors
-    are shown, unless TF_CPP_MIN_LOG_LEVEL says otherwise. Ctrl-C ends the process with status 130.
+    For imports of TensorFlow: its C++ log goes there, past ``sys.stderr``, until it is set up, and
+    no environment variable stops all of it. Of what TensorFlow logs later, errors are shown, unless
+    TF_CPP_MIN_LOG_LEVEL says otherwise. Ctrl-C ends the process with status 130.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _ctrl_c_ends_the_process(), tempfile.TemporaryFile() as log:
@@ -26,7 +26,7 @@ def quiet_tensorflow() -> Iterator[None]:
         failed = True
         try:
             yield
-            if "tensorflow" in sys.modules:  # looking for devices is the other loud moment
+            if "tensorflow" in sys.modules:  # it also logs when it looks for devices
                 sys.modules["tensorflow"].config.list_physical_devices()
             failed = False
         except KeyboardInterrupt:
@@ -43,8 +43,8 @@ def quiet_tensorflow() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ctrl_c_ends_the_process() -> Iterator[None]:
-    """For imports: a KeyboardInterrupt within the start of a C++ module is fatal to Python."""
-    # Only the main thread may set handlers, and those that others have set are theirs.
+    """For imports: Python aborts at a KeyboardInterrupt while a C++ module is initialised."""
+    # Only the main thread may set handlers; a handler that somebody else has set stays.
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler

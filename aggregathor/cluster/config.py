@@ -1,4 +1,4 @@
-"""What a distributed training is told: by the script, the command line or the environment."""
+"""The configuration of a job: from the script, the command line and the environment."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
+from aggregathor.log import LEVELS
 from lossympi.options import Options
 
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
-OUTPUTS = ("server", "all")
+CHOICES = {"transport": TRANSPORTS, "output": ("server", "all"), "log": LEVELS}
 LOCKS = ("scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
 # Variables with the prefix that mean something to others.
 _NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
@@ -28,33 +29,35 @@ class Config:
     or in a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
 
     Attributes:
-      gar: the rule, a name of ``gars.GARS``.
+      gar: the rule, a name of ``gars.GARS``. The default tolerates no Byzantine worker.
       gar_args: its parameters beside f, as name=value: --gar_args="m=3" for multi-krum.
-      f: how many Byzantine workers it shall bear.
+      f: how many Byzantine workers the rule must tolerate.
       transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
-        host share, "mpi" is MPI, and "auto" is "shm" where all are on one host, else "mpi".
+        host share, "mpi" is MPI, and "auto" is "shm" if all ranks are on one host, else "mpi".
       link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5".
-      fill: what stands in for lost coordinates, one of ``lossympi.FILLS``.
+      fill: what replaces lost coordinates, one of ``lossympi.FILLS``.
       byzantine: how many workers, the last ones, attack: for experiments.
       attack: what they do, a name of ``attacks.ATTACKS``.
       attack_args: its parameters: --attack_args="z=1.5" for little.
       seed: of attacks and fills.
-      monitor: folder for what is seen of each worker, as CSV and for TensorBoard, in run-1, run-2,
-        ... for every start, which counts its rounds from 1; then the server also says how it goes,
-        and at the end who was suspected. "" for none.
+      monitor: folder for what the server sees of each worker, as CSV and for TensorBoard, in run-1,
+        run-2, ... for every start, which counts its rounds from 1. The server also logs its
+        progress, and at the end who was suspected. "" for none.
       monitor_every: rounds between two rows of it.
-      checkpoint: folder to save the training to, and to go on from; "" for none.
+      checkpoint: folder to save the training to, and to resume it from; "" for none.
       checkpoint_every: rounds between two checkpoints.
-      output: whose standard output a script that ``aggregathor run`` starts has: the "server"'s, or
-        that of "all". Standard error is everybody's.
+      output: whose standard output is shown of a script that ``aggregathor run`` starts: the
+        "server"'s, or that of "all". Standard error is always shown.
+      log: the least severe messages that are logged: "debug", "info", "warning" or "error". See
+        Python's ``logging``: the logger is "aggregathor".
       lock: what keeps a worker from writing what only the server writes, one or more of these with
-        commas: "scan" looks at the graphs that it traces, and refuses those that could; "patch"
-        lets them write a copy instead, where that can be, and refuses the others; "kernel" lets
-        TensorFlow's CPU kernels refuse, eagerly too; "digest" sees in every round whether it was
-        written. "off" for nothing.
-      digest_every: of how many rounds the digest looks at one.
-      stop_after_s: seconds after which the server stops the training where too few gradients arrive
-        for the rule, round after round.
+        commas. "scan" checks the graphs that the worker traces, and refuses those that could write;
+        "patch" lets them write a copy instead, where that is possible, and refuses the others;
+        "kernel" lets TensorFlow's CPU kernels refuse, eagerly too; "digest" detects in every round
+        whether something was written. "off" for nothing.
+      digest_every: rounds of which the digest checks one.
+      stop_after_s: seconds after which the server stops the training if, round after round, too few
+        gradients arrive for the rule.
       start_s: seconds that the first round of an optimizer may take, in which every worker traces
         and compiles.
     """
@@ -74,6 +77,7 @@ class Config:
     checkpoint: str = ""
     checkpoint_every: int = 100
     output: str = "server"
+    log: str = "info"
     lock: str = "scan"
     digest_every: int = 1
     stop_after_s: float = 60.0
@@ -89,7 +93,7 @@ class Config:
         """Joins what the script gives and what the environment says.
 
         Raises:
-          UserError: a name is unknown, a value cannot be read, or they say different things.
+          UserError: a name is unknown, a value cannot be read, or the two contradict each other.
         """
         told = _read(environment)
         for name, value in given.items():
@@ -105,13 +109,13 @@ class Config:
         return config
 
     def check(self) -> None:
-        """Raises ``UserError`` for a wrong type or value of what no other part checks."""
+        """Raises ``UserError`` for a wrong type or value of a field that nothing else checks."""
         for name, value in dataclasses.asdict(self).items():
             kind = KINDS[name]
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known in (("transport", TRANSPORTS), ("output", OUTPUTS)):
+        for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
@@ -132,7 +136,7 @@ class Config:
             raise UserError(f"link_args: {error}") from None
 
     def to_environment(self) -> dict[str, str]:
-        """Returns the variables that say the same as this, without those that are defaults."""
+        """Returns the environment variables that give the same, without those of defaults."""
         variables = {}
         for name, value in dataclasses.asdict(self).items():
             if value != FIELDS[name]:
@@ -158,10 +162,10 @@ _WORDS = {
 
 
 def read_text(name: str, text: str, where: str) -> Any:
-    """Reads the value of a field from a flag's or a variable's text.
+    """Parses the value of a field, the text of a flag or of a variable.
 
     Raises:
-      UserError: it cannot be read; ``where`` is where it stood.
+      UserError: it cannot be parsed; ``where`` names the flag or the variable.
     """
     kind = KINDS[name]
     if kind is dict:

@@ -1,8 +1,9 @@
-"""How a process of a job ends: a line for what a user can mend, and every rank is told."""
+"""How a process of a job ends: an error that a user can fix is one line, and all ranks get it."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import textwrap
@@ -14,18 +15,19 @@ from typing import TYPE_CHECKING
 from aggregathor.cluster.meeting import SaidByServerError
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.errors import UserError
-from aggregathor.log import say
+from aggregathor.log import tell_error
 from lossympi import LinkError
 
 if TYPE_CHECKING:
     from aggregathor.cluster.job import Job
 
+_logger = logging.getLogger(__name__)
 _job: Job | None = None
 _hooked = False
 
 
 def install_hook() -> None:
-    """Makes uncaught errors that a user can mend a line on the terminal, without a traceback."""
+    """Makes an uncaught error that a user can fix one line on the terminal, without a traceback."""
     global _hooked
     if not _hooked:
         _hooked = True
@@ -52,28 +54,32 @@ def watch(job: Job) -> None:
 
 
 def report(error: BaseException) -> int | None:
-    """Tells an error that a user can mend, and returns the exit status; None for any other.
+    """Writes an error that a user can fix in one line.
 
-    An error of TensorFlow's may stand for one of ours, raised within a graph.
+    Within a graph TensorFlow raises an error of its own in place of ours: then ours is written.
+
+    Returns:
+      The exit status; None for any other error.
     """
     if _job is not None and _job.failure is not None and not isinstance(error, KeyboardInterrupt):
         error = _job.failure
     if isinstance(error, TrainingEnded):
         if str(error) and _job is not None:
             reason = textwrap.shorten(str(error), 80, placeholder=" ...")
-            say(f"rank {_job.ranks.rank} ends, as the server has ended the training: {reason}")
+            rank = _job.ranks.rank
+            _logger.warning("rank %d ends, as the server has ended the training: %s", rank, reason)
             return 1
         return 0
     if isinstance(error, (UserError, LinkError)):
         if not isinstance(error, SaidByServerError) and not _is_the_servers_too(error):
-            say(f"error: {error}")
+            tell_error(str(error))
         _note(error)
         return 2 if isinstance(error, UserError) else 1
     return None
 
 
 def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Writes a traceback of the script's, without what has started it, in one piece.
+    """Writes the traceback of a script's error, without the frames of this package, in one piece.
 
     All ranks share a terminal, and may fail at once.
     """
@@ -89,7 +95,7 @@ def tell(kind: type[BaseException], error: BaseException, traceback: TracebackTy
 
 
 def _is_the_servers_too(error: Exception) -> bool:
-    """Whether this worker fails as the server does, which tells it for all."""
+    """Whether this worker fails as the server does, which reports it for all ranks."""
     if _job is None or _job.is_server or not isinstance(error, UserError):
         return False
     try:
@@ -99,9 +105,9 @@ def _is_the_servers_too(error: Exception) -> bool:
 
 
 def end(status: int) -> None:
-    """Ends the process after its exit functions, with a status that an exception cannot give."""
+    """Runs the exit functions and ends the process with a status that no exception can give it."""
     try:
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # noqa: SLF001 - nothing public runs them before os._exit
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -109,6 +115,6 @@ def end(status: int) -> None:
 
 
 def _note(error: BaseException) -> None:
-    """Keeps the reason, for the workers to be told at the end."""
+    """Keeps the reason, which the workers receive at the end."""
     if _job is not None and _job.failure is None and isinstance(error, Exception):
         _job.fail(error)

@@ -1,1 +1,1 @@
-"""What makes an existing TensorFlow script take part in a job, without a change to it."""
+"""The drop-in: patches with which an existing TensorFlow script takes part in a job, unchanged."""

@@ -1,4 +1,4 @@
-"""Which part of the data a worker trains on."""
+"""The part of the data that a worker trains on."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def _rows(array: Any, n: int, index: int) -> Any:
             f"{type(array).__name__}."
         )
     if len(array) < n:
-        raise UserError(f"{len(array)} examples cannot be shared out among {n} workers.")
+        raise UserError(f"{len(array)} examples cannot be divided among {n} workers.")
     return array[index::n]

@@ -1,8 +1,9 @@
-"""The values of variables that a step makes while it is traced for the first time.
+"""Initial values of variables that a step makes while it is traced for the first time.
 
-A ``tf.function`` may make variables in its first trace: a model that its first call builds. Their
-values come after the trace, from what it holds of their initializers; the first exchange, which all
-ranks begin with the server's values, is made within it.
+A ``tf.function`` may make variables in its first trace, such as those of a model that its first
+call builds. TensorFlow initialises them after the trace, from their initializers in the graph. But
+the first exchange is made within the trace, and all ranks begin it with the server's values: so the
+variables are initialised then.
 """
 
 from __future__ import annotations
@@ -12,44 +13,42 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager.lift_to_graph import UnliftableError, lift_to_graph
-from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
 from aggregathor.errors import UserError
+from aggregathor.internals.tensorflow import FirstTraceVariable, UnliftableError, lift_to_graph
 from aggregathor.locking import Guard
 
-_NOTED = "_aggregathor_initial"  # on a variable: its initial value, a tensor of the trace
+_INITIAL = "_aggregathor_initial"  # on a variable: its initial value, a tensor of the trace
 
 
-def note_all(guard: Guard | None) -> None:
-    """Patches TensorFlow's variables of a first trace: each is noted its initial value.
+def keep_initial_values(guard: Guard | None) -> None:
+    """Patches TensorFlow's variables of a first trace: each keeps its initial value.
 
-    A branch of the trace assigns it, which a worker's ``guard`` is told to let be: it does not run
-    once the variable has a value.
+    A branch of the trace assigns that value, and does not run once the variable has one: so a
+    worker's ``guard`` allows it.
     """
-    kind = polymorphic_function.UnliftedInitializerVariable
-    original = kind.__init__
+    original = FirstTraceVariable.__init__
 
     def init(self: Any, *args: Any, add_initializers_to: Any = None, **kwargs: Any) -> None:
         with contextlib.nullcontext() if guard is None else guard.making_a_variable():
             original(self, *args, add_initializers_to=add_initializers_to, **kwargs)
         if add_initializers_to and add_initializers_to[-1][0] is self:
-            setattr(self, _NOTED, add_initializers_to[-1][1])
+            setattr(self, _INITIAL, add_initializers_to[-1][1])
 
-    kind.__init__ = init
+    FirstTraceVariable.__init__ = init
 
 
 def initialise(variables: Sequence[tf.Variable]) -> None:
-    """Gives those of a first trace the values that TensorFlow would give them after it.
+    """Initialises variables of a first trace as TensorFlow would after it.
 
-    TensorFlow leaves out what has a value by then.
+    TensorFlow then skips those that have a value.
 
     Raises:
-      UserError: a variable has no value, and none that can be known during the trace.
+      UserError: a variable has no value, and none can be computed during the trace.
     """
     missing = [v for v in variables if not v.is_initialized()]
     for variable in missing:
-        if not hasattr(variable, _NOTED):
+        if not hasattr(variable, _INITIAL):
             raise UserError(
                 f"{variable.name} has no value yet. Build the model before its first step, by an "
                 "Input, model.build(shape), or a call outside of the step."
@@ -57,21 +56,20 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
     if not missing:
         return
 
-    noted = [getattr(variable, _NOTED) for variable in missing]
+    initial = [getattr(variable, _INITIAL) for variable in missing]
 
     @tf.function(autograph=False)
     def compute() -> list[tf.Tensor]:
-        lifted = lift_to_graph(noted, tf.compat.v1.get_default_graph())
-        return [lifted[value] for value in noted]
+        return lift_to_graph(initial, tf.compat.v1.get_default_graph())
 
     try:
         values = compute()
     except UnliftableError:
         raise UserError(
-            f"{missing[0].name} is made by the step that trains it, from what the step is given, "
-            "and so has no value before. Build the model before its first step, by an Input, "
+            f"{missing[0].name} is made by the step that trains it, and its initial value depends "
+            "on the data of the step. Build the model before its first step, by an Input, "
             "model.build(shape), or a call outside of the step."
         ) from None
     for variable, value in zip(missing, values, strict=True):
         variable.assign(value)
-        delattr(variable, _NOTED)
+        delattr(variable, _INITIAL)

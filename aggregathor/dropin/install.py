@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import keras
@@ -17,27 +18,19 @@ from aggregathor.dropin.keras.seeds import Seeds
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
 from aggregathor.locking import Guard, NoKernelLock
-from aggregathor.log import say
+
+_logger = logging.getLogger(__name__)
 
 
 class Dropin:
-    """The patches of Keras and TensorFlow in this process; made once.
+    """The patches of Keras and TensorFlow in this process; make it once.
 
     Attributes:
       guard: locks a worker's variables; None on the server and with ``lock="off"``.
     """
 
     def __init__(self, job: Job) -> None:
-        """Patches Keras and TensorFlow.
-
-        Raises:
-          UserError: Keras does not run on TensorFlow.
-        """
-        if keras.backend.backend() != "tensorflow":
-            raise UserError(
-                f"Keras runs on {keras.backend.backend()} and must run on TensorFlow. Unset "
-                "KERAS_BACKEND, or set it to tensorflow."
-            )
+        """Patches Keras and TensorFlow, which ``internals.compatibility.check`` has passed."""
         checkpoints = Checkpoints(job)
         self.guard = _make_guard(job)
         self._optimizers = Optimizers(job, checkpoints, self.guard)
@@ -59,7 +52,7 @@ class Dropin:
 
 
 def checked_optimizer(optimizer: Any) -> Any:
-    """Returns an optimizer of Keras or of v1; a name or a configuration is looked up by Keras.
+    """Returns an optimizer of Keras or of v1; Keras makes it of a name or a configuration.
 
     Raises:
       UserError: it is something else.
@@ -97,7 +90,7 @@ def variables_to_lock(model_or_variables: Any) -> list[Any]:
 
 
 def _make_guard(job: Job) -> Guard | None:
-    """Returns what locks a worker's variables, with the layers of the lock that it can have."""
+    """Returns the lock of a worker's variables, with the layers that it can have."""
     layers = job.config.locks
     if job.is_server or not layers:
         return None
@@ -111,5 +104,5 @@ def _make_guard(job: Job) -> Guard | None:
         try:
             guard.lock_kernels()
         except NoKernelLock as reason:
-            say(f"{who} goes on without the lock of kernels, because {reason}")
+            _logger.warning("%s goes on without the lock of kernels, because %s", who, reason)
     return guard

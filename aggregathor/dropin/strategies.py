@@ -1,4 +1,4 @@
-"""Strategies of ``tf.distribute`` that would send gradients past the rule."""
+"""Refuses the strategies of ``tf.distribute`` that would send gradients past the rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REFUSED = {
     "MultiWorkerMirroredStrategy": "it averages the gradients of all workers, so that a single one "
     "decides the result",
     "ParameterServerStrategy": "its workers write the variables on the parameter server themselves",
-    "Server": "whoever reaches its port writes every variable, and LossyMPI takes its place",
+    "Server": "whoever reaches its port can write every variable, and LossyMPI replaces it",
     "TPUStrategy": "its replicas add up their gradients on the TPU, before any rule sees them",
 }
 
@@ -31,7 +31,7 @@ def _refusal(name: str, reason: str) -> Callable[..., None]:
     def refused(self: Any, *args: Any, **kwargs: Any) -> None:
         raise UserError(
             f"tf.distribute.{name} cannot be used here: {reason}. Leave it out: every rank "
-            "that mpirun starts is a worker already, and for several GPUs in one worker there is "
+            "that mpirun starts is a worker already. For several GPUs in one worker use "
             "tf.distribute.MirroredStrategy."
         )
 

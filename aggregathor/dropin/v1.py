@@ -1,7 +1,7 @@
 """``tf.compat.v1`` scripts: a graph, sessions, and optimizers whose train op takes part in a round.
 
-``Optimizer.apply_gradients`` builds the round into the graph. Variables get their values in a
-session only, so all ranks take over the server's in front of the first run of a train op.
+``Optimizer.apply_gradients`` builds the round into the graph. Variables have values in a session
+only, so all ranks take over the server's before the first run of a train op.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.client.session import BaseSession
-from tensorflow.python.training import monitored_session
-from tensorflow.python.training.optimizer import Optimizer
-from tensorflow.python.training.sync_replicas_optimizer import SyncReplicasOptimizer
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.internals.patching import as_method
+from aggregathor.internals.tensorflow import BaseSession, wrapped_optimizer
 from aggregathor.locking import Guard
 
 v1 = tf.compat.v1
@@ -34,27 +31,29 @@ class V1:
     """
 
     def __init__(self, job: Job, guard: Guard | None) -> None:
-        """Patches TensorFlow; a worker's ``guard`` locks what takes part."""
+        """Patches TensorFlow; a worker's ``guard`` locks the variables that take part."""
         self.all = False
         self._job = job
         self._guard = guard
         self._shared: dict[tf.Graph, list[tf.Variable]] = {}
         self._locks: dict[tf.Graph, list[tf.Operation]] = {}
-        # What a guard has looked at, of each graph whose variables are locked.
+        # The sets of fetches that were checked, of each graph whose variables are locked.
         self._checked: dict[tf.Graph, set[frozenset[tf.Operation]]] = {}
         # The session that has run something of a graph last: variables have their values there.
         self._sessions: dict[tf.Graph, weakref.ref[Any]] = {}
         self._marked: list[Any] = []
         self._inside = False
         self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
-        self._apply = Optimizer.apply_gradients
+        self._apply = v1.train.Optimizer.apply_gradients
         self._run = BaseSession.run
         self._make_callable = BaseSession.make_callable
         self._partial_run_setup = BaseSession.partial_run_setup
-        Optimizer.apply_gradients = as_method(self._take_part)
-        SyncReplicasOptimizer.apply_gradients = as_method(self._take_part)
+        v1.train.Optimizer.apply_gradients = as_method(self._take_part)
+        v1.train.SyncReplicasOptimizer.apply_gradients = as_method(self._take_part)
         # Rounds are synchronous without its queues and tokens.
-        SyncReplicasOptimizer.make_session_run_hook = lambda *_, **__: v1.train.SessionRunHook()
+        v1.train.SyncReplicasOptimizer.make_session_run_hook = lambda *_, **__: (
+            v1.train.SessionRunHook()
+        )
         BaseSession.run = as_method(self._run_synchronised)
         BaseSession.make_callable = as_method(self._make_synchronised)
         BaseSession.partial_run_setup = as_method(self._set_up_synchronised)
@@ -68,7 +67,7 @@ class V1:
     def _take_part(
         self, optimizer: Any, grads_and_vars: Any, global_step: Any = None, name: Any = None
     ) -> Any:
-        inner = getattr(optimizer, "_opt", optimizer)  # of SyncReplicasOptimizer
+        inner = wrapped_optimizer(optimizer)
         pairs = list(grads_and_vars)
         takes_part = self.all or any(each in (optimizer, inner) for each in self._marked)
         if self._inside or not takes_part:
@@ -137,7 +136,7 @@ class V1:
         return self._partial_run_setup(session, fetches, *args, **kwargs)
 
     def _before(self, session: Any, fetches: Any) -> None:
-        """Is called before fetches are run; the first time they train it is collective."""
+        """Called before fetches run; collective when they train for the first time."""
         self._sessions[session.graph] = weakref.ref(session)
         waiting = self._unsynchronised.get(session.graph)
         if waiting and _needs(session.graph, fetches, waiting):
@@ -151,7 +150,7 @@ class V1:
             self._check(self._guard, session.graph, fetches)
 
     def _check(self, guard: Guard, graph: tf.Graph, fetches: Any) -> None:
-        """Looks at what is run for the first time since variables were locked."""
+        """Checks fetches that run for the first time since variables were locked."""
         wanted = frozenset(_operation(graph, fetch) for fetch in _flattened(fetches))
         if wanted not in self._checked[graph]:
             guard.check(graph, wanted)
@@ -159,7 +158,7 @@ class V1:
 
     def _synchronise(self, session: Any) -> None:
         """Gives every rank the server's variables; collective."""
-        # Those of the server include its optimizers' slots, which workers do not need.
+        # The server's include the slots of its optimizers, which workers do not need.
         variables = {v.name: v for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)}
         own = {name: np.asarray(value) for name, value in self._run(session, variables).items()}
         values = self._job.synchronise(own)
@@ -189,7 +188,7 @@ def _needs(graph: tf.Graph, fetches: Any, wanted: set[tf.Operation]) -> bool:
 
 
 def _flattened(fetches: Any) -> Iterable[Any]:
-    """Yields what a structure of fetches holds; keys of dicts, such as hooks, need no order."""
+    """Yields the fetches of a structure; keys of dicts, such as hooks, need not be sortable."""
     if isinstance(fetches, dict):
         fetches = fetches.values()
     elif not isinstance(fetches, (list, tuple)):
@@ -205,8 +204,8 @@ def _operation(graph: tf.Graph, fetch: Any) -> tf.Operation:
 
 
 def _write_nothing() -> None:
-    """Keeps a worker's sessions from writing, or restoring, the server's files."""
-    monitored = monitored_session.MonitoredTrainingSession
+    """Keeps a worker's sessions from writing or restoring the server's files."""
+    monitored = v1.train.MonitoredTrainingSession
 
     @functools.wraps(monitored)
     def worker_session(*args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Private names of TensorFlow and Keras, and how their methods are replaced."""
+"""Private names of TensorFlow and Keras: no other folder knows any."""

@@ -1,4 +1,4 @@
-"""How a method of a TensorFlow or Keras class is replaced."""
+"""Replaces methods of TensorFlow and Keras classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def as_method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a method of what takes the object as its first argument; AutoGraph leaves it be."""
+    """Makes a method of a function whose first argument is the object; AutoGraph skips it."""
 
     @tf.autograph.experimental.do_not_convert
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:

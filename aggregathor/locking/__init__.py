@@ -1,4 +1,4 @@
-"""Keeps what only the server writes from being written by workers: ``agt.lock`` and ``--lock``."""
+"""Keeps workers from writing variables that only the server writes: ``agt.lock`` and ``--lock``."""
 
 from aggregathor.locking.digest import Digest
 from aggregathor.locking.guard import Guard, LockError, name_of, variable_of

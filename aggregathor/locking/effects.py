@@ -1,8 +1,8 @@
-"""What TensorFlow's ops do with a variable's handle; what is not named here is taken to write."""
+"""What TensorFlow's ops do with a variable's handle; an op that is not listed may write it."""
 
 from __future__ import annotations
 
-# They give the variable's value, or something of it, and no handle.
+# They return the variable's value, or something derived from it, and no handle.
 READS = frozenset(
     {
         "ReadVariableOp",
@@ -13,11 +13,11 @@ READS = frozenset(
         "VariableShape",
         "VarIsInitializedOp",
         "IsVariableInitialized",
-        "DisableCopyOnRead",  # of how it is read
+        "DisableCopyOnRead",  # changes only how it is read
     }
 )
 
-# What they give refers to the same variable. Pure: they only move, pack or choose.
+# Their outputs refer to the same variable. They only move, pack or select.
 PASSES = frozenset(
     {
         *("Identity", "IdentityN", "RefIdentity", "Snapshot", "StopGradient", "PreventGradient"),
@@ -33,19 +33,19 @@ PASSES = frozenset(
     }
 )
 
-# Calls whose operands are the function's; of the others the first chooses, or counts.
+# Calls whose operands are all the function's; of the others the first operand selects a branch.
 CALLS_WITH_ALL = frozenset({"PartitionedCall", "StatefulPartitionedCall", "XlaLaunch"})
 CALLS_AFTER_FIRST = frozenset({"If", "StatelessIf", "Case", "StatelessCase", "RemoteCall"})
 LOOPS = frozenset({"While", "StatelessWhile"})
 
-# They run Python, which can write whatever it can reach.
+# They run Python, which can write all that it can reach.
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
-# They make, or name, a variable.
+# They make a variable, or refer to one by name.
 SOURCES = frozenset({"VarHandleOp", "Variable", "VariableV2"})
 
-# TensorFlow puts them into graphs when it runs them: they call, compile or move. What XLA has
-# compiled writes variables by itself.
+# TensorFlow inserts them into graphs when it runs them: they call, compile or move. What XLA has
+# compiled writes variables by itself, which no kernel sees.
 RUNTIME = frozenset(
     {
         *("_If", "_While", "For", "BatchFunction", "MapDefun", "XlaLaunchV2", "_XlaCompile"),
@@ -55,15 +55,15 @@ RUNTIME = frozenset(
     }
 )
 
-# They write into the memory of what they are given, which may be a variable's.
+# They write into the memory of their operands, which may be a variable's.
 IN_PLACE = frozenset({"InplaceUpdate", "InplaceAdd", "InplaceSub", "_ParallelConcatUpdate"})
 
-# As far as kernels go: whatever these call or hand on is looked at where it arrives.
+# For the kernel lock: what these call or pass on is checked where it arrives.
 HARMLESS = frozenset().union(
     READS, PASSES, CALLS_WITH_ALL, CALLS_AFTER_FIRST, LOOPS, SOURCES, RUNTIME
 )
 
 
 def is_dataset(op: str) -> bool:
-    """Whether an op makes a dataset: it holds handles for its functions, and writes nothing."""
+    """Whether an op makes a dataset: it keeps handles for its functions, and writes nothing."""
     return op.rstrip("V234567").endswith("Dataset")

@@ -1,9 +1,9 @@
-"""Looks at every graph that a process traces, before it can run, for writes of locked variables."""
+"""Checks every graph that a process traces, before it can run, for writes of locked variables."""
 
 from __future__ import annotations
 
 import contextlib
-import re
+import logging
 import secrets
 import threading
 import traceback
@@ -14,26 +14,27 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager.polymorphic_function import transform
-from tensorflow.python.eager.wrap_function import WrappedFunction
-from tensorflow.python.framework import graph_util
-from tensorflow.python.framework.func_graph import FuncGraph
-from tensorflow.python.ops import script_ops
-from tensorflow.python.util import deprecation
 
 import aggregathor
 from aggregathor.errors import UserError
-from aggregathor.internals.patching import as_method
+from aggregathor.internals.tensorflow import (
+    FuncGraph,
+    functions_called_by,
+    python_function,
+    replace_input,
+    resource_of,
+    set_attribute,
+    subgraph,
+    watch_traces,
+)
 from aggregathor.locking import effects
 from aggregathor.locking.digest import Digest
 from aggregathor.locking.kernels import KernelLock
 from aggregathor.locking.patch import Copies, Key, writes_of
 from aggregathor.locking.reachability import reachable
 from aggregathor.locking.scan import PythonCall, Scan, Write
-from aggregathor.log import say
 
-_RESOURCE = re.compile(r'ResourceHandle\(name="([^"]*)".*?container="([^"]*)"', re.S)
+_logger = logging.getLogger(__name__)
 _MOST_NAMED = 3  # variables in an error
 _NOT_THE_USERS = tuple(str(Path(str(each.__file__)).parent) for each in (tf, keras, aggregathor))
 
@@ -45,55 +46,52 @@ class LockError(UserError):
 class Guard:
     """Variables that this process may not write, the graphs that it traces, and its kernels.
 
-    A ``tf.function``, each branch and each loop body in it, and what a dataset calls are looked at
-    when they have been traced; what was traced before a variable was locked is looked at then.
+    A ``tf.function``, each branch and loop body in it, and what a dataset calls are checked when
+    they have been traced; a graph that was traced before a variable is locked is checked then.
     """
 
     def __init__(self, who: str, *, scans: bool = True, patches: bool = False) -> None:
-        """Begins to look at graphs, if it scans.
+        """Starts checking graphs, if it scans.
 
         Args:
-          who: may not write, such as "rank 2".
-          scans: whether graphs are looked at.
-          patches: what ``lock`` does with them unless it is told.
+          who: who may not write, such as "rank 2".
+          scans: whether graphs are checked.
+          patches: the default of ``lock``.
         """
         self._who = who
-        self._scans = scans
         self._patches = patches
         self._kernels: KernelLock | None = None
         self._digest: Digest | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[Key, str] = {}  # of locked variables
-        self._patched: dict[Key, tf.Variable] = {}  # those of which a copy is written instead
+        self._patched: dict[
+            Key, tf.Variable
+        ] = {}  # the locked ones that have a copy to write instead
         self._copies = Copies()
         self._traced: weakref.WeakSet[FuncGraph] = weakref.WeakSet()
-        self._thread = threading.local()  # whose TensorFlow may be making a variable
-        if scans:
-            transform.FUNC_GRAPH_TRANSFORMS.append(self._look)
-            self._wrap = WrappedFunction.__init__
-            WrappedFunction.__init__ = as_method(self._look_and_wrap)
+        self._thread = threading.local()  # `makes`: TensorFlow is making a variable on it
+        self._stop_watching = watch_traces(self._look) if scans else None
 
     def lock_kernels(self) -> KernelLock:
-        """Lets kernels refuse too to write what is locked from now on.
+        """Lets kernels refuse, too, to write variables that are locked from now on.
 
         Raises:
-          NoKernelLock: they cannot, and everything is as it was.
+          NoKernelLock: they cannot; nothing has changed.
         """
         self._kernels = KernelLock(self._who, self._allowed)
         return self._kernels
 
     def digest(self, every: int) -> Digest:
-        """Compares what the server sends with what is there when the next gradient is made."""
+        """Compares the server's values with the variables when the next gradient is made."""
         self._digest = Digest(self._who, every)
         return self._digest
 
     def close(self, wait_s: float = 0.0) -> None:
-        """Looks no more; nothing is waited for."""
+        """Stops checking; waits for nothing."""
         if self._digest is not None:
             self._digest.close()
-        if self._scans:
-            transform.FUNC_GRAPH_TRANSFORMS.remove(self._look)
-            WrappedFunction.__init__ = self._wrap
+        if self._stop_watching is not None:
+            self._stop_watching()
         if self._kernels is not None:
             self._kernels.close()
 
@@ -104,10 +102,10 @@ class Guard:
 
         Args:
           variables: of TensorFlow or Keras.
-          patch: lets graphs that are traced from now on write a copy of this process's own instead,
-            where they name the variable itself; else, and elsewhere, they are refused.
+          patch: whether graphs that are traced from now on write a copy of this process's own
+            instead, where they name the variable itself; elsewhere, and if not, they are refused.
         Raises:
-          LockError: what was traced before would write one.
+          LockError: a graph that was traced before would write one.
         """
         for variable in variables:
             name = name_of(variable)
@@ -118,26 +116,26 @@ class Guard:
                 if self._kernels is not None and _is_eager(each):
                     self._kernels.lock(each, name)
         for graph in list(self._traced):
-            self._check(graph)
+            self.check_function(graph)
 
     def lock_ops(self, variables: Iterable[tf.Variable]) -> list[tf.Operation]:
-        """Makes ops of v1 that let the kernels of a session refuse to write variables."""
+        """Makes ops of v1 that lock variables in the session that runs them."""
         if self._kernels is None:
             return []
         made = [self._kernels.lock(each, name_of(each)) for each in variables]
         return [each for each in made if each is not None]
 
     def overwrite(self, variable: tf.Variable, value: Any) -> None:
-        """Writes a locked variable: what the server has published. Nothing else does."""
+        """Writes a locked variable, with what the server has published. Nothing else may."""
         with self._kernels.writing() if self._kernels else contextlib.nullcontext():
             written = variable.assign(value, read_value=False)
         if isinstance(written, tf.Operation):  # in a graph
             self.allow(written)
 
     def note(self, variables: Sequence[Any], values: Sequence[Any]) -> Any:
-        """Notes what the server sent; gives, in a graph, something to wait for.
+        """Records the digests of what the server sent; in a graph, returns an op to depend on.
 
-        Variables that no optimizer of the job trains are left out.
+        Variables that no optimizer of the job trains are skipped.
         """
         if self._digest is None:
             return None
@@ -150,49 +148,55 @@ class Guard:
         return self._digest.note(keys, held) if keys else None
 
     def compare(self, variables: Sequence[Any]) -> Any:
-        """Compares variables with what was noted of them; gives what there is to wait for."""
+        """Compares variables with their digests; in a graph, returns an op to depend on."""
         if self._digest is None:
             return None
         keys = [_key_of_all(v) for v in variables]
         return self._digest.compare(keys, [variable_of(v) for v in variables])
 
     def train(self, variables: Sequence[Any]) -> None:
-        """Is told of variables that an optimizer of the job trains."""
+        """Adds variables that an optimizer of the job trains, for the digest."""
         if self._digest is not None:
             for variable in variables:
                 self._digest.add(_key_of_all(variable), name_of(variable))
 
     def forget(self) -> None:
-        """Is told that somebody who may is about to write in another way."""
+        """Forgets the digests: call this before somebody who may writes in another way."""
         if self._digest is not None:
             self._digest.forget()
 
     def allow(self, operation: tf.Operation) -> None:
-        """Lets an operation write, of a graph that is not finished."""
+        """Allows an operation of a graph that has not run yet to write."""
         name, value = self._allowed
-        operation._set_attr(name, attr_value_pb2.AttrValue(s=value))
+        set_attribute(operation, name, value)
 
     @contextlib.contextmanager
     def making_a_variable(self) -> Iterator[None]:
-        """Lets TensorFlow build the branch that gives a variable its initial value."""
+        """A context in which TensorFlow may trace the branch that initialises a variable."""
         self._thread.makes = True
         try:
             yield
         finally:
             self._thread.makes = False
 
+    def check_function(self, graph: FuncGraph) -> None:
+        """Checks the graph of a function that was traced.
+
+        Raises:
+          LockError: it could write a locked variable.
+        """
+        self._refuse(graph, graph.as_graph_def(), self._handles(graph))
+
     def check(self, graph: tf.Graph, wanted: Iterable[tf.Operation]) -> None:
-        """Looks at what a session is about to run of a graph of v1.
+        """Checks what a session is about to run of a graph of v1.
 
         Raises:
           LockError: it would write a locked variable.
         """
-        if not self._scans:
+        if self._stop_watching is None:
             return
         names = [operation.name for operation in wanted]
-        with deprecation.silence():
-            graph_def = graph_util.extract_sub_graph(graph.as_graph_def(), names)
-        self._refuse(graph, graph_def, {})
+        self._refuse(graph, subgraph(graph, names), {})
 
     def _look(self, graph: FuncGraph) -> None:
         if getattr(self._thread, "makes", False):
@@ -203,26 +207,26 @@ class Guard:
         if self._patched:
             self._patch(graph)
         if self._names:
-            self._check(graph)
-
-    def _look_and_wrap(self, function: Any, graph: FuncGraph, *args: Any, **kwargs: Any) -> None:
-        """Looks at what ``tf.compat.v1.wrap_function`` makes, which is not told of."""
-        self._look(graph)
-        self._wrap(function, graph, *args, **kwargs)
+            self.check_function(graph)
 
     def _patch(self, graph: FuncGraph) -> None:
-        """Turns the writes of a graph to copies, as far as they name the variable itself."""
+        """Redirects the writes of a graph that name a variable itself to copies."""
         for operation, at, key in list(writes_of(graph, self._key_of_handle)):
             if self._is_allowed(operation):
                 continue
-            operation._update_input(at, self._copies.handle_in(graph, key, self._patched[key]))
-            say(
-                f"{self._who}: {operation.type} {operation.name!r}{_made_at(operation)} writes a "
-                f"copy of {self._names[key]}, which only the server writes"
+            copy = self._copies.handle_in(graph, key, self._patched[key])
+            replace_input(operation, at, copy)
+            _logger.warning(
+                "%s: %s %r%s writes a copy of %s, which only the server writes",
+                self._who,
+                operation.type,
+                operation.name,
+                _made_at(operation),
+                self._names[key],
             )
 
     def _key_of_handle(self, tensor: Any) -> Key | None:
-        """Returns which variable, of those to patch, a handle is of."""
+        """Returns which of the variables with a copy a handle refers to."""
         if tensor.dtype != tf.resource:
             return None
         if hasattr(tensor, "numpy"):
@@ -237,9 +241,6 @@ class Guard:
         name, value = self._allowed
         return operation.node_def.attr[name].s == value
 
-    def _check(self, graph: FuncGraph) -> None:
-        self._refuse(graph, graph.as_graph_def(), self._handles(graph))
-
     def _refuse(self, graph: tf.Graph, graph_def: Any, handles: dict[str, str]) -> None:
         scan = Scan(graph_def, aliases=self._names, allowed=self._allowed).run(handles)
         writes = scan.writes or [w for w in map(self._by_python, scan.python) if w is not None]
@@ -247,8 +248,8 @@ class Guard:
             raise LockError(self._words(graph, writes[0], len(writes) - 1))
 
     def _by_python(self, call: PythonCall) -> Write | None:
-        """Returns what a call of Python could write: what it can reach."""
-        function = script_ops._py_funcs.get(call.token)
+        """Returns what a call of Python could write, as it can reach it."""
+        function = python_function(call.token)
         if function is None or _is_ours(function):
             return None
         variable = reachable(function, lambda each: _key_of(each) in self._names)
@@ -284,14 +285,14 @@ def variable_of(variable: Any) -> tf.Variable:
 
 
 def name_of(variable: Any) -> str:
-    """Returns what a user knows a variable by: of Keras its path."""
+    """Returns the name that a user knows a variable by; of a Keras variable its path."""
     if isinstance(variable, keras.Variable):
         return variable.path
     return variable.name.removesuffix(":0")
 
 
 def _parts_of(variable: tf.Variable | keras.Variable) -> Iterable[tf.Variable]:
-    """Gives the variable of TensorFlow, or the replicas of one."""
+    """Returns the variable of TensorFlow, or its replicas."""
     shared = variable_of(variable)
     return getattr(shared, "values", [shared])
 
@@ -305,7 +306,7 @@ def _is_ours(function: Any) -> bool:
 
 
 def _key_of(variable: Any) -> Key:
-    """Returns the container and the name of a variable, by which graphs know it too."""
+    """Returns the container and the name of a variable, by which graphs identify it too."""
     if hasattr(variable, "handle"):
         if hasattr(variable.handle, "numpy"):
             return _resource_of(variable.handle)
@@ -325,12 +326,11 @@ def _key_of_maker(maker: tf.Operation) -> Key:
 
 def _resource_of(handle: Any) -> Key:
     """Returns the container and the name of a resource, the same for all its handles."""
-    found = _RESOURCE.search(repr(handle))
-    return (found[2], found[1]) if found else ("", f"handle {id(handle)}")  # as nobody else
+    return resource_of(handle) or ("", f"handle {id(handle)}")  # equal to no other
 
 
 def _line_of(graph: tf.Graph, write: Write) -> str:
-    """Returns where in the user's script a node was made, as far as that is known."""
+    """Returns where in the user's script a node was made; "" if that is unknown."""
     home = next((g for g in _graphs(graph) if g[0] == write.function), None)
     if home is None:
         return ""
@@ -338,7 +338,7 @@ def _line_of(graph: tf.Graph, write: Write) -> str:
 
 
 def _made_at(operation: tf.Operation) -> str:
-    made = operation.traceback or []  # none of what was imported
+    made = operation.traceback or []  # an operation of an imported graph has none
     frames = [f for f in made if not f.filename.startswith(_NOT_THE_USERS)]
     return f" made at {_place(frames[-1])}" if frames else ""
 
@@ -348,9 +348,7 @@ def _place(frame: traceback.FrameSummary) -> str:
 
 
 def _graphs(graph: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Gives a graph and those of the functions that it calls, with their names."""
+    """Yields a graph and those of the functions that it calls, with their names."""
     yield name, graph
-    for function, atomic in getattr(graph, "_functions", {}).items():
-        inner = getattr(atomic, "cached_graph", None) or getattr(atomic, "graph", None)
-        if inner is not None:
-            yield from _graphs(inner, function)
+    for function, inner in functions_called_by(graph):
+        yield from _graphs(inner, function)

@@ -1,4 +1,4 @@
-"""Turns writes of locked variables to copies of this process's own, while a graph is being made."""
+"""Redirects writes of locked variables to copies of this process's own, while a graph is traced."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework.func_graph import FuncGraph
 
+from aggregathor.internals.tensorflow import FuncGraph
 from aggregathor.locking import effects
 
 # A variable by the container and the name of its resource.
@@ -16,7 +16,7 @@ _CONTAINER = "aggregathor_copies"
 
 
 class Copies:
-    """Copies of locked variables, which begin with their values of when they are first needed."""
+    """Copies of locked variables; each starts with the value of when it is first needed."""
 
     def __init__(self) -> None:
         """Begins without any."""
@@ -25,7 +25,7 @@ class Copies:
     def handle_in(self, graph: FuncGraph, key: Key, variable: tf.Variable) -> tf.Tensor:
         """Returns, in a graph, the handle of a variable's copy.
 
-        It is known by name: what a branch captures is settled when it has been traced.
+        The handle refers to it by name: a branch that has been traced can capture nothing more.
         """
         name = "/".join(key)
         if key not in self._made:
@@ -39,12 +39,12 @@ class Copies:
 def writes_of(
     graph: FuncGraph, key_of: Callable[[tf.Tensor], Key | None]
 ) -> Iterator[tuple[tf.Operation, int, Key]]:
-    """Gives the operations of a graph that take a variable's handle to write it, and which operand.
+    """Yields the operations of a graph that may write a variable, and which operand its handle is.
 
     Args:
-      graph: while it is being made, or has just been.
-      key_of: tells of a tensor which is not of this graph, or made by an op that names a variable,
-        which variable's handle it is.
+      graph: one that is being traced, or has just been.
+      key_of: called with a tensor of another graph, or one that an op makes which names a variable;
+        returns the variable whose handle it is, if any.
     """
     outer = {inner.op.name: outer for outer, inner in graph.captures}
     for operation in graph.get_operations():
@@ -65,7 +65,7 @@ def _may_write(operation: tf.Operation) -> bool:
 
 
 def _source(tensor: Any, outer: dict[str, Any]) -> Any:
-    """Returns what a handle was before it was captured and handed on."""
+    """Returns the tensor that a handle was captured or passed on from."""
     while True:
         while not hasattr(tensor, "numpy") and tensor.op.type == "Identity":
             tensor = tensor.op.inputs[0]

@@ -1,4 +1,4 @@
-"""What a Python function can reach: a graph that calls it can do whatever it does."""
+"""Which variables a Python function can reach: a graph that calls it can do whatever it does."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_MOST_OBJECTS = 10_000  # that are looked at
+_MOST_OBJECTS = 10_000  # that are visited
 _OPAQUE = (str, bytes, int, float, complex, np.ndarray, tf.Tensor, types.ModuleType, type)
 _HOLDERS = (keras.layers.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, tf.Module)
 
 
 def reachable(start: Any, is_wanted: Callable[[tf.Variable], bool]) -> tf.Variable | None:
-    """Returns a wanted variable that a function holds, names, or finds in what it holds.
+    """Returns a wanted variable that a function can reach; None if it finds none.
 
-    It goes through closures, defaults, the globals that its code names, objects that it is bound
-    to, containers, attributes, Keras's and TensorFlow's objects. What is found by name while it
-    runs (``gc``, ``sys.modules``, frames) is not seen.
+    It searches closures, defaults, the globals that the code names, the object that a method is
+    bound to, containers, attributes, and objects of Keras and TensorFlow. It does not see what a
+    function looks up while it runs (``gc``, ``sys.modules``, frames).
     """
     ahead, seen = deque([start]), {id(start)}
     while ahead and len(seen) < _MOST_OBJECTS:

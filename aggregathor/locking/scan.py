@@ -1,8 +1,9 @@
 """Finds every way in which a graph could write a locked variable, by following its handles.
 
 A handle is a tensor that refers to a variable: a resource, a reference of v1, or a variant that
-holds one. Handles are followed through the graph and the functions that it calls; a value that was
-read is none. Cost: O(nodes), and once more for each set of handles a function is called with.
+holds one. A value that was read from a variable is not a handle. Handles are followed through the
+graph and the functions that it calls. Cost: O(nodes), and of a function once for each set of
+handles that it is called with.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tensorflow.core.framework import types_pb2
-from tensorflow.python.framework import op_def_registry
+import tensorflow as tf
 
+from aggregathor.internals.tensorflow import op_definition
 from aggregathor.locking import effects
 
-_HOLDS = (types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT)
+# Data types, as a ``GraphDef`` numbers them; 0 is none.
+_INVALID, _RESOURCE, _VARIANT = 0, tf.resource.as_datatype_enum, tf.variant.as_datatype_enum
+_HOLDS = (_RESOURCE, _VARIANT)
 _NOTHING: frozenset[str] = frozenset()
 _Port = tuple[str, int]  # of a node: its name, and which of its outputs
 _Held = dict[_Port, frozenset[str]]
@@ -32,7 +35,7 @@ class Write(NamedTuple):
 
 
 class PythonCall(NamedTuple):
-    """A node that runs a function of Python, which TensorFlow knows by a token."""
+    """A node that runs a function of Python, which TensorFlow identifies by a token."""
 
     token: str
     op: str
@@ -44,8 +47,8 @@ class Scan:
     """A graph and its function library.
 
     Attributes:
-      writes: what `run` has found.
-      python: calls of Python, which may write what it can reach.
+      writes: the nodes that `run` has found.
+      python: calls of Python, which may write all that it can reach.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Scan:
 
         Args:
           graph_def: a ``GraphDef``.
-          aliases: locked variables by container and shared name, for ops that name them so.
+          aliases: locked variables by container and shared name, for ops that refer to them so.
           allowed: an attribute and its value: nodes that have it may write.
         """
         self.writes: list[Write] = []
@@ -72,7 +75,7 @@ class Scan:
         self._allowed = allowed
 
     def run(self, handles: Mapping[str, str]) -> Scan:
-        """Follows the handles: locked variables by the name of the placeholder that holds one."""
+        """Follows handles, given as placeholder's name -> locked variable's name."""
         self._follow(self._graph, {(name, 0): frozenset([v]) for name, v in handles.items()})
         for name in self._functions:  # also where no handle comes in
             self._call(name, [])
@@ -80,12 +83,12 @@ class Scan:
         return self
 
     def _place(self, function: str, node: str) -> tuple[str, int]:
-        """Returns what sorts nodes as they were made, those of the graph itself first."""
+        """Returns a key that sorts nodes in the order they were made, the graph's own first."""
         body = self._bodies[function] if function else self._graph
         return function, list(body.nodes).index(node)
 
     def _follow(self, body: _Body, held: _Held) -> _Held:
-        """Returns which ports of a body refer to which variables, from those that are known to."""
+        """Returns which ports of a body refer to which variables, given those that are known."""
         waiting = {reader for port in held for reader in body.readers[port[0]]}
         for node in body.interesting:
             if node.op in effects.SOURCES:
@@ -114,7 +117,7 @@ class Scan:
     def _step(
         self, body: _Body, node: Any, operands: list[frozenset[str]]
     ) -> Sequence[frozenset[str]]:
-        """Returns what the outputs of a node refer to; notes whether it could write."""
+        """Returns what the outputs of a node refer to; records the node if it could write."""
         op = node.op
         types = self._types(node)
         operands = self._without_values(body, node, operands)
@@ -165,7 +168,7 @@ class Scan:
         node: Any,
         operands: Sequence[frozenset[str]],
     ) -> list[frozenset[str]]:
-        """A dataset, or what else calls functions: any operand may come as any argument."""
+        """A dataset, or another op that calls functions: any operand may be any argument."""
         given = _NOTHING
         for name in functions:
             signature = self._functions[name].signature
@@ -176,10 +179,10 @@ class Scan:
             given = given.union(*self._call(name, held))
         if not functions:
             given = union
-        else:  # what the functions capture stays inside, what a dataset emits does not
+        else:  # captures of the functions stay inside; what an input dataset emits passes on
             ports = body.operands(node, self._outputs)
             for port, held_by in zip(ports, operands, strict=True):
-                if body.type_of(port, self._types).dtype == types_pb2.DT_VARIANT:
+                if body.type_of(port, self._types).dtype == _VARIANT:
                     given |= held_by
         return [given if _may_hold(kind) else _NOTHING for kind in types]
 
@@ -205,7 +208,7 @@ class Scan:
     def _without_values(
         self, body: _Body, node: Any, operands: list[frozenset[str]]
     ) -> list[frozenset[str]]:
-        """Leaves out references of v1 where their value is taken: the op asks for no reference."""
+        """Drops references of v1 of which the op takes the value, as it asks for no reference."""
         if not any(body.type_of(p, self._types).is_ref for p in body.operands(node, self._outputs)):
             return operands
         wants_ref = _wants_ref(node)
@@ -231,7 +234,7 @@ class Scan:
         if node.op in self._functions:
             signature = self._functions[node.op].signature
         else:
-            signature = op_def_registry.get(node.op)
+            signature = op_definition(node.op)
             if signature is None:
                 return []
         return [(each.name, _types_of(each, node)) for each in signature.output_arg]
@@ -246,7 +249,7 @@ class _Type(NamedTuple):
 
 
 class _Body:
-    """The nodes of a graph or of a function, and who reads whom."""
+    """The nodes of a graph or of a function, and which node reads which."""
 
     def __init__(self, function: str, nodes: Iterable[Any], arguments: Iterable[str] = ()) -> None:
         self.function = function
@@ -263,7 +266,7 @@ class _Body:
                     self.readers[text.partition(":")[0]].append(node.name)
 
     def operands(self, node: Any, outputs: Any) -> list[_Port]:
-        """Returns what a node reads."""
+        """Returns the ports that a node reads."""
         if node.name not in self._operands:
             self._operands[node.name] = [
                 self.port(text, outputs) for text in node.input if not text.startswith("^")
@@ -271,7 +274,7 @@ class _Body:
         return self._operands[node.name]
 
     def port(self, text: str, outputs: Any) -> _Port:
-        """Reads ``node``, ``node:1`` of a graph, or ``node:output:1`` of a function."""
+        """Parses ``node``, ``node:1`` of a graph, or ``node:output:1`` of a function."""
         name, *rest = text.split(":")
         if len(rest) < 2:
             return name, int(rest[0]) if rest else 0
@@ -283,12 +286,12 @@ class _Body:
         return name, at
 
     def type_of(self, port: _Port, types: Any) -> _Type:
-        """Returns the type of a port; of an argument none, as it is no reference."""
+        """Returns the type of a port; an argument of a function counts as a resource."""
         name, at = port
         if name in self._arguments or name not in self.nodes:
-            return _Type(types_pb2.DT_RESOURCE, False)
+            return _Type(_RESOURCE, False)
         kinds = types(self.nodes[name])
-        return kinds[at] if at < len(kinds) else _Type(types_pb2.DT_INVALID, False)
+        return kinds[at] if at < len(kinds) else _Type(_INVALID, False)
 
 
 def _may_hold(kind: _Type) -> bool:
@@ -307,10 +310,10 @@ def _types_of(argument: Any, node: Any) -> list[_Type]:
 
 def _wants_ref(node: Any) -> list[bool]:
     """Returns for each operand whether the op asks for a reference."""
-    operation = op_def_registry.get(node.op)
+    operation = op_definition(node.op)
     operands = [text for text in node.input if not text.startswith("^")]
     if operation is None:
-        return [True] * len(operands)  # who knows
+        return [True] * len(operands)  # unknown, so the stricter
     return [
         argument.is_ref
         for argument in operation.input_arg

@@ -1,10 +1,10 @@
-"""A TensorFlow server that others may ask for its status and for tensors, and for nothing else.
+"""A TensorFlow server that answers requests for its status and for tensors, and no others.
 
-For clusters that exchange over TensorFlow's gRPC, without ``agt.init``. Whoever reaches the
-port of a server with the protocol "grpc" writes each variable, and each file, that its process may.
-With "grpc+lock" only sessions of the process itself do. It is for the parameter server whose
-process also drives the workers; those run "grpc", as their graphs come from there. SECURITY.md
-beside this file tells what that guards, and what not.
+For clusters that exchange over TensorFlow's gRPC, without ``agt.init``. Whoever reaches the port of
+a server with the protocol "grpc" can write every variable, and every file, that its process can.
+With "grpc+lock" only sessions of the process itself can. It is for a parameter server whose process
+also drives the workers; those run "grpc", as they get their graphs from it. SECURITY.md beside this
+file says what that protects, and what not.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def locked_server(
     task_index: int,
     config: Any = None,
 ) -> tf.distribute.Server:
-    """Starts the locked server of a task, and listens on the address that the cluster names.
+    """Starts the locked server of a task, on the address that the cluster names.
 
     Args:
-      cluster: what ``tf.train.ClusterSpec`` takes. Only this task's server should be locked: this
-        one could register no graph on another that is.
+      cluster: what ``tf.train.ClusterSpec`` takes. Only this task's server should be locked: no
+        graph can be registered on a locked one by another.
       job_name: of this task.
       task_index: of this task.
       config: the ``ConfigProto`` of its devices and sessions.
     Returns:
-      The server; sessions of this process on its ``target`` are as ever.
+      The server; sessions of this process on its ``target`` work as usual.
     Raises:
       UserError: the library is missing or damaged, or nothing can listen on that address here.
       VersionError: the library was built for another TensorFlow.
-      InvalidArgumentError: the configuration needs calls that are refused.
+      InvalidArgumentError: the configuration needs calls that it refuses.
     """
     register()
     address = tf.train.ClusterSpec(cluster).task_address(job_name, task_index)
@@ -73,7 +73,7 @@ def register() -> None:
 
 
 def refused_calls() -> dict[str, int]:
-    """Returns how often this process's locked servers have refused which method, if at all."""
+    """Returns the methods that this process's locked servers have refused, and how often."""
     counts: dict[str, int] = {}
 
     def note(method: bytes, count: int) -> None:
@@ -86,7 +86,7 @@ def refused_calls() -> dict[str, int]:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Loads the library, whose loading is what makes the protocol known to TensorFlow."""
+    """Loads the library, which registers the protocol with TensorFlow."""
     if not LIBRARY.exists():
         raise UserError(
             f'the protocol "{PROTOCOL}" needs {LIBRARY.name}, which was not built, as g++ or '
@@ -94,7 +94,7 @@ def _library() -> ctypes.CDLL:
         )
     facts = read_build_facts(BUILD_FACTS)
     built_for = facts.get("tensorflow", "one that nobody knows, as build.json is damaged,")
-    # To the last digit: the library changes objects of TensorFlow's, whose layout no version keeps.
+    # Exactly: the library changes objects of TensorFlow's, whose layout differs between versions.
     if built_for != tf.__version__:
         raise VersionError(
             f"{LIBRARY.name} was built for TensorFlow {built_for} and {tf.__version__} is "

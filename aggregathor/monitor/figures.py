@@ -1,4 +1,4 @@
-"""Per-worker figures of a training: whom the rule used, how far off each was, what arrived."""
+"""Figures of each worker: how much the rule used of it, how far off it was, what arrived."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from aggregathor.protocols.report import RoundReport
 class Monitor:
     """Appends to a CSV and writes TensorBoard scalars ``worker_07/selected``, ... for each worker.
 
-    - selected: mean over the rounds since the last row of how much of the worker's gradient the
-      rule used: for a rule that selects rows, the share of rounds in which it was selected; for a
-      coordinate-wise one the share of coordinates, of large models of 16384.
+    - selected: how much of the worker's gradient the rule used, the mean over the rounds since the
+      last row: for a rule that selects rows, the share of rounds in which it was selected; for a
+      coordinate-wise rule the share of coordinates, sampled at 16384 in large models.
     - distance: Euclidean distance of its gradient to the aggregate in the last round, over the
-      coordinates that arrived, scaled by d / their number; inf where not finite, nan where the
+      coordinates that arrived, scaled by d / their number; inf if it is not finite, nan if the
       gradients are gone.
     - delivered: mean share of its coordinates that arrived.
-    - late: how many of its messages, or datagrams, came after their round was closed.
-    - rejected: how many the link did not accept; TensorBoard has ``worker_07/rejected/forged``, ...
-      too, for each reason.
+    - late: how many of its messages, or datagrams, arrived after their round was closed.
+    - rejected: how many the link rejected; TensorBoard also has ``worker_07/rejected/forged``, ...
+      for each reason.
     """
 
     COLUMNS = ("step", "worker", "selected", "distance", "delivered", "late", "rejected")
 
     def __init__(self, path: Path, num_workers: int, writer: tf.summary.SummaryWriter) -> None:
-        """Writes to ``path``, whose header is the caller's business, and to ``writer``."""
+        """Appends to ``path``, which has its header, and to ``writer``."""
         self.path = path
         self._writer = writer
         self._sums = _Sums(num_workers)
 
     @property
     def rounds(self) -> int:
-        """How many rounds no row has been written for yet."""
+        """The number of rounds since the last row."""
         return self._sums.rounds
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the sums of the rounds that no row has been written for yet."""
+        """Returns the sums of the rounds since the last row."""
         return self._sums.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from what ``state`` gave."""
+        """Continues from what ``state`` returned."""
         self._sums.restore(state)
 
     def record(self, report: RoundReport) -> None:
-        """Takes in one round. O(n)."""
+        """Adds a round. O(n)."""
         self._sums.add(report)
 
     def write(self, step: int, report: RoundReport) -> None:
-        """Writes a row a worker for the rounds recorded since the last time. O(nd)."""
+        """Writes a row per worker for the rounds since the last row. O(nd)."""
         self._write(step, distances_to(report.stack_nd, report.grad_d))
 
     def write_rest(self, step: int) -> None:
-        """Writes rows for the rounds recorded since the last time, if any, without distances."""
+        """Writes rows for the rounds since the last row, if any, without distances."""
         if self._sums.rounds:
             self._write(step, np.full(len(self._sums.usage_n), np.nan))
 
@@ -76,7 +76,7 @@ class Monitor:
             strict=True,
         )
         rows = [dict(zip(self.COLUMNS[2:], row, strict=True)) for row in figures]
-        # In one piece, so that a process that is killed leaves whole rows.
+        # In one piece: a process that is killed leaves whole rows.
         text = io.StringIO(newline="")
         for worker, row in enumerate(rows):
             csv.writer(text).writerow([step, worker, *map(_written, row.values())])
@@ -91,17 +91,17 @@ class Monitor:
 
 
 def begin_csv(path: Path) -> None:
-    """Makes the CSV of a ``Monitor``, with its header.
+    """Creates the CSV of a ``Monitor``, with its header.
 
     Raises:
-      FileExistsError: there is one.
+      FileExistsError: it exists.
     """
     with path.open("x", newline="") as file:
         csv.writer(file).writerow(Monitor.COLUMNS)
 
 
 def distances_to(stack_nd: np.ndarray, grad_d: np.ndarray) -> np.ndarray:
-    """Euclidean distance of each row to ``grad_d``, float64 [n]; inf where it is not finite."""
+    """Returns each row's Euclidean distance to ``grad_d``, float64 [n]; inf if it is not finite."""
     distance_n = np.empty(len(stack_nd))
     for i, row_d in enumerate(stack_nd):
         with np.errstate(invalid="ignore", over="ignore"):
@@ -114,7 +114,7 @@ def distances_to(stack_nd: np.ndarray, grad_d: np.ndarray) -> np.ndarray:
 
 
 class _Sums:
-    """What the rounds since the last row add up to."""
+    """The sums over the rounds since the last row."""
 
     def __init__(self, num_workers: int) -> None:
         self._num_workers = num_workers

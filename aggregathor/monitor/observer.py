@@ -1,22 +1,21 @@
-"""``--monitor``: what the server sees of its workers, in files, while it runs and at the end."""
+"""``--monitor``: what the server sees of its workers, in files, in a status line and a summary."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context
 
-from aggregathor.cluster.config import Config
-from aggregathor.cluster.meeting import Meeting
+from aggregathor import log
 from aggregathor.errors import UserError
-from aggregathor.log import say, show
+from aggregathor.internals.tensorflow import eager_mode
 from aggregathor.monitor.attendance import Attendance
 from aggregathor.monitor.figures import Monitor, begin_csv
 from aggregathor.monitor.suspicion import Suspicion
@@ -24,30 +23,59 @@ from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.setting import Setting
 from lossympi import RoundStats
 
+_logger = logging.getLogger(__name__)
+
 IN_PLACE_S = 1.0  # between two status lines that overwrite each other on a terminal
 BELOW_S = 30.0  # where each is a line of its own
 # Workers that are named in a status line, and in the summary.
 _MOST_LISTED, _MOST_COUNTED = 4, 12
 
 
-def observe(meeting: Meeting, config: Config, setting: Setting) -> Observer:
-    """Makes what observes a job, and where asked the folder that it writes to; collective.
+def open_folder(path: str) -> Path | None:
+    """Makes the folder of a run below the one that the user has named; None for "".
 
     Raises:
-      UserError: on every rank, if that cannot be.
+      UserError: it cannot be made or written to.
+    """
+    if not path:
+        return None
+    folder = new_folder(Path(path).expanduser().absolute())
+    _logger.info("what is seen of the workers is written to %s", folder)
+    return folder
+
+
+class _Meeting(Protocol):
+    rank: int
+
+    def bcast(self, value: Any) -> Any: ...
+
+
+class _Config(Protocol):
+    @property
+    def monitor(self) -> str: ...
+    @property
+    def monitor_every(self) -> int: ...
+
+
+# Until cluster/job.py does this itself:
+#   folder = self.meeting.together(lambda: open_folder(config.monitor if ranks.is_server else ""))
+#   self._observer = Observer(self.setting, folder, config.monitor_every)
+def observe(meeting: _Meeting, config: _Config, setting: Setting) -> Observer:
+    """Makes the observer of a job and, if there is to be one, its folder; collective.
+
+    Raises:
+      UserError: on every rank, if the folder cannot be made.
     """
     folder, reason = None, ""
-    if config.monitor and meeting.rank == 0:
+    if meeting.rank == 0:
         try:
-            folder = new_folder(Path(config.monitor).expanduser().absolute())
+            folder = open_folder(config.monitor)
         except UserError as error:
             reason = str(error)
     if config.monitor:
         reason = meeting.bcast(reason)
     if reason:
         raise UserError(reason)
-    if folder is not None:
-        say(f"what is seen of the workers is written to {folder}")
     return Observer(setting, folder, config.monitor_every)
 
 
@@ -55,9 +83,9 @@ class Observer:
     """All optimizers of a job, as the server sees their rounds."""
 
     def __init__(self, setting: Setting, folder: Path | None = None, every: int = 1) -> None:
-        """Writes to a folder of ``new_folder``, with ``every`` rounds between two rows.
+        """Writes to a folder of ``open_folder``, with ``every`` rounds between two rows.
 
-        Without a folder it says and writes nothing.
+        Without a folder it writes nothing, and logs a summary only if a worker was missing.
         """
         self._setting = setting
         self._folder = folder
@@ -78,26 +106,26 @@ class Observer:
         return made
 
     def close(self) -> None:
-        """Writes the last rows, and says who was suspected."""
+        """Writes the last rows, and logs who was suspected."""
         for each in self._optimizers:
             each.close()
         anybody_missing = any(each.suspicion.missing_n.any() for each in self._optimizers)
         if self._folder is not None or anybody_missing:
-            say(summary(self._setting, self._optimizers))
+            _logger.info("%s", summary(self._setting, self._optimizers))
 
 
 class RoundsObserver:
     """One optimizer's rounds.
 
     Attributes:
-      suspicion: what it has come to.
+      suspicion: its judgement of the workers.
       refused_rounds: how many rounds the rule could not be applied to.
     """
 
     def __init__(
         self, num_workers: int, files: _Files | None = None, status: Status | None = None
     ) -> None:
-        """Tells files and a status line, if there are, of what it sees."""
+        """Passes what it sees to files and a status line, if there are any."""
         self.suspicion = Suspicion(num_workers)
         self.refused_rounds = 0
         self._attendance = Attendance()
@@ -105,11 +133,11 @@ class RoundsObserver:
         self._status = status
 
     def arrived(self, stats: RoundStats) -> None:
-        """Says who kept a round waiting."""
+        """Logs who kept a round waiting."""
         self._attendance.arrived(stats)
 
     def published(self, report: RoundReport) -> RoundReport:
-        """Takes in a round that was published; returns the report with the suspects."""
+        """Adds a round that was published; returns the report with the suspects."""
         suspected_n = self.suspicion.see(report.usage_n, report.delivered_n)
         report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
         if self._files is not None:
@@ -123,7 +151,7 @@ class RoundsObserver:
         self.refused_rounds += 1
 
     def close(self) -> None:
-        """Writes what is left to write."""
+        """Writes the last rows."""
         if self._files is not None:
             self._files.close()
 
@@ -131,7 +159,7 @@ class RoundsObserver:
 class _Files:
     """CSV and TensorBoard events of one optimizer.
 
-    They are no reason to end a training: where they can be written no longer, a line says so.
+    A training goes on if they cannot be written: a warning says so, once.
     """
 
     def __init__(self, folder: Path, num_workers: int, every: int) -> None:
@@ -166,29 +194,33 @@ class _Files:
 
     def _close(self) -> None:
         if self._monitor is not None:
-            # The last gradients are gone: their workers may have sent again.
+            # The last gradients may be overwritten: their workers may have sent again.
             self._monitor.write_rest(self._rounds)
 
     def _try(self, write: Callable[[], None]) -> None:
         if self._failed:
             return
         try:
-            with context.eager_mode():  # scripts of v1 have switched it off
+            with eager_mode():  # scripts of v1 have switched it off
                 write()
         except (OSError, tf.errors.OpError) as error:
             self._failed = True
-            say(f"cannot write to {self._folder}: {_reason(error)}. The training goes on without.")
+            _logger.warning(
+                "cannot write to %s: %s. The training goes on without.",
+                self._folder,
+                _reason(error),
+            )
 
 
 class Status:
-    """A line that tells how the training goes: in place on a terminal, else once in a while.
+    """A line that reports the progress: every second in place on a terminal, else now and then.
 
-    Under ``mpirun`` standard error is a pipe to it.
+    Under ``mpirun`` standard error is a pipe.
     """
 
     def __init__(self) -> None:
-        """Begins to count with the first round."""
-        self._in_place = sys.stderr.isatty()
+        """Starts counting with the first round."""
+        self._in_place = log.shows_in_place(__name__)
         self._every_s = IN_PLACE_S if self._in_place else BELOW_S
         self._rounds = 0
         self._begun_s = 0.0
@@ -196,7 +228,7 @@ class Status:
         self._delivered = 0.0
 
     def see(self, report: RoundReport) -> None:
-        """Takes in a round; writes the line if it is time to."""
+        """Adds a round; writes the line if it is due."""
         if self._rounds == 0:
             self._begun_s = time.monotonic()
         self._rounds += 1
@@ -204,7 +236,11 @@ class Status:
         self._delivered += float(report.delivered_n.mean())
         elapsed_s = time.monotonic() - self._begun_s
         if elapsed_s >= self._every_s:
-            (show if self._in_place else say)(self._text(report, elapsed_s))
+            text = self._text(report, elapsed_s)
+            if self._in_place:
+                log.show(__name__, text)
+            else:
+                _logger.info("%s", text)
             self._begun_s += elapsed_s
             self._recent_rounds = 0
             self._delivered = 0.0
@@ -220,7 +256,7 @@ class Status:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes ``run-1``, ``run-2``, ... in ``path``, which earlier runs may have written to.
+    """Makes the next of ``run-1``, ``run-2``, ... in ``path``, which may hold earlier runs.
 
     Raises:
       UserError: it cannot be made or written to.

@@ -1,4 +1,4 @@
-"""Which workers a rule leaves out so many times in a row that it is no chance."""
+"""Finds the workers that a rule leaves out in more rounds in a row than chance explains."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import math
 
 import numpy as np
 
-CHANCE = 1e-6  # below which it is none
+CHANCE = 1e-6  # a probability below this is taken to be no chance
 
 
 class Suspicion:
     """Judges the workers by the rounds of one optimizer.
 
-    A worker is *left out* of a round where the rule used less than half as much of what came of it
-    as of the average gradient that came. That alone says little: Multi-Krum leaves out f + 2 of n
-    in every round, and Krum all but one. A worker is *suspected* once it has been left out of so
-    many rounds in a row that a rule which draws as many at random would do that in one case of a
-    million: 14 rounds where 4 of 11 are left out, 9 where 1 of 5 is, some 14 n for Krum. It is no
-    longer when the rule uses it again.
+    A worker is *left out* of a round if the rule used less than half as much of its gradient as of
+    the average gradient that arrived. That alone says little: Multi-Krum leaves out f + 2 of n in
+    every round, and Krum all but one. A worker is *suspected* once it has been left out in so many
+    rounds in a row that a rule which leaves out as many at random would do that with a probability
+    of one in a million: 14 rounds if 4 of 11 are left out, 9 if 1 of 5 is, about 14 n for Krum. The
+    suspicion ends when the rule uses the worker again.
 
-    A suspect need not be Byzantine: its data may differ from the others'. Nor is a Byzantine worker
-    always suspected: some attacks make the rule choose it. ``average`` uses all rows alike, and so
-    suspects nobody.
+    A suspect need not be Byzantine: its data may differ from the others'. And not every Byzantine
+    worker is suspected: some attacks make the rule choose it. ``average`` uses all rows alike, and
+    so suspects nobody.
 
-    A worker of which nothing came is *missing* from that round, which is not held against it.
+    A worker from which nothing arrived is *missing* from that round, and not left out.
 
     Attributes:
-      rounds: how many it has seen.
-      suspected_n: int64 [n], of how many rounds each was left out in those that count: once it is
-        suspected, all that led to it do.
+      rounds: how many rounds it has seen.
+      suspected_n: int64 [n], in how many rounds each was suspected, with the rounds that led to the
+        suspicion.
       missing_n: int64 [n], from how many rounds each was missing.
     """
 
     def __init__(self, num_workers: int) -> None:
-        """Begins without a suspicion."""
+        """Starts without a suspicion."""
         self.rounds = 0
         self.suspected_n = np.zeros(num_workers, np.int64)
         self.missing_n = np.zeros(num_workers, np.int64)
-        self._streak_n = np.zeros(num_workers, np.int64)  # rounds in a row without it
-        self._log_chance_n = np.zeros(num_workers)  # of that
+        self._streak_n = np.zeros(num_workers, np.int64)  # rounds in a row that left it out
+        self._log_chance_n = np.zeros(num_workers)  # of that streak
 
     def see(self, usage_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
-        """Takes in one round; returns which workers are suspected in it, bool [n]. O(n).
+        """Adds a round; returns which workers are suspected in it, bool [n]. O(n).
 
         Args:
           usage_n: how much of each row the rule used, 0..1.
@@ -73,5 +73,5 @@ def left_out(usage_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
     if not came_n.any():
         return came_n
     usage_n = np.where(np.isfinite(usage_n), usage_n, 0)
-    # Of a row of which half has come, a rule that judges each coordinate can use half.
+    # A rule that judges each coordinate can use half of a row if half of it arrived.
     return came_n & (usage_n < delivered_n * usage_n[came_n].mean() / 2)

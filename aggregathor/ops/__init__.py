@@ -16,7 +16,7 @@ mean_of_rows          stack [n, d], rows [m]                      [d]
 bulyan_tail           stack [n, d], groups [theta, m], f          [d]
 geometric_median      stack [n, d], f, nu, tol, max_iter          [d], weights [n]
 channel               a function of arrays [d], d                 a ``Channel``, for transports
-notes                 every, a function                           ``Notes``, for digests
+digest_store          every, a function                           a ``DigestStore``
 ====================  ==========================================  =============================
 
 Stacks are float32 or float64 tensors; checks of n against f are the rules' business. Of an array

@@ -159,7 +159,7 @@ def _stack(stack_nd: np.ndarray) -> tuple[ctypes.c_void_p, ctypes.c_int64, ctype
 
 
 def _columns(stack_nd: np.ndarray | Columns) -> tuple[tuple[Any, ...], np.ndarray]:
-    """Returns arguments that tell of columns, all or some, and where their aggregate goes."""
+    """Returns arguments for columns, all or some, and the array for their aggregate."""
     if not isinstance(stack_nd, Columns):
         return (*_stack(stack_nd), None, ctypes.c_int64(0)), _like_a_row(stack_nd)
     whole_nd, ranges_k2, grad_d = stack_nd

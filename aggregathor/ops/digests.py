@@ -1,7 +1,8 @@
-"""Notes of what tensors are, taken and compared within a step, by keyed digests.
+"""Keyed digests of tensors, recorded and compared within a step.
 
-Whoever does not know the key, which is drawn at random and stays here, cannot change a tensor
-unseen: see `digest.h` for the probability. Both kinds do the same.
+The key is drawn at random and stays here: whoever does not know it cannot change a tensor without
+changing its digest, but with the probability that `digest.h` derives. Both kinds of store do the
+same.
 """
 
 from __future__ import annotations
@@ -17,34 +18,37 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-# Is told, by their places, which of the tensors are not what was noted.
+# Called with the places of the tensors whose digest changed.
 OnChange = Callable[[list[int]], None]
 
 
-class Notes(Protocol):
-    """What both kinds have."""
+class DigestStore(Protocol):
+    """Digests of tensors, each known by its place, a number."""
 
-    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Notes values, each by its place, each k-th time for the first; else forgets them.
+    def record(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Records the digest of each value, in every k-th call for the first place.
 
-        Returns what control dependencies may be on, in a graph.
+        In the other calls the digests of these places are forgotten.
+
+        Returns:
+          In a graph, an operation for control dependencies.
         """
 
     def compare(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Tells of values that are not what was noted of their places, if anything was."""
+        """Reports the places whose value has not the digest that was recorded, if one was."""
 
     def forget(self) -> None:
-        """Forgets what was noted."""
+        """Forgets all digests."""
 
     def close(self) -> None:
-        """Tells of nothing any more."""
+        """Reports nothing any more."""
 
 
-class NativeNotes:
-    """Notes by ops of the native library, on TensorFlow's threads."""
+class NativeDigestStore:
+    """A store of the native library; its ops run on TensorFlow's threads."""
 
     def __init__(self, ops: Any, library: ctypes.CDLL, every: int, on_change: OnChange) -> None:
-        """Begins with nothing noted.
+        """Opens an empty store.
 
         Args:
           ops: what ``tf.load_op_library`` returned.
@@ -59,76 +63,76 @@ class NativeNotes:
         self._ops = ops
         self._library = library
         self._callback = _CHANGED(called)
-        library.aggregathor_notes_open.restype = ctypes.c_int64
-        library.aggregathor_notes_open.argtypes = (ctypes.c_int64, _CHANGED)
-        self._handle = library.aggregathor_notes_open(every, self._callback)
+        library.aggregathor_digests_open.restype = ctypes.c_int64
+        library.aggregathor_digests_open.argtypes = (ctypes.c_int64, _CHANGED)
+        self._handle = library.aggregathor_digests_open(every, self._callback)
         _open.add(self)
 
-    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Notes values, each by its place, each k-th time for the first."""
+    def record(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Records the digest of each value, in every k-th call for the first place."""
         with tf.device("/CPU:0"):
-            return self._ops.aggregathor_note(
+            return self._ops.aggregathor_record_digests(
                 values=values, places=list(places), handle=self._handle
             )
 
     def compare(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Tells of values that are not what was noted of their places."""
+        """Reports the places whose value has not the digest that was recorded."""
         with tf.device("/CPU:0"):
-            return self._ops.aggregathor_compare(
+            return self._ops.aggregathor_compare_digests(
                 values=values, places=list(places), handle=self._handle
             )
 
     def forget(self) -> None:
-        """Forgets what was noted."""
-        self._library.aggregathor_notes_forget(ctypes.c_int64(self._handle))
+        """Forgets all digests."""
+        self._library.aggregathor_digests_forget(ctypes.c_int64(self._handle))
 
     def close(self) -> None:
-        """Tells of nothing any more."""
-        self._library.aggregathor_notes_close(ctypes.c_int64(self._handle))
+        """Reports nothing any more."""
+        self._library.aggregathor_digests_close(ctypes.c_int64(self._handle))
         _open.discard(self)
 
 
-class PythonNotes:
-    """Notes by functions of Python."""
+class PythonDigestStore:
+    """A store of Python functions."""
 
     def __init__(self, every: int, on_change: OnChange) -> None:
-        """Begins with nothing noted."""
+        """Opens an empty store."""
         self._every = every
         self._calls: Counter[int] = Counter()
         self._key = secrets.token_bytes(32)
-        self._noted: dict[int, bytes] = {}
+        self._digests: dict[int, bytes] = {}
         self._on_change: OnChange | None = on_change
 
-    def note(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Notes values, each by its place, each k-th time for the first."""
-        return _run(lambda *arrays: self._note(arrays, places), values)
+    def record(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
+        """Records the digest of each value, in every k-th call for the first place."""
+        return _run(lambda *arrays: self._record(arrays, places), values)
 
     def compare(self, values: Sequence[tf.Tensor], places: Sequence[int]) -> Any:
-        """Tells of values that are not what was noted of their places."""
+        """Reports the places whose value has not the digest that was recorded."""
         return _run(lambda *arrays: self._compare(arrays, places), values)
 
     def forget(self) -> None:
-        """Forgets what was noted."""
-        self._noted = {}
+        """Forgets all digests."""
+        self._digests = {}
 
     def close(self) -> None:
-        """Tells of nothing any more."""
+        """Reports nothing any more."""
         self._on_change = None
 
-    def _note(self, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
+    def _record(self, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
         self._calls[places[0]] += 1
         is_due = self._calls[places[0]] % self._every == 0
         for place, array in zip(places, arrays, strict=True):
-            self._noted.pop(place, None)
+            self._digests.pop(place, None)
             if is_due:
-                self._noted[place] = self._digest(array)
+                self._digests[place] = self._digest(array)
 
     def _compare(self, arrays: Sequence[np.ndarray], places: Sequence[int]) -> None:
-        noted = dict(self._noted)
+        recorded = dict(self._digests)
         changed = [
             place
             for place, array in zip(places, arrays, strict=True)
-            if place in noted and noted[place] != self._digest(array)
+            if place in recorded and recorded[place] != self._digest(array)
         ]
         if changed and self._on_change is not None:
             self._on_change(changed)
@@ -145,11 +149,11 @@ def _run(function: Callable[..., None], values: Sequence[tf.Tensor]) -> Any:
 
 
 _CHANGED = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_int64), ctypes.c_int64)
-_open: set[NativeNotes] = set()  # what is called must be there
+_open: set[NativeDigestStore] = set()  # a store that may still call must exist
 
 
 @atexit.register
 def _close_all() -> None:
-    """No thread may call Python while it ends."""
-    for notes in list(_open):
-        notes.close()
+    """Keeps TensorFlow's threads from calling Python while it ends."""
+    for store in list(_open):
+        store.close()

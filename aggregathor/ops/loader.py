@@ -139,7 +139,7 @@ def _fall_back(reason: str, build: dict) -> tuple[ModuleType, State]:
 
 def _caller_stacklevel() -> int:
     """How far above the function that calls this one the user's code is."""
-    frame, level = sys._getframe(1), 1
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - cheaper than inspect.stack, and documented
     while frame.f_back is not None and _package(frame) in ("aggregathor", "tensorflow", "keras"):
         frame, level = frame.f_back, level + 1
     return level

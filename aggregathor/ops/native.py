@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from aggregathor.ops import arrays
-from aggregathor.ops.digests import NativeNotes, Notes, OnChange, PythonNotes
-from aggregathor.ops.exchange import Channel, Function, Native, NativeChannel, PythonChannel
+from aggregathor.ops.digests import DigestStore, NativeDigestStore, OnChange
+from aggregathor.ops.exchange import Channel, Function, Native, NativeChannel
 
 _ops: Any = None
 _library: Any = None
@@ -21,32 +21,27 @@ def load(library: Path) -> None:
     global _ops, _library
     _ops = tf.load_op_library(str(library))
     _library = ctypes.CDLL(str(library))
-    if has_arrays():
-        arrays.load(_library)
+    arrays.load(_library)
 
 
-def native() -> tuple[Any, Any]:
-    """The ops as TensorFlow calls them, and the library."""
+def loaded() -> tuple[Any, Any]:
+    """Returns the ops, as TensorFlow calls them, and the library, as ``ctypes`` does."""
     return _ops, _library
 
 
 def has_arrays() -> bool:
-    """Whether `arrays` can be used."""
-    return hasattr(_library, "aggregathor_mean_of_rows")  # not so in a library of before
+    """Whether there are kernels for arrays: those of `arrays`."""
+    return True
 
 
 def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
     """A way from a graph to a function of Python, or to what does the same in C."""
-    if not hasattr(_ops, "aggregathor_fill"):  # a library of before
-        return PythonChannel(function, dim)
     return NativeChannel(_ops, _library, function, dim, native)
 
 
-def notes(every: int, on_change: OnChange) -> Notes:
-    """Notes of what tensors are, taken and compared within a step."""
-    if not hasattr(_ops, "aggregathor_note"):  # a library of before
-        return PythonNotes(every, on_change)
-    return NativeNotes(_ops, _library, every, on_change)
+def digest_store(every: int, on_change: OnChange) -> DigestStore:
+    """Keyed digests of tensors, recorded and compared within a step."""
+    return NativeDigestStore(_ops, _library, every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

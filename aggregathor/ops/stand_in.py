@@ -1,6 +1,6 @@
 """The kernels in plain TensorFlow, for where the native library is missing. Slower, same results.
 
-The functions are those of `ops/native.py`; the table in `ops/__init__.py` tells what they return.
+The functions are those of `ops/native.py`; the table in `ops/__init__.py` says what they return.
 The number of rows must be known when a ``tf.function`` is traced. Selections are small ([n, n])
 and run in NumPy.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.ops.digests import Notes, OnChange, PythonNotes
+from aggregathor.ops.digests import DigestStore, OnChange, PythonDigestStore
 from aggregathor.ops.errors import too_few
 from aggregathor.ops.exchange import Channel, Function, Native, PythonChannel
 
@@ -25,9 +25,9 @@ def channel(function: Function, dim: int, native: Native | None = None) -> Chann
     return PythonChannel(function, dim)
 
 
-def notes(every: int, on_change: OnChange) -> Notes:
-    """Notes of what tensors are, taken and compared within a step."""
-    return PythonNotes(every, on_change)
+def digest_store(every: int, on_change: OnChange) -> DigestStore:
+    """Keyed digests of tensors, recorded and compared within a step."""
+    return PythonDigestStore(every, on_change)
 
 
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:

@@ -11,7 +11,7 @@ what is wrong, which should be nothing.
 
 TensorFlow's number of threads cannot change in a process, so "any number of threads" runs the rule
 in two more, where they can import it: a rule of ``GARS`` or a function of a module, not a lambda.
-The report tells what was ``skipped``.
+The report lists what was ``skipped``.
 """
 
 from aggregathor.testing.check import ContractError, Report, check_gar

@@ -62,7 +62,7 @@ def check_gar(
 
     Args:
       gar: called as ``gar(stack_nd, f=f, **parameters)`` with a tensor or an array [n, d], gives a
-        tensor or an array [d]. A rule of ``GARS``, a function of ``aggregathor.gars`` or one's own.
+        tensor or an array [d]. A rule of ``GARS``, a function of ``aggregathor.gars`` or your own.
       condition: when the rule keeps its promise. By default the rule's own, or "n >= 2f + 3".
       robust: False for a rule that promises nothing under attack. By default the rule's own.
       bears_missing: False for a rule that propagates NaN. By default true but for ``average``.

@@ -372,7 +372,7 @@ def _coordinate_lost_by_all(subject: Subject) -> Iterator[str]:
 
 @_clause("f lost or hostile rows")
 def _lost_rows(subject: Subject) -> Iterator[str]:
-    """Rows that never arrived count as bad ones: f of both kinds together are borne."""
+    """Lost rows count as hostile ones: the rule tolerates f of both kinds together."""
     if not subject.bears_missing:
         raise SkippedError(NAN_SPREADS)
     rng = subject.rng()
@@ -408,7 +408,7 @@ def _lost_and_hostile_finite(subject: Subject) -> Iterator[str]:
 
 @_clause("lost coordinates and hostile rows: near")
 def _lost_and_hostile_near(subject: Subject) -> Iterator[str]:
-    """Where every coordinate keeps as many values as the condition asks for, both are borne."""
+    """The rule tolerates both if every coordinate keeps as many values as the condition needs."""
     if not (subject.robust and subject.bears_missing):
         raise SkippedError(NAN_SPREADS if subject.robust else NOT_ROBUST)
     rng = subject.rng()

@@ -23,7 +23,7 @@ class SkippedError(Exception):
 
 @dataclasses.dataclass
 class Subject:
-    """A rule on trial, and what to try on it. ``Subject.of`` fills in what a known rule tells."""
+    """A rule on trial, and what to try on it. ``Subject.of`` fills in what is known of a rule."""
 
     gar: Callable[..., Any]
     name: str
@@ -65,7 +65,7 @@ class Subject:
     def run(
         self, gar: Callable[..., Any], stack_nd: tf.Tensor | np.ndarray, f: int, where: str = ""
     ) -> np.ndarray:
-        """What ``gar``, the rule in some guise, gives for this very object; ``where`` is told."""
+        """Returns what ``gar``, a form of the rule, makes of this object; errors say ``where``."""
         self.num_stacks += 1
         expected = f"{told(stack_nd, f)}{where}: expected a gradient"
         try:
@@ -87,7 +87,7 @@ class Subject:
         return [(self.condition.least_n(f), f) for f in (1, 2)]
 
     def roomy(self) -> tuple[int, int]:
-        """Many rows and a third of the f that they could bear, so that losing some is borne too."""
+        """Many rows and a third of the f that they tolerate, so that some may be lost as well."""
         n = max(self.largest_n, self.condition.least_n(1))
         return n, ((self.condition.largest_f(n) or 0) + 2) // 3
 

@@ -21,7 +21,7 @@ _STDIN = 0
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser of what all baselines are told."""
+    """Returns a parser of the flags of all baselines."""
     made = workload.parser(description)
     made.add_argument("--workers", type=int, default=4, help="how many (%(default)s)")
     made.add_argument("--limit", type=float, default=300, help="s, for all of it (%(default)s)")
@@ -55,7 +55,7 @@ def launch(
       module: what to run. It finds its task in TF_CONFIG, and ``is_task()`` true.
       jobs: how many tasks each job has.
       reporter: the task whose output is shown, and with whose end all others are ended.
-      limit_s: all are ended after so many seconds.
+      limit_s: seconds after which all are ended.
       on_hosts: task by task on the hosts of ``scripts/lossympi-hosts --plain``, not on this one.
     Returns:
       The reporter's exit status; 1 if another task failed before, or the time was up.

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--floats", type=int, default=1_750_000)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--drop", type=int, default=0, help="of 1000 packets")
-    parser.add_argument("--limit", type=float, default=60, help="start no step after so many s")
+    parser.add_argument("--limit", type=float, default=60, help="start no step after this many s")
     parser.add_argument("--cores", action="store_true", help="keep each host to a core of its own")
     parser.add_argument("--role", choices=("ps", "worker"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """In-graph replication over gRPC, as AggregaThor's own runner did it.
 
 One process is client and parameter server, n others serve as workers. The graph of the client has
-the model once for each worker; the server averages the gradients and applies SGD. ``--form`` tells
+the model once for each worker; the server averages the gradients and applies SGD. ``--form`` says
 whether a worker's gradient travels as one vector or variable by variable.
 """
 

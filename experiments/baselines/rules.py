@@ -1,7 +1,7 @@
 """What rules cost: one job, whose server takes another rule at every step.
 
-Jobs one after the other would not tell: a shared machine changes by more between them than a rule
-costs.
+Jobs one after the other would not show it: between them a shared machine changes by more than a
+rule costs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def main() -> int:
     """Trains for a number of steps of each rule; returns the exit status."""
     parser = workload.parser(__doc__)
     parser.add_argument("--rules", nargs="+", required=True, metavar="RULE")
-    parser.add_argument("--f", type=int, default=0, help="that all must bear (%(default)s)")
+    parser.add_argument(
+        "--f", type=int, default=0, help="Byzantine workers that all must tolerate (%(default)s)"
+    )
     arguments = parser.parse_args()
     step, rules = make_step(arguments.size), arguments.rules
     job = api.current()

@@ -69,7 +69,7 @@ def timed(
     per_call: int = 1,
     warm_up: int = WARM_UP,
 ) -> list[float]:
-    """Returns the seconds of each of so many steps; none is started after ``limit_s``.
+    """Returns the seconds of each step; none is started after ``limit_s``.
 
     Where a call makes ``per_call`` steps, it is the mean of them, and a call counts once.
     """
@@ -91,7 +91,7 @@ def line(name: str, size: str, n: int, seconds: Sequence[float]) -> str:
 
 
 def result(name: str, size: str, n: int, seconds: Sequence[float]) -> dict[str, Any]:
-    """Returns what is told of a contender."""
+    """Returns the figures of a contender."""
     import tensorflow as tf
 
     return {
@@ -113,7 +113,7 @@ def _peak_bytes() -> int:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser of what all contenders are told."""
+    """Returns a parser of the flags of all contenders."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--size", choices=HIDDEN, default="small")
     made.add_argument("--steps", type=int, default=100, help="that count (%(default)s)")

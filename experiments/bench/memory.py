@@ -21,7 +21,7 @@ def peak_mib(name: str, n: int, f: int, d: int) -> float | None:
     The result, d values, is part of it.
 
     Returns:
-      MiB, or None where the operating system does not tell.
+      MiB, or None if the operating system does not say.
     """
     if not os.access(CLEAR, os.W_OK):
         return None

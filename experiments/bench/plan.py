@@ -9,7 +9,7 @@ class Plan(NamedTuple):
     """Sizes and patience of a run.
 
     Attributes:
-      n: gradients of the table, of which ``f`` may be Byzantine.
+      n: gradients of the table; ``f`` of them may be Byzantine.
       f: see n.
       d: coordinates of the table.
       growth_ns: n of the growth, and

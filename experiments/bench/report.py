@@ -64,7 +64,7 @@ def _memory(result: dict[str, Any]) -> Iterator[str]:
     yield "| --- | ---: | ---: | --- |"
     for name, mib in result["peak_mib"].items():
         if mib is None:
-            yield f"| {name} | | | this operating system does not tell |"
+            yield f"| {name} | | | unknown to this operating system |"
         else:
             within = "within" if mib <= allowed_mib else "too much"
             yield f"| {name} | {mib:.1f} | {mib / input_mib:.0%} | {within} |"

@@ -3,8 +3,8 @@
     python -m experiments.figures.phocas_figure2
 
 The paper's table 1 and appendix 8.5: MLP 784-128-128-10, 500 rounds, learning rate 0.1, batch 32.
-6 of 20 workers attack with gaussian and omniscient, and the rules are told so; bit-flip and
-gambler hit coordinates of any worker, and the rules are told b = q = 8, the most that Krum bears.
+6 of 20 workers attack with gaussian and omniscient, and the rules tolerate as many; bit-flip and
+gambler hit coordinates of any worker, and the rules get b = q = 8, the most that Krum tolerates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from experiments.command import import_tensorflow, run_command
 
 RULES = ("average", "krum", "multi-krum", "trimmed-mean", "phocas")
 BASELINE = "average without attack"
-# attack: (Byzantine workers, f that the rules are told)
+# attack: (Byzantine workers, f of the rules)
 ATTACKS = {"gaussian": (6, 6), "omniscient": (6, 6), "bit-flip": (0, 8), "gambler": (0, 8)}
 
 

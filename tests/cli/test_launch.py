@@ -89,6 +89,14 @@ def test_what_is_started(here, capsys):
     assert started == ["-n", "3", *python, *passed, "train.py", *its_own]
 
 
+def test_flags_of_the_job_have_both_forms(here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    words = ["--gar", "multi-krum", "-n3", "--gar_args", "m=1", "--gar-args=k=2", "--f", "1"]
+    started = planned(capsys, *words, "train.py", "--f", "2")[2]
+    job = ["--gar=multi-krum", "--gar_args=m=1", "--gar_args=k=2", "--f=1"]
+    assert started[5:] == [*job, "train.py", "--f", "2"]
+
+
 @pytest.mark.parametrize("n", [["-n", "3"], ["-n3"], ["-n=3"]])
 def test_forms_of_n(n, here, capsys):
     install(here / "beside", OPEN_MPI_5)
@@ -193,7 +201,10 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
         (["-n", "3"], "which script"),
         (["-n"], "-n needs a value"),
         (["-n3", "trian.py"], "there is no script 'trian.py'"),
-        (["-n3", "--gar", "krum", "train.py"], "if it is the value of --gar, write --gar=krum"),
+        (["-n3", "--gra", "krum", "train.py"], "there is no flag --gra: did you mean '--gar'"),
+        (["-n3", "--gar"], "--gar needs a value"),
+        (["-n3", "--gar", "train.py"], "which script"),
+        (["-n3", "--mpirun-args"], "--mpirun-args needs a value"),
         (["-n3", "--gar=krum", "trian.py"], "there is no script 'trian.py'"),
         (["-n3", "beside"], "'beside' is a directory"),
         (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
@@ -250,7 +261,7 @@ told, script = sys.argv[1], sys.argv[2:]
 pids = comm.gather(os.getpid())
 if comm.rank == 0:
     print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
-if told == "--do=wait":
+if told == "--monitor=wait":
     time.sleep(60)
 if comm.rank == 2:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -259,14 +270,13 @@ if comm.rank == 0:
         comm.recv(source=2)
     except MPI.Exception as error:
         print(error.Get_error_string(), flush=True)
-os._exit(3 if told == "--do=fail" and comm.rank == 0 else 0)
+os._exit(3 if told == "--monitor=fail" and comm.rank == 0 else 0)
 """
 START = """\
 import sys
 from aggregathor.cli import launch
 from aggregathor.cli import main as cli
 launch.MODULE = "stand_in"
-launch._check_flags = lambda words: None  # the stand-in has its own
 sys.exit(cli.main())
 """
 
@@ -288,7 +298,7 @@ def start(folder, *words):
     )
 
 
-@pytest.mark.parametrize(("told", "status"), [("--do=go on", 0), ("--do=fail", 3)])
+@pytest.mark.parametrize(("told", "status"), [("--monitor=go on", 0), ("--monitor=fail", 3)])
 def test_the_others_go_on_when_a_worker_is_killed(told, status, tmp_path):
     started = start(tmp_path, told)
     out, err = started.communicate(timeout=60)
@@ -301,7 +311,7 @@ def test_the_others_go_on_when_a_worker_is_killed(told, status, tmp_path):
 
 
 def test_ctrl_c_ends_all_processes(tmp_path):
-    started = start(tmp_path, "--do=wait")
+    started = start(tmp_path, "--monitor=wait")
     pids = started.stdout.readline().split(";")[-5:]
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=20)

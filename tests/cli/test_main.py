@@ -309,12 +309,22 @@ def test_doctor_names_no_cuda_kernels_that_cannot_run(changes, told, monkeypatch
     assert shown["CUDA kernels"] == [told]
 
 
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [("3.15.1", "3.15.1"), ("3.99.0", "3.99.0, untested; tested: 3.12 to 3.15"), ("", "not in")],
+)
+def test_doctor_names_a_keras_that_was_not_tested(found, shown, monkeypatch, capsys):
+    status, parts, _ = doctor_says(monkeypatch, capsys, keras=found)
+    assert parts["Keras"][0].startswith(shown)
+    assert status == 0
+
+
 @pytest.mark.parametrize("build", [{}, {"version": aggregathor.__version__}])
 def test_doctor_says_what_it_does_not_know_of_the_build(build, monkeypatch, capsys):
     _, shown, _ = doctor_says(monkeypatch, capsys, build=build)
     told = "for TensorFlow ?, by ?, for ?" if build else "build.json is missing or unreadable"
     assert told in shown["native ops"][0]
-    assert shown["CUDA kernels"] == ["unknown: build.json does not tell"]
+    assert shown["CUDA kernels"] == ["unknown: build.json does not say"]
 
 
 @pytest.mark.parametrize(
@@ -452,7 +462,7 @@ def test_doctor_looks_at_this_machine():
         (lambda text: "[1]", "The rules do not run: build.json is missing or damaged, so that"),
         (
             lambda text: json.dumps({"tensorflow": json.loads(text)["tensorflow"]}),
-            "build.json, which tells how the native ops were built, is damaged: it lacks "
+            "build.json, which says how the native ops were built, is damaged: it lacks "
             "version, compiler, instruction_sets, cuda, library_bytes, library_sha256.",
         ),
     ],

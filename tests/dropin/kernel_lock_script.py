@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import aggregathor as agt
+from tests.dropin.results import digest, leave
 
 agt.init(gar="average", link_args={"timeout_s": 5.0})
 inputs = np.random.default_rng(0).standard_normal([16, 4]).astype(np.float32)
@@ -25,7 +26,7 @@ def fit(**compiled):
     model = model_of()
     model.compile(agt.DistributedOptimizer("adam"), "mse", **compiled)
     model.fit(inputs, inputs[:, :1], epochs=3, batch_size=4, verbose=0)
-    say(model.trainable_variables, lambda: model.layers[0].kernel.assign(np.ones([4, 3])))
+    end(model.trainable_variables, lambda: model.layers[0].kernel.assign(np.ones([4, 3])))
 
 
 def fit_eagerly():
@@ -50,7 +51,7 @@ def tape(step_of=tf.function):
 
     for _ in range(6):
         step()
-    say(model.trainable_variables, lambda: model.layers[0].kernel.assign(np.ones([4, 3])))
+    end(model.trainable_variables, lambda: model.layers[0].kernel.assign(np.ones([4, 3])))
 
 
 def tape_eagerly():
@@ -69,7 +70,7 @@ def mirrored():
     data = tf.data.Dataset.from_tensor_slices((inputs, inputs[:, :1])).batch(8)
     model.fit(data, epochs=3, verbose=0)
     replica = model.layers[0].kernel.value.values[1]
-    say(model.trainable_variables, lambda: replica.assign(np.ones([4, 3])))
+    end(model.trainable_variables, lambda: replica.assign(np.ones([4, 3])))
 
 
 def session(use_resource=True):
@@ -81,22 +82,22 @@ def session(use_resource=True):
         session.run(v1.global_variables_initializer())
         for _ in range(6):
             session.run(step)
-        say([session.run(w)], lambda: session.run(v1.assign(w, tf.ones([4, 1]))))
+        end([session.run(w)], lambda: session.run(v1.assign(w, tf.ones([4, 1]))))
 
 
 def session_of_references():
     session(use_resource=False)
 
 
-def say(values, write):
-    """Says what all ranks must have alike, and whether a write is refused."""
-    total = sum(float(np.abs(np.asarray(value)).sum()) for value in values)
+def end(values, write):
+    """Leaves what all ranks must have alike, and why a write is refused."""
+    found = digest(values)
+    refused = None
     try:
         write()
-        refused = "written"
     except tf.errors.PermissionDeniedError as error:
-        refused = error.message.replace("\n", " ")
-    sys.stdout.write(f"rank {agt.rank()}: {total!r} {refused}\n")
+        refused = error.message
+    leave(agt.rank(), {"digest": found, "refused": refused})
 
 
 WAYS = (fit, fit_eagerly, fit_compiled, tape, tape_eagerly, mirrored, session)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
-from aggregathor.dropin.deferred_variables import initialise, note_all
+from aggregathor.dropin.deferred_variables import initialise, keep_initial_values
 from aggregathor.errors import UserError
 
 
@@ -12,7 +12,7 @@ from aggregathor.errors import UserError
 def noted(monkeypatch):
     kind = polymorphic_function.UnliftedInitializerVariable
     monkeypatch.setattr(kind, "__init__", kind.__init__)  # as before, afterwards
-    note_all(None)
+    keep_initial_values(None)
 
 
 def traced_once(make):

@@ -3,31 +3,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.mpi.launch import check, train
+from tests.dropin.results import results_of
 
 SCRIPT = Path(__file__).with_name("digest_script.py")
 WAYS = ("nothing", "eagerly", "by_one_bit", "in_another_thread", "in_memory", "restored")
 
 
 @pytest.fixture(scope="module")
-def done():
-    done = train(3, SCRIPT)
-    check(done)
-    return done
+def job(tmp_path_factory):
+    return results_of(3, tmp_path_factory.mktemp("digest"), SCRIPT)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_changed_variable_is_seen_and_replaced(way, done):
-    found = re.findall(rf"rank (\d), {way}, (\w+): (\d+) seen, (\w+)", done.stdout)
-    assert len(found) == 15
+def test_a_changed_variable_is_seen_and_replaced(way, job):
+    results, _ = job
     for name in ("in_graphs", "by_two_optimizers", "eager", "fit", "first_of_fit"):
-        ranks, _, seen, digests = zip(*sorted(f for f in found if f[1] == name), strict=True)
-        assert ranks == ("0", "1", "2")
-        assert seen == ("0", "0", "0" if way == "nothing" else "1")
-        assert len(set(digests)) == 1
+        seen = [results[rank][way][name]["seen"] for rank in range(3)]
+        assert seen == [0, 0, 0 if way == "nothing" else 1], name
+        assert len({results[rank][way][name]["digest"] for rank in range(3)}) == 1, name
 
 
-def test_it_is_told(done):
+def test_it_is_told(job):
+    _, done = job
     name = "sequential/dense/kernel"
     assert re.search(
         rf"rank 2: {name} was not what the server had sent when a gradient", done.stderr

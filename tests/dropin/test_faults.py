@@ -1,5 +1,6 @@
 """Faults of workers and of the server, in real jobs; what each rank does is in faulty_script.py."""
 
+import itertools
 import re
 import signal
 import subprocess
@@ -9,22 +10,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.dropin.results import collected
 from tests.mpi.launch import ONE_HOST, check, environment, run_on_one_host
 
 SCRIPT = Path(__file__).with_name("faulty_script.py")
 RUN = ("--with-ft", "ulfm", "-n")
 
 
-def start(num_ranks, *flags, script=SCRIPT, **variables):
-    words = ("-m", "aggregathor.run", "--output=all", *flags, script)
-    more = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
-    return run_on_one_host(num_ranks, *words, survives=True, warnings=(), timeout_s=240, **more)
+@pytest.fixture
+def start(tmp_path):
+    """Runs a job; returns the process, and what each rank that has come to its end has left."""
+    folders = (tmp_path / f"results-{number}" for number in itertools.count())
 
+    def run(num_ranks, *flags, **variables):
+        folder = next(folders)
+        folder.mkdir()
+        words = ("-m", "aggregathor.run", *flags, SCRIPT)
+        more = {"TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **variables}
+        more["RESULTS"] = str(folder)
+        done = run_on_one_host(num_ranks, *words, survives=True, warnings=(), timeout_s=240, **more)
+        return done, collected(folder)
 
-def ends(done):
-    """What the ranks have printed at their end: accuracy and parameters, by rank."""
-    lines = re.findall(r"^rank (\d): accuracy (\S+), parameters (\w+)$", done.stdout, re.MULTILINE)
-    return {int(rank): (float(accuracy), digest) for rank, accuracy, digest in lines}
+    return run
 
 
 @pytest.mark.parametrize(
@@ -35,29 +42,34 @@ def ends(done):
         pytest.param("mpi", marks=pytest.mark.long),
     ],
 )
-def test_training_goes_on_while_no_more_than_f_are_faulty(transport):
+def test_training_goes_on_while_no_more_than_f_are_faulty(transport, start):
     """NaN, killed, and stopped for 4 s; beside them one that sends garbage to MPI."""
     faults = "5:1:nan 6:8:kill 7:8:stop" + (" 4:5:garbage" if transport == "mpi" else "")
     flags = ("--gar=median", "--f=3", f"--transport={transport}", "--link_args=timeout_s=2.0")
-    done = start(8, *flags, STEPS="120", FAULTS=faults)
+    flags += ("--output=all",)
+    done, found = start(8, *flags, STEPS="120", FAULTS=faults)
     check(done)
-    found = ends(done)
     assert set(found) == {0, 1, 2, 3, 4, 5, 7}
-    assert found[0][0] > 0.8
+    assert found[0]["accuracy"] > 0.8
     # Also on the one that was stopped and had rounds to catch up with.
-    assert {digest for _, digest in found.values()} == {found[0][1]}
+    assert {each["digest"] for each in found.values()} == {found[0]["digest"]}
+    assert ranks_in(done.stdout) == set(found)
+
+
+def ranks_in(output):
+    """Which ranks have written to standard output."""
+    return {int(rank) for rank in re.findall(r"^rank (\d) has ended$", output, re.MULTILINE)}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("transport", ["shm", "udp"])
-def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport):
+def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport, start):
     """Its steps take 0.5 s and the server waits for 0.2 s: it sends to rounds that are over."""
     flags = ("--gar=median", "--f=1", f"--transport={transport}", "--link_args=timeout_s=0.2")
-    done = start(5, *flags, STEPS="40", FAULTS="3:5:late")
+    done, found = start(5, *flags, STEPS="40", FAULTS="3:5:late")
     check(done)
-    found = ends(done)
     assert set(found) == {0, 1, 2, 3, 4}
-    assert {digest for _, digest in found.values()} == {found[0][1]}
+    assert {each["digest"] for each in found.values()} == {found[0]["digest"]}
     missing = re.search(r"nothing came from worker 2 in (\d+) rounds", done.stderr)
     assert missing is not None, done.stderr
     assert int(missing[1]) >= 20
@@ -67,11 +79,11 @@ def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport):
     ("fault", "how"),
     [pytest.param("raise", "has ended its script", marks=pytest.mark.long), ("kill", "has died")],
 )
-def test_a_worker_that_never_begins_is_named_and_ends_all(fault, how):
-    done = start(3, "--gar=average", FAULTS=f"2:0:{fault}", STEPS="10")
+def test_a_worker_that_never_begins_is_named_and_ends_all(fault, how, start):
+    done, found = start(3, "--gar=average", FAULTS=f"2:0:{fault}", STEPS="10")
     assert done.returncode != 0
     assert done.stderr.count(f"error: rank 2 {how}, and the training begins with all ranks") == 1
-    assert not ends(done)
+    assert not found
     if fault == "raise":
         assert "the script has failed on rank 2\nTraceback" in done.stderr
         assert done.stderr.count("Traceback") == 1
@@ -80,10 +92,10 @@ def test_a_worker_that_never_begins_is_named_and_ends_all(fault, how):
         assert "Traceback" not in done.stderr
 
 
-def test_training_stops_where_the_rule_cannot_be_kept(tmp_path):
-    done = start(
+def test_training_stops_where_the_rule_cannot_be_kept(start, tmp_path):
+    done, found = start(
         *(5, "--gar=median", "--f=1", "--link_args=timeout_s=1.0", "--stop_after_s=3"),
-        f"--checkpoint={tmp_path}",
+        f"--checkpoint={tmp_path / 'saved'}",
         FAULTS="2:5:kill 3:6:kill 4:7:exit",
         STEPS="60",
     )
@@ -92,27 +104,29 @@ def test_training_stops_where_the_rule_cannot_be_kept(tmp_path):
     gone = r"workers 1, 2 \(ranks 2, 3\)|workers 1, 2, 3 \(ranks 2, 3, 4\)"
     words = rf"nothing came from ({gone}), and median needs n >= 2f \+ 1"
     assert re.search(words, done.stderr)
-    assert f"Saved in {tmp_path / 'server.npz'}" in done.stderr
+    assert f"Saved in {tmp_path / 'saved' / 'server.npz'}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not ends(done)
+    assert not found
 
 
-def test_a_server_that_was_killed_goes_on_with_the_same_trajectory(tmp_path):
+def test_a_server_that_was_killed_goes_on_with_the_same_trajectory(start, tmp_path):
     """An attack remembers what honest workers sent in all rounds before."""
     job = ("--gar=median", "--f=1", "--byzantine=1", "--attack=mimic")
     job = (*job, "--attack_args=follow=direction")
-    flags = (*job, f"--checkpoint={tmp_path}", "--checkpoint_every=4")
-    whole = ends(start(4, *job, STEPS="24"))
-    killed = start(4, *flags, STEPS="24", FAULTS="0:15:kill")
+    flags = (*job, f"--checkpoint={tmp_path / 'saved'}", "--checkpoint_every=4")
+    done, whole = start(4, *job, STEPS="24")
+    assert set(whole) == {0, 1, 2, 3}
+    assert ranks_in(done.stdout) == {0}  # of the others nothing is shown
+    killed, left = start(4, *flags, STEPS="24", FAULTS="0:15:kill")
     assert killed.returncode != 0
     # Of those that have not said it mpirun has ended some when the first of them ended.
     assert re.search(r"error: rank \d has lost the server \(rank 0\)", killed.stderr)
     assert "Traceback" not in killed.stderr
-    assert not ends(killed)
-    again = start(4, *flags, STEPS="24")
+    assert not left
+    again, found = start(4, *flags, STEPS="24")
     check(again)
     assert "going on after step 12" in again.stderr
-    assert ends(again) == whole
+    assert found == whole
 
 
 @pytest.mark.parametrize(

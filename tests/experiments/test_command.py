@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -124,6 +125,19 @@ def test_ctrl_c_while_it_starts_is_told_in_a_line(module, tmp_path):
     assert process.returncode == 130
     assert err in ("", f"{module.rpartition('.')[2]}: stopped\n")  # silent within the import
     assert not (tmp_path / "results").exists()
+
+
+def test_another_keras_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(keras, "__version__", "3.99.0")
+    import_tensorflow()
+    assert capsys.readouterr().err.startswith("aggregathor: Keras 3.99.0 is untested; aggregathor")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    import_tensorflow()
+    assert capsys.readouterr().err == ""  # as rank 0 does
+    monkeypatch.delattr(keras.src.random.seed_generator, "make_default_seed")
+    with pytest.raises(UserError, match=r"Keras 3\.99\.0 has no keras.*make_default_seed, which"):
+        import_tensorflow()
 
 
 def test_no_advice_about_tracing_between_runs(monkeypatch):

@@ -1,6 +1,6 @@
 """A job whose last worker writes to whatever it can reach; the server looks at what came of it.
 
-python construction_script.py TRANSPORT FOLDER
+python construction_script.py TRANSPORT; the folder RESULTS is for what the ranks leave.
 """
 
 import contextlib
@@ -17,9 +17,10 @@ import tensorflow as tf
 
 import aggregathor as agt
 from aggregathor.protocols.aggregation import Aggregation
+from tests.dropin.results import leave
 from tests.locking.listeners import answers_grpc, tcp_ports, udp_ports
 
-TRANSPORT, FOLDER = sys.argv[1], Path(sys.argv[2])
+TRANSPORT, FOLDER = sys.argv[1], Path(os.environ["RESULTS"])
 D, ROUNDS = 5000, 12
 agt.init(gar="median", f=1, transport=TRANSPORT, link_args={"timeout_s": 2.0})
 rank = agt.rank()
@@ -90,7 +91,7 @@ if rank == 3:
         shout(server)
         scribbled += TRANSPORT == "shm" and scribble()
         step()
-    sys.stdout.write(f"scribbled: {scribbled > 0}\n")
+    leave(rank, {"scribbled": scribbled})
 else:
     for _ in range(ROUNDS):
         time.sleep(0.1)  # for the attacker to write meanwhile
@@ -100,14 +101,20 @@ else:
             rejected += [stats.others, *(worker.rejected for worker in stats.workers)]
 if rank == 0:
     ports = tcp_ports(os.getpid())
-    sys.stdout.write(f"ports that answer gRPC: {sum(map(answers_grpc, ports))} of {len(ports)}\n")
     rows = [(stack[i], gradients[i + 1]) for stack in stacks for i in range(2)]
     intact = all(np.array_equal(got[~np.isnan(got)], own[~np.isnan(got)]) for got, own in rows)
     arrived = np.mean([np.isfinite(got).mean() for got, _ in rows])
-    sys.stdout.write(f"rounds: {len(stacks)}, rows of others intact: {intact}\n")
-    sys.stdout.write(f"arrived of them: {arrived}\n")
-    sys.stdout.write(f"rejected: {sum(sum(each.values()) for each in rejected)}\n")
     expected = np.zeros(D, np.float32)
     for stack in stacks:
         expected -= np.float32(0.125) * agt.gars.median(stack, f=1).numpy()
-    sys.stdout.write(f"made of the stack alone: {np.array_equal(expected, variable.numpy())}\n")
+    leave(
+        rank,
+        {
+            "ports that answer gRPC": sum(map(answers_grpc, ports)),
+            "rounds": len(stacks),
+            "rows of others are intact": intact,
+            "arrived of them": float(arrived),
+            "rejected": sum(sum(each.values()) for each in rejected),
+            "is made of the stack alone": bool(np.array_equal(expected, variable.numpy())),
+        },
+    )

@@ -1,14 +1,14 @@
 """The server of a job: no port of TensorFlow's is open, and a worker has its row of the stack."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.dropin.results import collected
 from tests.locking.listeners import answers_grpc, tcp_ports
-from tests.mpi.launch import ROOT, check, environment, train
+from tests.mpi.launch import check, environment, train
 
 SCRIPT = Path(__file__).with_name("construction_script.py")
 SERVER = """
@@ -21,14 +21,16 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("transport", [pytest.param("shm", marks=pytest.mark.long), "udp"])
 def test_a_worker_has_its_row_and_nothing_else(transport, tmp_path):
-    said = check(train(4, SCRIPT, transport, tmp_path, PYTHONPATH=str(ROOT)))
-    assert "ports that answer gRPC: 0 of " in said
-    assert "rounds: 13, rows of others intact: True" in said
-    assert float(re.search(r"arrived of them: (\S+)", said)[1]) > 0.9
-    assert "made of the stack alone: True" in said
+    check(train(4, SCRIPT, transport, RESULTS=str(tmp_path)))
+    found = collected(tmp_path)
+    assert found[0]["ports that answer gRPC"] == 0
+    assert found[0]["rounds"] == 13
+    assert found[0]["rows of others are intact"]
+    assert found[0]["arrived of them"] > 0.9
+    assert found[0]["is made of the stack alone"]
     # It has written, and it was seen.
-    assert ("scribbled: True" in said) == (transport == "shm")
-    assert (int(re.search(r"rejected: (\d+)", said)[1]) > 50) == (transport == "udp")
+    assert (found[3]["scribbled"] > 0) == (transport == "shm")
+    assert (found[0]["rejected"] > 50) == (transport == "udp")
 
 
 def test_a_server_of_tensorflow_has_such_a_port():

@@ -309,7 +309,7 @@ def test_python_in_a_graph_has_a_copy_of_a_locked_variable(call, is_locked, lock
 
 
 def test_each_op_of_an_optimizer_is_tried():
-    registered = {each.op for each in kernels._registered() if each.device_type == "CPU"}
+    registered = {each.op for each in kernels.registered_kernels() if each.device_type == "CPU"}
     prefixes = ("ResourceApply", "ResourceSparseApply")
     assert {op for op in registered if op.startswith(prefixes)} == {*OPTIMIZER_OPS}
 
@@ -408,7 +408,7 @@ def test_once_closed_all_may_be_written(lock):
 
 
 def test_threads_that_lock_and_write_do_not_meet(lock):
-    """Each locks variables of its own, which die; guards are put up again meanwhile."""
+    """Each locks variables of its own, which die; kernels are checked anew meanwhile."""
     went_well = []
 
     def churn():
@@ -574,9 +574,9 @@ def test_a_library_that_is_loaded_later_writes_no_locked_variable(lock, tmp_path
     flags = (*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags())
     compiler = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-w"]
     subprocess.run([*compiler, LATECOMER, *flags, "-o", library], check=True)
-    guarded = lock.num_guarded
+    checked = lock.num_checked
     latecomer = tf.load_op_library(str(library)).latecomer
-    assert lock.num_guarded == guarded + 1
+    assert lock.num_checked == checked + 1
     free, locked = tf.Variable(tf.ones([4, 3])), tf.Variable(tf.ones([4, 3]))
     lock.lock(locked, "locked")
     latecomer(free.handle)
@@ -633,11 +633,11 @@ class TestWithout:
             KernelLock("rank 3", ALLOWED, factory_offset=offset)
 
     def test_it_takes_all_kernels_that_tensorflow_lists(self, monkeypatch):
-        listed = list(kernels._registered())
+        listed = list(kernels.registered_kernels())
         wanted = ("AssignVariableOp", "CPU")
         missing = next(each for each in listed if (each.op, each.device_type) == wanted)
         listed.remove(missing)
-        monkeypatch.setattr(kernels, "_registered", lambda: listed)
+        monkeypatch.setattr(kernels, "registered_kernels", lambda: listed)
         with pytest.raises(NoKernelLock, match=r"lists \d+ kernels of these ops and has \d+"):
             KernelLock("rank 3", ALLOWED)
 
@@ -650,7 +650,7 @@ def test_honest_steps_give_the_same_bits():
     assert run("honest") == "the same bits\n"
 
 
-def test_what_was_made_before_it_has_guards_unless_it_keeps_its_kernels():
+def test_what_was_made_before_it_is_checked_unless_it_keeps_its_kernels():
     assert run("before").splitlines() == [
         "eager: refused",
         "traced function: refused",

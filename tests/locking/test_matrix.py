@@ -52,13 +52,13 @@ def test_the_kernels(way):
 def test_the_digest(way):
     v = variable()
     told = []
-    notes = ops.kernels().notes(1, told.append)
-    with contextlib.closing(notes):
-        notes.note([tf.zeros([2, 3])], [0])
-        notes.compare([v.read_value()], [0])
+    store = ops.kernels().digest_store(1, told.append)
+    with contextlib.closing(store):
+        store.record([tf.zeros([2, 3])], [0])
+        store.compare([v.read_value()], [0])
         assert told == []
         way(v)
-        notes.compare([v.read_value()], [0])
+        store.compare([v.read_value()], [0])
     # What it does not see has changed nothing.
     assert bool(told) == ("D" in MATRIX[way]) == bool((v.numpy() != 0).any())
 

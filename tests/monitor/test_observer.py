@@ -1,5 +1,6 @@
 import csv
 import io
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
 from aggregathor.monitor import observer as observer_module
 from aggregathor.monitor.figures import Monitor
-from aggregathor.monitor.observer import Observer, Status, new_folder, observe
+from aggregathor.monitor.observer import Observer, Status, new_folder, observe, open_folder
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
@@ -200,6 +201,13 @@ def test_every_start_has_a_folder_of_its_own(tmp_path):
     assert new_folder(tmp_path / "new" / "one") == tmp_path / "new" / "one" / "run-1"
 
 
+def test_no_folder_is_made_unless_it_is_asked_for(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_folder("") is None
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("below", ["", "a/b"])
 def test_a_folder_that_cannot_be_made_ends_all_ranks(below, tmp_path):
     (tmp_path / "file").write_text("")
@@ -214,8 +222,7 @@ def test_a_folder_that_cannot_be_made_ends_all_ranks(below, tmp_path):
 
 def test_a_folder_that_can_be_made_is_told(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    meeting = SimpleNamespace(rank=0, bcast=lambda reason: reason)
-    observe(meeting, Config(monitor="out"), SETTING)
+    assert open_folder("out") == tmp_path / "out" / "run-1"
     assert capfd.readouterr().err == (
         f"aggregathor: what is seen of the workers is written to {tmp_path}/out/run-1\n"
     )
@@ -256,8 +263,8 @@ class Terminal(io.StringIO):
 def sixty_columns(monkeypatch):
     screen = Terminal()
     screen.fileno = lambda: 99
-    for module in (terminal, observer_module):  # pytest sets sys.stderr anew for the test itself
-        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=screen))
+    # pytest sets sys.stderr anew for the test itself
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stderr=screen, __stderr__=screen))
     size = SimpleNamespace(columns=60)
     monkeypatch.setattr(terminal.os, "get_terminal_size", lambda _: size)
     return screen
@@ -284,7 +291,7 @@ def test_on_a_terminal_the_status_is_one_line_a_second(sixty_columns, clock):
         clock.s += 0.25
     assert sixty_columns.lines() == ["aggregathor: round 41, 4/s; 75% delivered"]
     assert sixty_columns.getvalue().count("aggregathor") == 10
-    terminal.say("that is it")
+    logging.getLogger("aggregathor.monitor").info("that is %s", "it")
     assert sixty_columns.lines() == ["aggregathor: that is it", ""]
 
 

@@ -1,4 +1,4 @@
-"""Digests and notes of tensors: against an oracle, and both kinds against what they promise."""
+"""Digests of tensors, against an oracle, and both kinds of store against what they promise."""
 
 import ctypes
 import random
@@ -66,12 +66,12 @@ def kind(request):
 
 @pytest.fixture
 def opened(kind):
-    """Opens notes; what they tell is in ``told``."""
+    """Opens stores; what they report is in ``told``."""
     made = []
 
     def open(every=1):
         told = []
-        made.append(kind.notes(every, lambda places: told.append(sorted(places))))
+        made.append(kind.digest_store(every, lambda places: told.append(sorted(places))))
         return made[-1], told
 
     yield open
@@ -98,7 +98,7 @@ MODES = pytest.mark.parametrize("mode", [as_graph, eagerly])
 def test_equal_bytes_are_no_change(mode, dtype, opened):
     values = [tf.cast(tf.zeros([7, 3]), dtype), tf.cast(tf.ones([]), dtype)]
     each, told = opened()
-    mode(lambda: each.note(values, [0, 1]))()
+    mode(lambda: each.record(values, [0, 1]))()
     mode(lambda: each.compare(values, [0, 1]))()
     assert told == []
     mode(lambda: each.compare(values, [1, 0]))()
@@ -110,7 +110,7 @@ def test_equal_bytes_are_no_change(mode, dtype, opened):
 def test_one_bit_is_seen_wherever_it_is(mode, size, opened, rng):
     before = rng.standard_normal(size, dtype=np.float32)
     each, told = opened()
-    note = mode(lambda x: each.note([x], [0]))
+    note = mode(lambda x: each.record([x], [0]))
     compare = mode(lambda x: each.compare([x], [0]))
     note(tf.constant(before))
     places = {0, size // 2, size - 1, *rng.integers(0, size, 20).tolist()}
@@ -124,7 +124,7 @@ def test_one_bit_is_seen_wherever_it_is(mode, size, opened, rng):
 def test_values_that_are_not_finite_are_values_too(opened):
     each, told = opened()
     hostile = tf.constant([np.nan, np.inf, -np.inf, 1e30, -0.0])
-    each.note([hostile], [0])
+    each.record([hostile], [0])
     each.compare([hostile], [0])
     assert told == []
     each.compare([tf.constant([np.nan, np.inf, -np.inf, 1e30, 0.0])], [0])
@@ -134,7 +134,7 @@ def test_values_that_are_not_finite_are_values_too(opened):
 def test_nothing_noted_is_nothing_to_compare_with(opened):
     each, told = opened()
     each.compare([tf.ones([3]), tf.ones([])], [0, 1])
-    each.note([tf.ones([3]), tf.ones([])], [0, 1])
+    each.record([tf.ones([3]), tf.ones([])], [0, 1])
     each.forget()
     each.compare([tf.zeros([3]), tf.zeros([])], [0, 1])
     assert told == []
@@ -142,7 +142,7 @@ def test_nothing_noted_is_nothing_to_compare_with(opened):
 
 def test_replicas_have_the_place_of_their_value(opened):
     each, told = opened()
-    each.note([tf.ones([3]), tf.zeros([3])], [0, 1])
+    each.record([tf.ones([3]), tf.zeros([3])], [0, 1])
     each.compare([tf.ones([3]), tf.ones([3]), tf.zeros([3]), tf.ones([3])], [0, 0, 1, 1])
     assert told == [[1]]
 
@@ -150,27 +150,27 @@ def test_replicas_have_the_place_of_their_value(opened):
 def test_every_third_is_noted(opened):
     each, told = opened(every=3)
     for _ in range(9):
-        each.note([tf.ones([2])], [0])
+        each.record([tf.ones([2])], [0])
         each.compare([tf.zeros([2])], [0])
     assert told == [[0]] * 3
 
 
 def test_what_is_noted_last_counts_whoever_has_noted_it(opened):
     each, told = opened()
-    each.note([tf.ones([2]), tf.ones([3])], [0, 1])
-    each.note([tf.zeros([3]), tf.zeros([])], [1, 2])
+    each.record([tf.ones([2]), tf.ones([3])], [0, 1])
+    each.record([tf.zeros([3]), tf.zeros([])], [1, 2])
     each.compare([tf.ones([2]), tf.zeros([3]), tf.zeros([])], [0, 1, 2])
     assert told == []
     each.compare([tf.ones([3])], [1])
     assert told == [[1]]
 
 
-def test_closed_notes_tell_nothing(opened):
+def test_a_closed_store_reports_nothing(opened):
     each, told = opened()
-    each.note([tf.ones([2])], [0])
+    each.record([tf.ones([2])], [0])
     each.close()
     each.compare([tf.zeros([2])], [0])
-    each.note([tf.ones([2])], [0])
+    each.record([tf.ones([2])], [0])
     assert told == []
 
 
@@ -178,7 +178,7 @@ def test_a_session_runs_them(opened):
     each, told = opened()
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         value = tf.compat.v1.placeholder(tf.float32, [2])
-        note, compare = each.note([value], [0]), each.compare([value], [0])
+        note, compare = each.record([value], [0]), each.compare([value], [0])
         session.run(note, {value: [1, 2]})
         session.run(compare, {value: [1, 2]})
         assert told == []
@@ -189,15 +189,15 @@ def test_a_session_runs_them(opened):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda each: each.note([tf.ones([1])], [0, 1]), "places must be as many as values"),
+        (lambda each: each.record([tf.ones([1])], [0, 1]), "places must be as many as values"),
         (lambda each: each.compare([tf.ones([1])], [0, 1]), "places must be as many as values"),
         (lambda each: each.compare([tf.constant("a")], [0]), "there is no digest of string"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
     with ops.using("native"):
-        each = ops.kernels().notes(1, print)
-    assert isinstance(each, digests.NativeNotes)
+        each = ops.kernels().digest_store(1, print)
+    assert isinstance(each, digests.NativeDigestStore)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         call(each)
     each.close()

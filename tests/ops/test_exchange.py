@@ -11,7 +11,7 @@ import tensorflow as tf
 from aggregathor import ops
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
-from aggregathor.ops.exchange import Form, NativeChannel, PythonChannel
+from aggregathor.ops.exchange import NativeChannel
 
 SHAPES = [(3, 2), (), (0, 4), (5,)]
 DIM = 12
@@ -35,8 +35,8 @@ def opened():
         channel.close(WAIT_S)
 
 
-def forms(dtype=tf.float32, shapes=SHAPES):
-    return [Form(shape, dtype) for shape in shapes]
+def specs(dtype=tf.float32, shapes=SHAPES):
+    return [tf.TensorSpec(shape, dtype) for shape in shapes]
 
 
 def values(rng, dtype=tf.float32, shapes=SHAPES):
@@ -80,7 +80,7 @@ def test_values_pass_bit_for_bit(mode, kind, opened, rng):
         return sent_d * np.float32(3) + np.float32(0.1)
 
     channel = opened(kind, function)
-    run = MODES[mode](lambda given: channel.exchange(given, forms()))
+    run = MODES[mode](lambda given: channel.exchange(given, specs()))
     for _ in range(3):
         given = values(rng)
         results = run(given)
@@ -93,8 +93,8 @@ def test_values_pass_bit_for_bit(mode, kind, opened, rng):
 def test_nothing_of_a_number_is_lost(kind, opened):
     bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 1, 0x80000000, 0x7F7FFFFF], np.uint32)
     channel = opened(kind, lambda sent_d: sent_d, 6)
-    form = [Form((6,), tf.float32)]
-    results = tf.function(lambda x: channel.exchange([x], form))(tf.bitcast(bits, tf.float32))
+    spec = [tf.TensorSpec((6,), tf.float32)]
+    results = tf.function(lambda x: channel.exchange([x], spec))(tf.bitcast(bits, tf.float32))
     np.testing.assert_array_equal(results[0].numpy().view(np.uint32), bits)
 
 
@@ -103,7 +103,7 @@ def test_nothing_of_a_number_is_lost(kind, opened):
 def test_other_types_are_cast(dtype, kind, opened, rng):
     channel = opened(kind, lambda sent_d: sent_d + np.float32(0.3))
     given = values(rng, dtype)
-    results = tf.function(lambda given: channel.exchange(given, forms(dtype)))(given)
+    results = tf.function(lambda given: channel.exchange(given, specs(dtype)))(given)
     assert [result.dtype for result in results] == [dtype] * len(SHAPES)
     for value, result in zip(given, results, strict=True):
         tf.debugging.assert_equal(
@@ -123,7 +123,7 @@ def test_either_list_may_be_empty(mode, kind, opened, rng):
     channel = opened(kind, function)
     given = values(rng)
     MODES[mode](lambda given: channel.exchange(given, []))(given)
-    results = MODES[mode](lambda: channel.exchange([], forms()))()
+    results = MODES[mode](lambda: channel.exchange([], specs()))()
     np.testing.assert_array_equal(seen[0], flat(given))
     assert seen[1] is None
     np.testing.assert_array_equal(flat(results), np.arange(DIM))
@@ -157,7 +157,7 @@ def test_no_memory_is_shared(kind, opened):
         return memory_d
 
     channel = opened(kind, function)
-    exchange = tf.function(lambda x: channel.exchange([x], [Form((DIM,), tf.float32)])[0])
+    exchange = tf.function(lambda x: channel.exchange([x], [tf.TensorSpec((DIM,), tf.float32)])[0])
     given = np.full(DIM, 5, np.float32)
     first = exchange(tf.constant(given))
     second = exchange(tf.constant(given + 1))
@@ -192,7 +192,7 @@ def test_errors_become_those_of_tensorflow(error, kind, kernels, opened):
 
     channel = opened(kernels, function)
     with pytest.raises(tf.errors.OpError, match="it went\nwrong") as caught:
-        tf.function(lambda: channel.exchange([], forms()))()
+        tf.function(lambda: channel.exchange([], specs()))()
     if kernels == "native":
         assert isinstance(caught.value, kind)
         assert type(error).__name__ in str(caught.value)
@@ -204,14 +204,14 @@ def test_long_messages_are_cut(opened):
 
     channel = opened("native", function)
     with pytest.raises(tf.errors.UnknownError, match="OfOurs: ää"):
-        tf.function(lambda: channel.exchange([], forms()))()
+        tf.function(lambda: channel.exchange([], specs()))()
 
 
 @pytest.mark.parametrize("result", [None, np.zeros(DIM - 1), np.zeros((1, DIM))])
 def test_wrong_results_are_refused(result, opened):
     channel = opened("native", lambda sent_d: result)
     with pytest.raises(tf.errors.OpError, match=r"float32 \[12\]"):
-        tf.function(lambda: channel.exchange([], forms()))()
+        tf.function(lambda: channel.exchange([], specs()))()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,15 +219,15 @@ def test_wrong_sizes_are_refused(kind, opened):
     channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
     if kind == "native":  # the other cannot tell what is sent
         with pytest.raises(tf.errors.InvalidArgumentError, match="takes and gives 12 numbers"):
-            channel.exchange([tf.zeros([11])], forms())
+            channel.exchange([tf.zeros([11])], specs())
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        channel.exchange([tf.zeros([12])], forms(shapes=[(11,)]))
+        channel.exchange([tf.zeros([12])], specs(shapes=[(11,)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_channel_is_unknown(kind, opened):
     channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
-    function = tf.function(lambda: channel.exchange([], forms()))
+    function = tf.function(lambda: channel.exchange([], specs()))
     function()
     channel.close(WAIT_S)
     channel.close(WAIT_S)
@@ -275,7 +275,7 @@ def test_a_session_that_is_closed_does_not_hang(opened):
     gate = Gate()
     channel = opened("native", gate)
     with tf.Graph().as_default():
-        results = channel.exchange([], forms())
+        results = channel.exchange([], specs())
         session = tf.compat.v1.Session()
         join = run_in_thread(lambda: session.run(results))
         assert gate.entered.wait(WAIT_S)
@@ -297,7 +297,7 @@ def test_an_exchange_that_waits_for_its_turn_is_cancelled(opened):
 
     channel = opened("native", function)
     with tf.Graph().as_default():
-        first, second = channel.exchange([], forms()), channel.exchange([tf.ones([DIM])], forms())
+        first, second = channel.exchange([], specs()), channel.exchange([tf.ones([DIM])], specs())
         one, other = tf.compat.v1.Session(), tf.compat.v1.Session()
         join_one = run_in_thread(lambda: one.run(first))
         assert gate.entered.wait(WAIT_S)
@@ -316,7 +316,7 @@ def test_an_error_beside_it_ends_it(opened):
     channel = opened("native", gate)
 
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        results = channel.exchange([], forms())
+        results = channel.exchange([], specs())
         wrong = tf.debugging.check_numerics(tf.constant(np.nan) + 0.0, "not a number")
         join = run_in_thread(lambda: session.run([results, wrong]))
         assert isinstance(join(), tf.errors.InvalidArgumentError)
@@ -326,10 +326,10 @@ def test_an_error_beside_it_ends_it(opened):
 def test_closing_ends_what_waits_and_waits_for_what_runs(opened):
     gate = Gate()
     channel = opened("native", gate)
-    form = forms()
-    join_running = run_in_thread(tf.function(lambda: channel.exchange([], form)))
+    spec = specs()
+    join_running = run_in_thread(tf.function(lambda: channel.exchange([], spec)))
     assert gate.entered.wait(WAIT_S)
-    join_waiting = run_in_thread(tf.function(lambda: channel.exchange([tf.ones([DIM])], form)))
+    join_waiting = run_in_thread(tf.function(lambda: channel.exchange([tf.ones([DIM])], spec)))
     time.sleep(0.2)
     channel.close(0.01)  # does not wait for long
     assert isinstance(join_waiting(), tf.errors.OpError)
@@ -351,7 +351,7 @@ def test_two_channels_at_once(kind, opened):
         return function
 
     channels = [opened(kind, function_of(number)) for number in (1, 2)]
-    one = [Form((DIM,), tf.float32)]
+    one = [tf.TensorSpec((DIM,), tf.float32)]
 
     if kind == "native":
         # No thread of TensorFlow's waits, so that one is enough.
@@ -383,12 +383,12 @@ def test_calls_of_one_channel_take_turns(opened):
         return sent_d
 
     channel = opened("native", function)
-    form = [Form((DIM,), tf.float32)]
+    spec = [tf.TensorSpec((DIM,), tf.float32)]
     joins = [
         run_in_thread(
             lambda i=i: [
                 np.testing.assert_array_equal(
-                    channel.exchange([tf.fill([DIM], float(i))], form)[0], np.full(DIM, i)
+                    channel.exchange([tf.fill([DIM], float(i))], spec)[0], np.full(DIM, i)
                 )
                 for _ in range(20)
             ]
@@ -406,15 +406,6 @@ def test_gradients_of_every_form(opened):
     channel = opened("native", lambda sent_d: sent.append(sent_d.copy()), layout.dim)
     channel.exchange(layout.dense([sparse, tf.constant([5.0]), None]), [])
     np.testing.assert_array_equal(sent[0], [0, 0, 2, 2, 0, 0, 0, 0, 5, 0, 0])
-
-
-def test_a_library_of_before_goes_without_the_op(monkeypatch):
-    with ops.using("native"):
-        monkeypatch.setattr("aggregathor.ops.native._ops", object())
-        channel = ops.kernels().channel(lambda sent_d: sent_d + 1, 2)
-    assert isinstance(channel, PythonChannel)
-    result = channel.exchange([tf.constant([1.0, 2.0])], [Form((2,), tf.float32)])[0]
-    np.testing.assert_array_equal(result, [2.0, 3.0])
 
 
 class FunctionsOfC:
@@ -457,7 +448,7 @@ def test_functions_of_c_are_called_until_what_is_received_is_intact(mode, opened
     native = FunctionsOfC(torn=2)
     channel = opened("native", None, native=native)
     sent = values(np.random.default_rng(3))
-    received = MODES[mode](lambda given: channel.exchange(given, forms()))(sent)
+    received = MODES[mode](lambda given: channel.exchange(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     np.testing.assert_array_equal(flat(received), native.in_d)
     assert native.calls == [(1234, True, False)] + 2 * [(1234, False, True)]
@@ -466,7 +457,7 @@ def test_functions_of_c_are_called_until_what_is_received_is_intact(mode, opened
 def test_what_a_function_of_c_says_is_raised(opened):
     channel = opened("native", None, native=FunctionsOfC(code=9))
     with pytest.raises(tf.errors.FailedPreconditionError, match="no more"):
-        channel.exchange(values(np.random.default_rng(3)), forms())
+        channel.exchange(values(np.random.default_rng(3)), specs())
 
 
 class TakesParts(FunctionsOfC):
@@ -506,7 +497,7 @@ def step_with(function, channel):
     def step(given):
         first = tf.numpy_function(function, [given[0]], tf.float32, stateful=False)
         first.set_shape(SHAPES[0])
-        return channel.exchange([first, *given[1:]], forms())
+        return channel.exchange([first, *given[1:]], specs())
 
     return step
 
@@ -516,7 +507,7 @@ def step_with(function, channel):
 def test_parts_that_are_long_come_before_the_rest(mode, dtype, opened, small_parts, rng):
     native = TakesParts()
     channel = opened("native", None, native=native)
-    run = MODES[mode](lambda given: channel.exchange(given, forms()))
+    run = MODES[mode](lambda given: channel.exchange(given, specs()))
     for step in range(3):
         sent = [tf.cast(100 * value, dtype) for value in values(rng)]
         before = native.in_d.copy()
@@ -536,7 +527,7 @@ def test_all_may_come_in_parts(shapes, opened, small_parts, rng):
     native = TakesParts()
     channel = opened("native", None, dim=12, native=native)
     sent = values(rng, shapes=shapes)
-    as_function(lambda given: channel.exchange(given, forms(shapes=shapes)))(sent)
+    as_function(lambda given: channel.exchange(given, specs(shapes=shapes)))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     assert len(native.parts) == len(shapes)
 
@@ -558,7 +549,7 @@ def test_a_part_does_not_wait_for_the_others(opened, small_parts, rng):
 def test_a_part_that_fails_fails_the_exchange_and_no_other(opened, small_parts, rng):
     native = TakesParts(code=9)
     channel = opened("native", None, native=native)
-    run = as_function(lambda given: channel.exchange(given, forms()))
+    run = as_function(lambda given: channel.exchange(given, specs()))
     with pytest.raises(tf.errors.FailedPreconditionError, match="not that"):
         run(values(rng))
     assert native.calls == []
@@ -579,7 +570,7 @@ def test_a_step_may_fail_after_a_part_has_come(mode, opened, small_parts, rng):
     sent = values(rng)
     with pytest.raises(tf.errors.InvalidArgumentError, match="as it shall"):
         step_with(fails, channel)(values(rng))
-    MODES[mode](lambda given: channel.exchange(given, forms()))(sent)
+    MODES[mode](lambda given: channel.exchange(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     came = [(first, len(part)) for _, first, part in native.parts]
     assert came == [(7, 5), *([(7, 5), (0, 6)] if mode == "function" else [])]
@@ -595,7 +586,7 @@ def test_where_nothing_is_won_there_are_no_parts(mode, opened, small_parts, rng,
     channel = opened("native", None, native=native)
     sent = values(rng)
     run = MODES["eager" if mode == "eager" else "function"]
-    run(lambda given: channel.exchange(given, forms()))(sent)
+    run(lambda given: channel.exchange(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     assert not getattr(native, "parts", [])
 
@@ -618,7 +609,7 @@ def test_only_where_to_write_may_be_of_c(opened):
 
     channel = opened("native", function, native=native)
     sent = values(np.random.default_rng(3))
-    np.testing.assert_array_equal(flat(channel.exchange(sent, forms())), flat(sent) + 1)
+    np.testing.assert_array_equal(flat(channel.exchange(sent, specs())), flat(sent) + 1)
     assert taken == [native.out_d.ctypes.data]
 
 

@@ -1,13 +1,14 @@
-"""Files of models on a worker: only the server writes what the script names.
+"""Files of models on a worker: only the server writes the files that the script names.
 
-A script may read what it has saved. Where the server has not written it yet, or has on another
-host, a worker would find nothing, or an old file: so it saves into a folder of its own, and what it
-has saved it loads from there.
+A script may read what it has saved. If the server has not written it yet, or is on another host, a
+worker would find nothing, or an old file. So a worker saves to a folder of its own, and loads what
+it has saved from there.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import tempfile
@@ -18,8 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from aggregathor.log import say
-
+_logger = logging.getLogger(__name__)
 _WRITING = ("save", "save_weights", "export")
 # Where scripts find `save_model` and `load_model`.
 _MODULES = (keras.models, keras.saving, tf.keras.models)
@@ -29,7 +29,7 @@ class PrivateFiles:
     """Patches Keras on a worker."""
 
     def __init__(self, rank: int) -> None:
-        """Takes over what writes and reads models."""
+        """Patches the functions that write and read models."""
         self._rank = rank
         self._folder: Path | None = None
         self._own: dict[str, str] = {}  # paths that the script has named, and the files
@@ -52,7 +52,7 @@ class PrivateFiles:
         def own(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
             if not self._said:
                 self._said = True
-                say(f"rank {self._rank} leaves files of {model.name} to rank 0")
+                _logger.info("rank %d leaves files of %s to rank 0", self._rank, model.name)
             if not isinstance(filepath, (str, os.PathLike)):
                 return write(model, filepath, *args, **kwargs)  # a buffer is the worker's own
             if self._folder is None:
@@ -76,8 +76,8 @@ class PrivateFiles:
         def own(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
             found = self._found(filepath)
             if isinstance(found, (str, os.PathLike)) and not Path(found).exists():
-                # As of a callback that only the server has. Its weights are the ones that count.
-                say(f"rank {self._rank} has no {filepath}, and keeps its weights")
+                # Such as a file of a callback that only the server has. Its weights count.
+                _logger.warning("rank %d has no %s, and keeps its weights", self._rank, filepath)
                 return None
             return read(model, found, *args, **kwargs)
 

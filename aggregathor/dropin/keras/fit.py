@@ -1,22 +1,22 @@
 """Keras's ``fit``: all ranks begin and end it with the server's variables; only the server writes.
 
-The server runs ``fit`` as the script says: its own batches give it losses, metrics and the
-statistics of batch normalisation; of gradients it uses the aggregate only. A worker computes
-gradients. It leaves out what would write files or decide when to stop, and follows the server: when
-the server's ``fit`` ends, early or not, so does the worker's, and not before.
+The server runs ``fit`` as the script says: its own batches give losses, metrics and the statistics
+of batch normalisation, but it applies the aggregate only. A worker computes gradients. It skips
+callbacks that would write files or decide when to stop, and follows the server: its ``fit`` ends
+when the server's does, early or not, and not before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
@@ -24,11 +24,20 @@ from aggregathor.dropin.keras import xla
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError
+from aggregathor.internals.keras import (
+    Trainer,
+    build_by_batch,
+    is_distributed,
+    layers_of,
+    replace_build,
+    restricted_fit,
+)
 from aggregathor.locking import variable_of
-from aggregathor.log import say
 from aggregathor.protocols.rounds import TrainingStopped
 
-# What a worker's `fit` leaves out: they write files, or decide for all ranks.
+_logger = logging.getLogger(__name__)
+
+# A worker's `fit` skips them: they write files, or decide for all ranks.
 SERVERS_CALLBACKS = (
     "BackupAndRestore",
     "CSVLogger",
@@ -49,17 +58,17 @@ _FOR_EVER = 2**31  # epochs
 
 
 class Fit:
-    """Patches ``fit``, the train function, and what writes a model to files."""
+    """Patches ``fit`` and the train function."""
 
     def __init__(self, job: Job, optimizers: Optimizers, checkpoints: Checkpoints) -> None:
         """Patches Keras."""
         self._job = job
         self._optimizers = optimizers
         self._checkpoints = checkpoints
-        self._without_data: Any = None  # the model that the server trains without any of its own
-        self._fit = TensorFlowTrainer.fit
-        self._make_train_function = TensorFlowTrainer.make_train_function
-        self._maybe_build = TensorFlowTrainer._maybe_symbolic_build
+        self._without_data: Any = None  # the model that the server trains without any data
+        self._fit = Trainer.fit
+        self._make_train_function = Trainer.make_train_function
+        self._maybe_build = replace_build(self._build)
         outer = self
 
         def fit(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -68,13 +77,9 @@ class Fit:
         def make_train_function(model: Any, force: bool = False) -> None:
             outer._make(model, force)
 
-        def maybe_symbolic_build(model: Any, *args: Any, **kwargs: Any) -> None:
-            outer._build(model, *args, **kwargs)
-
         fit.__signature__ = inspect.signature(self._fit)  # type: ignore[attr-defined]
-        TensorFlowTrainer.fit = fit
-        TensorFlowTrainer.make_train_function = make_train_function
-        TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
+        Trainer.fit = fit
+        Trainer.make_train_function = make_train_function
 
     def _takes_part(self, model: Any) -> bool:
         optimizer = getattr(model, "optimizer", None)
@@ -99,28 +104,22 @@ class Fit:
             _leave_to_server(given)
         if self._checkpoints.skipped:
             given.update(callbacks=_muted(model, given, self._checkpoints))
-        # A worker validates only for callbacks of the user's own, which may read the result.
+        # A worker validates only for the user's own callbacks, which may read the result.
         validates = self._job.is_server or bool(given["callbacks"])
-        model._should_eval = lambda epoch, every: (
-            validates
-            and not self._checkpoints.skipped
-            and type(model)._should_eval(model, epoch, every)
-        )
-        # Metrics know nothing of an epoch that was skipped, nor of one without data.
-        model._get_metrics_result_or_logs = lambda logs: (
-            type(model)._get_metrics_result_or_logs(model, logs)
-            if logs and model is not self._without_data
-            else logs or {}
+        # There are no metrics of an epoch that was skipped, or of one without data.
+        restricted = restricted_fit(
+            model,
+            validates=lambda: validates and not self._checkpoints.skipped,
+            has_metrics=lambda: model is not self._without_data,
         )
         run = self._run_on_server if self._job.is_server else self._run_on_worker
         try:
-            history = run(model, given)
+            with restricted:
+                history = run(model, given)
         finally:
             if self._without_data is not None:
                 self._without_data = model.train_function = None
             self._checkpoints.end_fit()
-            for name in ("_should_eval", "_get_metrics_result_or_logs"):
-                vars(model).pop(name, None)
         self._synchronise(model)
         return history
 
@@ -160,21 +159,21 @@ class Fit:
         self._optimizers.synchronise(shared)
 
     def _build(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        """Builds a model by its first batch, as Keras does where it knows of distribution.
+        """Builds a model by its first batch, as Keras does for a distributed one.
 
-        Else its variables would be made while the step is traced, and have no values then.
+        Otherwise its variables would be made while the step is traced, without values.
         """
-        is_built = all(layer.built for layer in model._flatten_layers())
-        if is_built or not self._takes_part(model) or model._distribute_strategy is not None:
+        is_built = all(layer.built for layer in layers_of(model))
+        if is_built or not self._takes_part(model) or is_distributed(model):
             self._maybe_build(model, *args, **kwargs)
             return
-        # A model that has only a train step of its own cannot be called; it has built parts. What
-        # else is wrong the step tells.
+        # A model that has only a train step of its own cannot be called; it has built its parts.
+        # The step raises any other error.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            model._symbolic_build(*args, **kwargs)
+            build_by_batch(model, *args, **kwargs)
 
     def _make(self, model: Any, force: bool) -> None:
-        """Makes the train function; what XLA shall compile is split first."""
+        """Makes the train function; a step for XLA is split first."""
         if (model.train_function is not None and not force) or not self._takes_part(model):
             self._make_train_function(model, force)
             return
@@ -187,17 +186,17 @@ class Fit:
         model.train_function = self._counted(model, model.train_function)
 
     def _make_of(self, model: Any, force: bool, step: Callable[[Any, Any], Any]) -> None:
-        """Makes the train function of another step than the model's, which XLA does not compile."""
-        jit_compile, model._jit_compile = model._jit_compile, False
+        """Makes the train function of another step than the model's; XLA does not compile it."""
+        jit_compile, model.jit_compile = model.jit_compile, False
         model.train_step = types.MethodType(step, model)
         try:
             self._make_train_function(model, force)
         finally:
-            model._jit_compile = jit_compile
+            model.jit_compile = jit_compile
             del model.train_step
 
     def _counted(self, model: Any, train_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Returns a train function that counts steps, saves, and skips those made before."""
+        """Returns a train function that counts steps, saves, and skips steps of an earlier job."""
         checkpoints = self._checkpoints
         steps = model.steps_per_execution
 
@@ -217,13 +216,13 @@ class Fit:
         return counted
 
     def _groups(self, model: Any) -> dict[str, list[Any]]:
-        """Returns what is saved on this rank, by name."""
+        """Returns the variables to save on this rank, by name."""
         if self._job.is_server:
             return {**self._optimizers.groups(), "model": model.variables}
         return {"own": model.non_trainable_variables}
 
     def _take_saved(self, model: Any) -> None:
-        """Takes over what was saved; collective."""
+        """Restores what was saved; collective."""
         if self._job.is_server:
             self._checkpoints.take("model", model.variables)
         self._synchronise(model)  # the next gradient is one of these variables
@@ -233,15 +232,14 @@ class Fit:
 
 
 def _leave_to_server(given: dict[str, Any]) -> None:
-    """Takes out of a worker's arguments of ``fit`` what the server does for all."""
+    """Changes a worker's arguments of ``fit``: the server writes, prints and stops for all."""
     own = [c for c in _listed(given.get("callbacks")) if not _is_servers(c)]
-    # It goes on until the server has made all steps: a round in which too little arrived is one
-    # that the server has to make again.
+    # It goes on until the server ends: a round in which too little arrived must be repeated.
     given.update(callbacks=own, verbose=0, epochs=_FOR_EVER)
 
 
 class _MutedCallbacks(keras.callbacks.CallbackList):
-    """Callbacks that are not told of steps that are skipped."""
+    """Callbacks that are not called for steps that are skipped."""
 
     checkpoints: Checkpoints
 
@@ -277,10 +275,10 @@ def _muted(model: Any, given: dict[str, Any], checkpoints: Checkpoints) -> _Mute
 
 
 def _no_data(model: Any, given: Mapping[str, Any]) -> tf.data.Dataset:
-    """Returns what ``fit`` may count steps by, on a server that has nothing to train on.
+    """Returns empty data by which ``fit`` counts steps, on a server that has none to train on.
 
     Raises:
-      UserError: without data it lacks what they would have told.
+      UserError: ``fit`` needs something that the data would have determined.
     """
     lacks = []
     if not model.built:
@@ -291,13 +289,15 @@ def _no_data(model: Any, given: Mapping[str, Any]) -> tf.data.Dataset:
         lacks.append("to know what the model's own train_step applies: give it data")
     if lacks:
         raise UserError(f"fit(None) on the server needs {'; and '.join(lacks)}.")
-    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers()):
-        say("the server has no data, so its statistics of batch normalisation stay as they are")
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers_of(model)):
+        _logger.warning(
+            "the server has no data, so its statistics of batch normalisation stay as they are"
+        )
     return tf.data.Dataset.from_tensors(0).repeat()
 
 
 def _apply_aggregate(model: Any, data: Any) -> dict[str, Any]:
-    """Is the server's train step without data: all that its optimizer applies is the aggregate."""
+    """The server's train step without data: its optimizer applies the aggregate and no more."""
     variables = model.trainable_variables
     model.optimizer.apply([keras.ops.zeros_like(v) for v in variables], variables)
     return {"rounds": tf.identity(variable_of(model.optimizer.iterations))}
@@ -311,12 +311,12 @@ def _data_only(step: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _has_own_train_step(model: Any) -> bool:
-    """Whether its step may apply other optimizers than the one it was compiled with."""
-    return type(model).train_step is not TensorFlowTrainer.train_step
+    """Whether a model has a step of its own, which may apply any optimizer."""
+    return type(model).train_step is not Trainer.train_step
 
 
 def _is_own(variable: Any) -> bool:
-    """Whether each rank shall have its own, such as the state of a random number generator."""
+    """Whether each rank has its own, such as the state of a random number generator."""
     return not variable_of(variable).dtype.is_floating and "seed" in getattr(variable, "path", "")
 
 

@@ -1,9 +1,9 @@
 """Keras optimizers: their ``apply`` takes part in a round instead of using the local gradients.
 
-``BaseOptimizer.apply`` is the one place through which every Keras 3 optimizer changes variables.
-On the server it applies the aggregate of the workers' gradients, clips, decays and averages as it
-would otherwise, and publishes the variables. On a worker it sends the gradients and assigns what
-the server has published: the worker's own slots are never used.
+Every Keras 3 optimizer changes variables in ``BaseOptimizer.apply`` alone. On the server it applies
+the aggregate of the workers' gradients, clips, decays and averages as usual, and publishes the
+variables. On a worker it sends the gradients and assigns what the server has published: the
+worker's own slots are never used.
 """
 
 from __future__ import annotations
@@ -15,29 +15,34 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.optimizers.base_optimizer import BaseOptimizer
-from keras.src.optimizers.loss_scale_optimizer import LossScaleOptimizer
+from keras.optimizers import LossScaleOptimizer
 
 from aggregathor.cluster.job import Job
-from aggregathor.dropin.deferred_variables import initialise, note_all
+from aggregathor.dropin.deferred_variables import initialise, keep_initial_values
 from aggregathor.dropin.keras import xla
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
+from aggregathor.internals.keras import (
+    BaseOptimizer,
+    adapt_loss_scale,
+    build_optimizer,
+    built_variables,
+)
 from aggregathor.internals.patching import as_method
 from aggregathor.locking import Guard, variable_of
 
 
 class Optimizers:
-    """Which optimizers take part, and the exchanges they have made.
+    """The optimizers that take part, and their exchanges.
 
     Attributes:
       all: whether every optimizer takes part, marked or not.
     """
 
     def __init__(self, job: Job, checkpoints: Checkpoints, guard: Guard | None) -> None:
-        """Patches Keras; a worker's ``guard`` locks what takes part."""
+        """Patches Keras; a worker's ``guard`` locks the variables that take part."""
         self.all = False
         self._job = job
         self._guard = guard
@@ -45,8 +50,8 @@ class Optimizers:
         self._saved: dict[str, list[Any]] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
         self._exchanges: dict[tuple[int, ...], SharedVariables] = {}
-        self._marked: list[Any] = []  # kept alive, as an id is no name once it is free
-        note_all(guard)
+        self._marked: list[Any] = []  # kept alive, as an id may be used again
+        keep_initial_values(guard)
         self._apply = BaseOptimizer.apply
         self._scaled_apply = LossScaleOptimizer.apply
         BaseOptimizer.apply = as_method(self._take_part)
@@ -62,12 +67,12 @@ class Optimizers:
         return self.all or any(each is inner for each in self._marked)
 
     def exchange(self, optimizer: Any, variables: Sequence[Any]) -> SharedVariables:
-        """Returns the exchange for an optimizer's variables; makes it, collectively, if new."""
+        """Returns the exchange for an optimizer's variables; the first time collective."""
         key = (id(optimizer), *map(id, variables))
         if key not in self._exchanges:
             if optimizer not in self._marked:
                 self._marked.append(optimizer)
-            with tf.init_scope():  # the values of now, even while a function is being traced
+            with tf.init_scope():  # the current values, even while a function is being traced
                 initialise([v for v in map(variable_of, variables) if not _is_mirrored(v)])
                 if self._job.is_server:
                     self._take_saved(optimizer, variables)
@@ -82,7 +87,7 @@ class Optimizers:
         return self._exchanges[key]
 
     def groups(self) -> dict[str, list[Any]]:
-        """Returns what a checkpoint of the server holds: variables and slots, by exchange."""
+        """Returns the variables and slots, by exchange, for a checkpoint of the server."""
         return self._saved
 
     def synchronise(self, variables: Sequence[Any]) -> list[np.ndarray]:
@@ -129,7 +134,7 @@ class Optimizers:
             optimizer.iterations.assign_add(1)
 
     def _overwrite(self, variable: tf.Variable, value: Any) -> None:
-        """Worker: takes over what the server has published."""
+        """Worker: assigns what the server has published."""
         if self._guard is None:
             variable.assign(value, read_value=False)
         else:
@@ -186,12 +191,12 @@ class Optimizers:
     def _take_part_scaled(
         self, optimizer: Any, grads: Any, trainable_variables: Any = None
     ) -> None:
-        """As ``LossScaleOptimizer.apply``, but a round takes place whatever is not finite.
+        """As ``LossScaleOptimizer.apply``, but with a round in every case.
 
-        The original applies within a branch that is taken if all local gradients are finite: a
-        worker with an overflow would not take part, and the others would wait for it. Here the rule
-        sees what is not finite, the server skips an aggregate that is not, and every rank adapts
-        its own scale to its own gradients.
+        The original applies in a branch that runs only if all local gradients are finite: a worker
+        with an overflow would not take part, and the others would wait for it. Here the rule
+        judges values that are not finite, the server skips an aggregate that is not, and every rank
+        adapts its own scale to its own gradients.
         """
         if not self.takes_part(optimizer):
             self._scaled_apply(optimizer, grads, trainable_variables)
@@ -216,15 +221,13 @@ class Optimizers:
         unscaled = [g if g is None else g / tf.cast(scale.value, g.dtype) for g in grads]
         finite = optimizer.check_finite([g for g in grads if g is not None])
         self._take_part(inner, unscaled, variables)
-        keras.ops.cond(
-            finite, lambda: _grow(optimizer), optimizer._stateful_handle_non_finite_grads
-        )
+        adapt_loss_scale(optimizer, finite)
 
 
 def _value(variable: Any) -> np.ndarray:
     variable = variable_of(variable)
     if _is_mirrored(variable):
-        variable = variable.values[0]  # as all its replicas are
+        variable = variable.values[0]  # all its replicas are equal
     return variable.numpy()
 
 
@@ -233,27 +236,9 @@ def _is_mirrored(variable: tf.Variable) -> bool:
 
 
 def _variables(optimizer: Any, given: Any) -> list[Any]:
-    """Returns the variables that ``apply`` is for, and builds the optimizer if need be."""
+    """Returns the variables that ``apply`` is for; builds the optimizer if it is not built."""
     if given is None:
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        return list(inner._trainable_variables)
+        return built_variables(optimizer)
     variables = list(given)
-    if not optimizer.built:
-        with keras.src.backend.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(variables)
-        optimizer.built = True
+    build_optimizer(optimizer, variables)
     return variables
-
-
-def _grow(optimizer: Any) -> None:
-    """What ``LossScaleOptimizer`` does to its scale after finite gradients."""
-
-    def double() -> None:
-        optimizer.step_counter.assign(0)
-        optimizer.dynamic_scale.assign(optimizer.dynamic_scale * 2.0)
-
-    def count() -> None:
-        optimizer.step_counter.assign_add(1)
-
-    due = keras.ops.equal(optimizer.step_counter, optimizer.dynamic_growth_steps - 1)
-    keras.ops.cond(due, double, count)

@@ -1,14 +1,15 @@
-"""Seeds: a script that fixes its own would make all workers draw the same batches.
+"""Seeds: with a seed that a script fixes, all workers would draw the same batches.
 
-What a script draws from Python's and NumPy's generators before it trains, such as which rows it
-tests on, must be the same on all ranks: the workers would else train on what the server tests on.
-So these go their own ways when the training begins; TensorFlow's and Keras's, which datasets and
-layers take as they are made, do at once.
+What a script draws from Python's and NumPy's generators before it trains, such as the rows that it
+tests on, must be the same on all ranks: otherwise workers would train on the server's test data. So
+these generators differ between ranks only once the training begins. Those of TensorFlow and Keras,
+whose seeds datasets and layers take when they are made, differ at once.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random import seed_generator
-from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
-from aggregathor.log import say
+from aggregathor.internals.keras import change_default_seeds, set_global_seed
 
-APART = 7919  # a prime: scripts that use seeds 0, 1, 2, ... do not meet those of other ranks
+_logger = logging.getLogger(__name__)
+APART = 7919  # a prime: a script's seeds 0, 1, 2, ... do not coincide with other ranks'
 
 
 class Seeds:
@@ -33,7 +32,7 @@ class Seeds:
         self._rank = rank
         self._has_begun = False
         self._said = False
-        self._later: dict[Callable[..., Any], int] = {}  # seeds that count when training begins
+        self._later: dict[Callable[..., Any], int] = {}  # seeds for when the training begins
         for module in (random, np.random):
             module.seed = self._spread(module.seed, at_once=False)  # type: ignore[attr-defined]
         for module, name in ((tf.random, "set_seed"), (tf.compat.v1, "set_random_seed")):
@@ -41,24 +40,23 @@ class Seeds:
         set_random_seed = self._with_state(keras.utils.set_random_seed)
         for module in (keras.utils, tf.keras.utils):
             module.set_random_seed = set_random_seed
-        make_default_seed = seed_generator.make_default_seed
-        seed_generator.make_default_seed = lambda: self._own(make_default_seed())
+        change_default_seeds(self._own)
 
     def begin(self) -> None:
-        """Lets the ranks draw differently from now on: the training begins."""
+        """Makes the ranks draw differently from now on: the training begins."""
         self._has_begun = True
         for function, seed in self._later.items():
-            if self._rank > 0:  # the server goes on as the script would alone
+            if self._rank > 0:  # the server draws what the script would alone
                 function(self._own(seed))
         self._later.clear()
 
     def _with_state(self, function: Callable[[int], None]) -> Callable[[int], None]:
-        """As Keras's own, which sets the others by their names, but for the state it keeps."""
+        """Returns Keras's own, which calls the others by their names, with a seed of this rank."""
 
         @functools.wraps(function)
         def set_random_seed(seed: int) -> None:
             function(seed)
-            global_state.set_global_attribute(GLOBAL_RANDOM_SEED, self._own(seed))
+            set_global_seed(self._own(seed))
 
         return set_random_seed
 
@@ -70,9 +68,11 @@ class Seeds:
                 return function(seed, *args, **kwargs)
             if self._rank == 0 and not self._said:
                 self._said = True
-                say(
-                    f"seeds: rank r uses {seed} + {APART} r, so that each worker draws its own "
-                    "batches: in TensorFlow at once, in Python and NumPy when the training begins"
+                _logger.info(
+                    "seeds: rank r uses %d + %d r, so that each worker draws its own batches: in "
+                    "TensorFlow at once, in Python and NumPy when the training begins",
+                    seed,
+                    APART,
                 )
             if at_once or self._has_begun:
                 return function(self._own(int(seed)), *args, **kwargs)

@@ -1,9 +1,9 @@
 """``jit_compile=True``: XLA compiles the user's step, and the exchange takes place outside of it.
 
-No custom op and no Python function runs inside what XLA compiles. So the train step is compiled
-with an ``apply`` that only records the gradients, as one more output of the compiled function; the
-round and the update follow in the function around it. A step that applies more than once a batch
-needs the new variables in between and cannot be split: it runs without XLA, with a warning.
+XLA compiles neither custom ops nor Python functions. So the train step is compiled with an
+``apply`` that only records the gradients, as one more output of the compiled function; the round
+and the update follow in the function around it. A step that applies more than once a batch needs
+the new variables in between and cannot be split: it runs without XLA, with a warning.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _recording = threading.local()
 
 
 class _CannotSplit(Exception):
-    """The step applies gradients another number of times than once."""
+    """The step does not apply gradients exactly once."""
 
 
 def record(optimizer: Any, grads: list[Any], variables: list[Any]) -> bool:
-    """Notes the gradients of a step that is being compiled; False if none is."""
+    """Records the gradients of a step that is being compiled; returns False if none is."""
     calls = getattr(_recording, "calls", None)
     if calls is None:
         return False
@@ -32,11 +32,11 @@ def record(optimizer: Any, grads: list[Any], variables: list[Any]) -> bool:
 
 
 def split(step: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
-    """Returns a train step whose computation, but for the exchange, is compiled by XLA.
+    """Returns a train step that XLA compiles, except for the exchange.
 
     Args:
       step: ``step(data)``, Keras's or the user's own, which calls ``apply`` of an optimizer.
-      name: of the model, for the warning.
+      name: the model's, for the warning.
     """
     applied: list[tuple[Any, list[Any]]] = []
     present: list[list[bool]] = []

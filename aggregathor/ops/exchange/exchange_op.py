@@ -23,13 +23,7 @@ Function = Callable[[np.ndarray | None], np.ndarray | None]
 LEAST_PART = 16384  # floats
 # What the native op takes and gives; the rest is cast.
 DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
-
-
-class Form(NamedTuple):
-    """Of a result."""
-
-    shape: tuple[int, ...]
-    dtype: tf.DType
+Form = tf.TensorSpec  # until dropin/shared_variables.py names it so
 
 
 class Native(Protocol):
@@ -45,7 +39,7 @@ class Native(Protocol):
 class Channel(Protocol):
     """What both kinds have."""
 
-    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
 
     def close(self, wait_s: float) -> None:
@@ -93,7 +87,7 @@ class NativeChannel:
         self._handle = library.aggregathor_channel_open(ctypes.byref(transport))
         _open.append(self)
 
-    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
         parts = _place(values)
         with tf.device("/CPU:0"):
@@ -104,13 +98,13 @@ class NativeChannel:
                     values=[part.value for part in late],
                     firsts=[part.first for part in late],
                     filled=sum(part.size for part in early),
-                    U=[form.dtype if form.dtype in DTYPES else tf.float32 for form in forms],
-                    shapes=[form.shape for form in forms],
+                    U=[spec.dtype if spec.dtype in DTYPES else tf.float32 for spec in specs],
+                    shapes=[spec.shape for spec in specs],
                     handle=self._handle,
                 )
-        if not forms:
+        if not specs:
             return results
-        return [tf.cast(result, form.dtype) for result, form in zip(results, forms, strict=True)]
+        return [tf.cast(result, spec.dtype) for result, spec in zip(results, specs, strict=True)]
 
     def _leaves_early(self, part: _Part) -> bool:
         """Whether a part of what is sent is worth its own op, which sends it once it is there."""
@@ -164,7 +158,7 @@ class PythonChannel:
         self._dim = dim
         self._is_closed = False
 
-    def exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
         parts = [tf.cast(tf.reshape(value, [-1]), tf.float32) for value in values]
         inputs = [tf.concat(parts, axis=0)] if parts else []
@@ -173,13 +167,13 @@ class PythonChannel:
         else:
             with tf.device("/CPU:0"):
                 result = tf.numpy_function(self._call, inputs, tf.float32, stateful=True)
-        if not forms:
+        if not specs:
             return result
         result.set_shape([self._dim])
-        sizes = [int(np.prod(form.shape)) for form in forms]
+        sizes = [spec.shape.num_elements() for spec in specs]
         return [
-            tf.cast(tf.reshape(part, form.shape), form.dtype)
-            for part, form in zip(tf.split(result, sizes), forms, strict=True)
+            tf.cast(tf.reshape(part, spec.shape), spec.dtype)
+            for part, spec in zip(tf.split(result, sizes), specs, strict=True)
         ]
 
     def close(self, wait_s: float) -> None:

@@ -1,4 +1,4 @@
-// The ops that note what a list of tensors is, and see whether it still is so.
+// Ops that record digests of a list of tensors, and compare later tensors with them.
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -13,17 +13,17 @@
 namespace aggregathor {
 namespace {
 
-// Is told which of the tensors, by their places, are not what was noted; by a thread of TensorFlow.
+// Called by a thread of TensorFlow with the places of the tensors whose digest changed.
 using OnChange = void (*)(const int64_t* places, int64_t count);
 
-// What is noted of tensors, each of which has its place. What is noted of one is of the last time.
-class Notes {
+// Digests of tensors, each by its place; of each place the last one.
+class DigestStore {
  public:
-  Notes(int64_t every, OnChange on_change)
+  DigestStore(int64_t every, OnChange on_change)
       : key_(RandomDigestKey()), every_(every), on_change_(on_change) {}
 
-  // Notes tensors, in every `every`-th call for the first of these places; else forgets them.
-  void Note(tf::OpKernelContext* ctx, const std::vector<int64_t>& places) {
+  // Records tensors in every `every`-th call for the first of these places; else forgets them.
+  void Record(tf::OpKernelContext* ctx, const std::vector<int64_t>& places) {
     const bool is_due = [&] {
       const std::lock_guard<std::mutex> lock(mutex_);
       return ++calls_[places[0]] % every_ == 0;
@@ -42,18 +42,18 @@ class Notes {
     }
   }
 
-  // Compares the tensors with what is noted of their places, if anything is, and tells.
+  // Compares the tensors with the digests of their places, where there are any, and reports.
   void Compare(tf::OpKernelContext* ctx, const std::vector<int64_t>& places) {
-    const std::unordered_map<int64_t, uint64_t> noted = [&] {
+    const std::unordered_map<int64_t, uint64_t> recorded = [&] {
       const std::lock_guard<std::mutex> lock(mutex_);
       return digests_;
     }();
     std::vector<int64_t> changed;
     for (int i = 0; i < ctx->num_inputs(); ++i) {
-      const auto before = noted.find(places[i]);
-      if (before != noted.end() && before->second != Of(ctx, i)) changed.push_back(places[i]);
+      const auto before = recorded.find(places[i]);
+      if (before != recorded.end() && before->second != Of(ctx, i)) changed.push_back(places[i]);
     }
-    const std::lock_guard<std::mutex> lock(telling_);
+    const std::lock_guard<std::mutex> lock(reporting_);
     if (!changed.empty() && on_change_ != nullptr) {
       on_change_(changed.data(), static_cast<int64_t>(changed.size()));
     }
@@ -64,9 +64,9 @@ class Notes {
     digests_.clear();
   }
 
-  // Nobody is told any more, once this has returned.
+  // Nothing is reported any more once this has returned.
   void Close() {
-    const std::lock_guard<std::mutex> lock(telling_);
+    const std::lock_guard<std::mutex> lock(reporting_);
     on_change_ = nullptr;
   }
 
@@ -78,8 +78,8 @@ class Notes {
 
   const DigestKey key_;
   const int64_t every_;
-  std::mutex telling_;
-  OnChange on_change_;  // under telling_
+  std::mutex reporting_;
+  OnChange on_change_;  // under reporting_
   std::mutex mutex_;
   std::unordered_map<int64_t, int64_t> calls_;     // under mutex_
   std::unordered_map<int64_t, uint64_t> digests_;  // under mutex_
@@ -91,28 +91,28 @@ class Table {
     static Table* table = new Table;  // never freed: a step may run while the process ends
     return *table;
   }
-  int64_t Add(std::shared_ptr<Notes> notes) {
+  int64_t Add(std::shared_ptr<DigestStore> store) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    notes_[++last_] = std::move(notes);
+    stores_[++last_] = std::move(store);
     return last_;
   }
-  std::shared_ptr<Notes> Find(int64_t handle) {
+  std::shared_ptr<DigestStore> Find(int64_t handle) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = notes_.find(handle);
-    return found == notes_.end() ? nullptr : found->second;
+    const auto found = stores_.find(handle);
+    return found == stores_.end() ? nullptr : found->second;
   }
   void Remove(int64_t handle) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    notes_.erase(handle);
+    stores_.erase(handle);
   }
 
  private:
   std::mutex mutex_;
   int64_t last_ = 0;
-  std::unordered_map<int64_t, std::shared_ptr<Notes>> notes_;
+  std::unordered_map<int64_t, std::shared_ptr<DigestStore>> stores_;
 };
 
-REGISTER_OP("AggregathorNote")
+REGISTER_OP("AggregathorRecordDigests")
     .Input("values: T")
     .Attr("T: list(type) >= 1")
     .Attr("places: list(int) >= 1")
@@ -120,14 +120,14 @@ REGISTER_OP("AggregathorNote")
     .SetIsStateful()
     .SetShapeFn([](tf::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
-Notes a keyed digest of each value.
+Records a keyed digest of each value.
 
 values: any number, of types that are plain bytes.
-places: what each of them is known by.
-handle: what aggregathor_notes_open returned in this process.
+places: a number for each of them, by which it is known.
+handle: what aggregathor_digests_open returned in this process.
 )doc");
 
-REGISTER_OP("AggregathorCompare")
+REGISTER_OP("AggregathorCompareDigests")
     .Input("values: T")
     .Attr("T: list(type) >= 1")
     .Attr("places: list(int) >= 1")
@@ -135,18 +135,18 @@ REGISTER_OP("AggregathorCompare")
     .SetIsStateful()
     .SetShapeFn([](tf::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
-Tells, by the function that aggregathor_notes_open was given, which values are not what was noted.
+Calls the function that aggregathor_digests_open was given with the places whose digest changed.
 
 values: any number, of types that are plain bytes.
-places: for each of them, the place of the value that it should be.
-handle: what aggregathor_notes_open returned in this process.
+places: for each of them, the place of the digest that it should have.
+handle: what aggregathor_digests_open returned in this process.
 )doc");
 
-// Does with its inputs what `kUse` does.
-template <void (Notes::*kUse)(tf::OpKernelContext*, const std::vector<int64_t>&)>
-class NotesOp : public tf::OpKernel {
+// Passes its inputs to `kUse`.
+template <void (DigestStore::*kUse)(tf::OpKernelContext*, const std::vector<int64_t>&)>
+class DigestStoreOp : public tf::OpKernel {
  public:
-  explicit NotesOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
+  explicit DigestStoreOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
     OP_REQUIRES_OK(ctx, ctx->GetAttr("handle", &handle_));
     OP_REQUIRES_OK(ctx, ctx->GetAttr("places", &places_));
     OP_REQUIRES(ctx, static_cast<int>(places_.size()) == ctx->num_inputs(),
@@ -159,8 +159,8 @@ class NotesOp : public tf::OpKernel {
   }
 
   void Compute(tf::OpKernelContext* ctx) override {
-    const std::shared_ptr<Notes> notes = Table::Get().Find(handle_);
-    if (notes != nullptr) (notes.get()->*kUse)(ctx, places_);  // else the training has ended
+    const std::shared_ptr<DigestStore> store = Table::Get().Find(handle_);
+    if (store != nullptr) (store.get()->*kUse)(ctx, places_);  // else the training has ended
   }
 
  private:
@@ -168,33 +168,33 @@ class NotesOp : public tf::OpKernel {
   std::vector<int64_t> places_;
 };
 
-REGISTER_KERNEL_BUILDER(Name("AggregathorNote").Device(tf::DEVICE_CPU), NotesOp<&Notes::Note>);
-REGISTER_KERNEL_BUILDER(Name("AggregathorCompare").Device(tf::DEVICE_CPU),
-                        NotesOp<&Notes::Compare>);
+REGISTER_KERNEL_BUILDER(Name("AggregathorRecordDigests").Device(tf::DEVICE_CPU),
+                        DigestStoreOp<&DigestStore::Record>);
+REGISTER_KERNEL_BUILDER(Name("AggregathorCompareDigests").Device(tf::DEVICE_CPU),
+                        DigestStoreOp<&DigestStore::Compare>);
 
 }  // namespace
 
-// Begins to note what tensors are, in every `every`-th AggregathorNote; returns what names the
-// notes.
-AGGREGATHOR_EXPORT int64_t aggregathor_notes_open(int64_t every, OnChange on_change) {
-  return Table::Get().Add(std::make_shared<Notes>(every, on_change));
+// Opens a store that records in every `every`-th AggregathorRecordDigests; returns its handle.
+AGGREGATHOR_EXPORT int64_t aggregathor_digests_open(int64_t every, OnChange on_change) {
+  return Table::Get().Add(std::make_shared<DigestStore>(every, on_change));
 }
 
-// Forgets what was noted, as somebody who may has written.
-AGGREGATHOR_EXPORT void aggregathor_notes_forget(int64_t handle) {
-  const std::shared_ptr<Notes> notes = Table::Get().Find(handle);
-  if (notes != nullptr) notes->Forget();
+// Forgets all digests: the variables are about to be written by somebody who may write them.
+AGGREGATHOR_EXPORT void aggregathor_digests_forget(int64_t handle) {
+  const std::shared_ptr<DigestStore> store = Table::Get().Find(handle);
+  if (store != nullptr) store->Forget();
 }
 
-// Ends the notes: ops that come later do nothing, and `on_change` is called no more.
-AGGREGATHOR_EXPORT void aggregathor_notes_close(int64_t handle) {
-  const std::shared_ptr<Notes> notes = Table::Get().Find(handle);
-  if (notes == nullptr) return;
+// Closes the store: ops that come later do nothing, and `on_change` is called no more.
+AGGREGATHOR_EXPORT void aggregathor_digests_close(int64_t handle) {
+  const std::shared_ptr<DigestStore> store = Table::Get().Find(handle);
+  if (store == nullptr) return;
   Table::Get().Remove(handle);
-  notes->Close();
+  store->Close();
 }
 
-// The digest of bytes by a key of one's own, for tests.
+// The digest of bytes with a given key, for tests.
 AGGREGATHOR_EXPORT uint64_t aggregathor_digest(const DigestKey* key, const void* bytes,
                                                int64_t size) {
   const auto alone = [](void*, int64_t total, int64_t, Parallel::Body body, void* arg) {

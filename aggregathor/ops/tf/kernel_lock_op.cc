@@ -1,5 +1,5 @@
-// Guards in front of TensorFlow's kernels, put there by changing what makes them, and the op that
-// locks a variable. Nothing of a kernel is made anew: a guard looks, and lets the stock one run.
+// Kernels that check what they are given before they let TensorFlow's own, the stock kernels, run;
+// the factories that make them, put in place of TensorFlow's; and the op that locks a variable.
 #include <atomic>
 #include <deque>
 #include <iterator>
@@ -30,10 +30,10 @@ REGISTER_OP("AggregathorLock")
     .SetIsStateful()
     .SetShapeFn([](tf::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
-Locks a variable: guarded kernels refuse to write it.
+Locks a variable: checked kernels refuse to write it.
 
 handle: of the variable.
-called: what errors say for its name.
+called: its name in errors.
 )doc");
 
 REGISTER_OP("AggregathorLockReference")
@@ -47,7 +47,7 @@ REGISTER_OP("AggregathorLockReference")
 Locks a variable of v1 that is no resource, in the session that runs this.
 
 reference: to the variable.
-called: what errors say for its name.
+called: its name in errors.
 )doc");
 
 // The locked variables, by identity: whatever a variable is called, it is the same object.
@@ -59,7 +59,7 @@ class Locked {
     return *locked;
   }
 
-  // Nothing is kept alive: what is gone is locked no more, as its address may be another's then.
+  // Nothing is kept alive: a variable that is gone is unlocked, as another may get its address.
   void Add(tf::Var* variable, const std::string& name) {
     tf::core::WeakPtr<tf::Var> weak(variable, [this, variable] { Forget(variable); });
     std::lock_guard<std::shared_mutex> lock(mutex_);
@@ -67,7 +67,7 @@ class Locked {
     is_empty_ = false;
   }
 
-  // A variable of v1 is known by its mutex, and by who forgets it.
+  // A variable of v1 is known by its mutex, and unlocked with its owner.
   void Add(const void* mutex, const void* owner, const std::string& name) {
     std::lock_guard<std::shared_mutex> lock(mutex_);
     references_.insert_or_assign(mutex, Reference{name, owner});
@@ -91,7 +91,7 @@ class Locked {
 
   bool is_empty() const { return is_empty_; }
 
-  // These find the name of what is locked, "" for nothing.
+  // These return the name of a locked variable, "" for any other.
   std::string Find(const tf::Var* variable) {
     std::shared_lock<std::shared_mutex> lock(mutex_);
     const auto found = variables_.find(variable);
@@ -141,7 +141,7 @@ class Locked {
   std::atomic<bool> is_empty_{true};
 };
 
-// Lives among a session's resources, and ends with its variables: others may get their addresses.
+// Lives among a session's resources, and ends with its variables, whose addresses others may get.
 class ReferencesOf : public tf::ResourceBase {
  public:
   ~ReferencesOf() override { Locked::Get().ForgetReferencesOf(this); }
@@ -171,7 +171,7 @@ class ReferencesOf : public tf::ResourceBase {
   static constexpr char kName[] = "locked references";
 };
 
-// What was installed, and what it has refused.
+// The lock that was installed, and what it has refused.
 class Rules {
  public:
   static Rules& Get() {
@@ -220,9 +220,9 @@ class Rules {
   std::map<std::string, int64_t> refused_;
 };
 
-thread_local int may_write = 0;  // how many times this thread was let
+thread_local int may_write = 0;  // how many times this thread was allowed to
 
-// Null where the handle is of something else, or of nothing yet.
+// Returns null for a handle of anything else, or of a variable that does not exist yet.
 tf::core::RefCountPtr<tf::Var> VariableOf(tf::OpKernelContext* ctx,
                                           const tf::ResourceHandle& handle) {
   static const uint64_t kind = tf::TypeIndex::Make<tf::Var>().hash_code();
@@ -234,7 +234,7 @@ tf::core::RefCountPtr<tf::Var> VariableOf(tf::OpKernelContext* ctx,
   return variable;
 }
 
-// Finds the name of the locked variable that an input refers to, "" for none.
+// Returns the name of the locked variable that an input refers to, "" for none.
 std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   Locked& locked = Locked::Get();
   if (ctx->input_is_ref(input)) {
@@ -251,21 +251,21 @@ std::string LockedBy(tf::OpKernelContext* ctx, int input) {
   return "";
 }
 
-// Finds the name of the locked variable that has an input's memory, "" for none.
+// Returns the name of the locked variable that shares an input's memory, "" for none.
 std::string LockedMemory(tf::OpKernelContext* ctx, int input) {
   if (ctx->input_is_ref(input)) return "";
   const tf::Tensor& memory = ctx->input(input);
-  if (memory.RefCountIsOne()) return "";  // a variable would hold it too
+  if (memory.RefCountIsOne()) return "";  // a variable would hold it as well
   std::string name = Locked::Get().FindMemory(memory);
   if (!name.empty()) return name;
-  // Of a variable of v1 the memory is not known: what others hold too may be it.
+  // The memory of a variable of v1 is not known: any that is shared may be it.
   return ReferencesOf::IsThere(ctx) ? "what may be a variable's memory" : "";
 }
 
-// What the two kinds of guards share.
-class Look {
+// Refuses inputs that the kernel could write a locked variable by.
+class WriteCheck {
  public:
-  explicit Look(bool is_in_place) : is_in_place_(is_in_place) {}
+  explicit WriteCheck(bool is_in_place) : is_in_place_(is_in_place) {}
 
   absl::Status operator()(const tf::OpKernel& kernel, tf::OpKernelContext* ctx) const {
     if (Locked::Get().is_empty() || may_write > 0) return absl::OkStatus();
@@ -282,13 +282,14 @@ class Look {
   const bool is_in_place_;
 };
 
-class Guard : public tf::OpKernel {
+class CheckedKernel : public tf::OpKernel {
  public:
-  Guard(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock, Look look)
-      : OpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)), look_(look) {}
+  CheckedKernel(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock,
+                WriteCheck check)
+      : OpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)), check_(check) {}
 
   void Compute(tf::OpKernelContext* ctx) override {
-    OP_REQUIRES_OK(ctx, look_(*this, ctx));
+    OP_REQUIRES_OK(ctx, check_(*this, ctx));
     stock_->Compute(ctx);
   }
 
@@ -302,23 +303,24 @@ class Guard : public tf::OpKernel {
 
  private:
   const std::unique_ptr<tf::OpKernel> stock_;
-  const Look look_;
+  const WriteCheck check_;
 };
 
-class AsyncGuard : public tf::AsyncOpKernel {
+class AsyncCheckedKernel : public tf::AsyncOpKernel {
  public:
-  AsyncGuard(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock, Look look)
-      : AsyncOpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)), look_(look) {}
+  AsyncCheckedKernel(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock,
+                     WriteCheck check)
+      : AsyncOpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)), check_(check) {}
 
   void ComputeAsync(tf::OpKernelContext* ctx, DoneCallback done) override {
-    OP_REQUIRES_OK_ASYNC(ctx, look_(*this, ctx), done);
+    OP_REQUIRES_OK_ASYNC(ctx, check_(*this, ctx), done);
     stock_->AsAsync()->ComputeAsync(ctx, std::move(done));
   }
 
-  // Eagerly some that are asynchronous have a way of their own.
+  // Some asynchronous kernels run by another path eagerly.
   void Compute(tf::OpKernelContext* ctx) override {
-    // Not by OP_REQUIRES_OK, which ends the process where a kernel is asynchronous.
-    const absl::Status status = look_(*this, ctx);
+    // Not OP_REQUIRES_OK: it ends the process if the kernel is asynchronous.
+    const absl::Status status = check_(*this, ctx);
     if (!status.ok()) return ctx->SetStatus(status);
     stock_->Compute(ctx);
   }
@@ -331,13 +333,13 @@ class AsyncGuard : public tf::AsyncOpKernel {
 
  private:
   const std::unique_ptr<tf::OpKernel> stock_;
-  const Look look_;
+  const WriteCheck check_;
 };
 
 // Gives a function of Python, which may write what it is given, copies of locked variables' memory.
-class CopyGuard : public tf::OpKernel {
+class CopyingKernel : public tf::OpKernel {
  public:
-  CopyGuard(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock)
+  CopyingKernel(tf::OpKernelConstruction* ctx, std::unique_ptr<tf::OpKernel> stock)
       : OpKernel(ctx, stock->is_deferred()), stock_(std::move(stock)) {}
 
   void Compute(tf::OpKernelContext* ctx) override {
@@ -349,7 +351,7 @@ class CopyGuard : public tf::OpKernel {
       copies.push_back(tf::tensor::DeepCopy(ctx->input(i)));
       inputs[i] = tf::TensorValue(&copies.back());
     }
-    // Nobody else has these parameters while a kernel computes that is not asynchronous.
+    // Nothing else uses these parameters while a synchronous kernel computes.
     if (!copies.empty()) ctx->params()->inputs = inputs;
     stock_->Compute(ctx);
     ctx->params()->inputs = given;
@@ -365,26 +367,26 @@ class CopyGuard : public tf::OpKernel {
   const std::unique_ptr<tf::OpKernel> stock_;
 };
 
-// What an op may do to a variable.
+// How an op may write a variable.
 enum class Kind { kByHandle, kInPlace, kPython };
 
-// Makes the stock kernel, and a guard for it where it is given what may be a variable.
-class GuardFactory : public OpKernelFactory {
+// Makes the stock kernel, and a checked one around it if an input may be a variable.
+class CheckedFactory : public OpKernelFactory {
  public:
-  GuardFactory(std::unique_ptr<OpKernelFactory> stock, Kind kind)
+  CheckedFactory(std::unique_ptr<OpKernelFactory> stock, Kind kind)
       : stock_(std::move(stock)), kind_(kind) {}
 
   tf::OpKernel* Create(tf::OpKernelConstruction* ctx) override {
     std::unique_ptr<tf::OpKernel> stock(stock_->Create(ctx));
-    if (stock == nullptr || !ctx->status().ok() || !IsGuarded(ctx)) return stock.release();
-    if (kind_ == Kind::kPython) return new CopyGuard(ctx, std::move(stock));
-    const Look look(kind_ == Kind::kInPlace);
-    if (stock->AsAsync() != nullptr) return new AsyncGuard(ctx, std::move(stock), look);
-    return new Guard(ctx, std::move(stock), look);
+    if (stock == nullptr || !ctx->status().ok() || !IsChecked(ctx)) return stock.release();
+    if (kind_ == Kind::kPython) return new CopyingKernel(ctx, std::move(stock));
+    const WriteCheck check(kind_ == Kind::kInPlace);
+    if (stock->AsAsync() != nullptr) return new AsyncCheckedKernel(ctx, std::move(stock), check);
+    return new CheckedKernel(ctx, std::move(stock), check);
   }
 
  private:
-  bool IsGuarded(tf::OpKernelConstruction* ctx) const {
+  bool IsChecked(tf::OpKernelConstruction* ctx) const {
     bool refers = kind_ != Kind::kByHandle;
     for (int i = 0; i < ctx->num_inputs(); ++i) {
       refers = refers || ctx->input_type(i) == tf::DT_RESOURCE || IsRefType(ctx->input_type(i));
@@ -396,7 +398,7 @@ class GuardFactory : public OpKernelFactory {
   const Kind kind_;
 };
 
-// What TensorFlow keeps of a kernel, in the order of its op_kernel.cc, where it is private.
+// The members of TensorFlow's own KernelRegistration, which is private to its op_kernel.cc.
 struct Registration {
   const tf::KernelDef def;
   const std::string class_name;
@@ -405,7 +407,7 @@ struct Registration {
 static_assert(sizeof(std::unique_ptr<OpKernelFactory>) == sizeof(OpKernelFactory*));
 constexpr int64_t kFactoryOffset = sizeof(Registration) - sizeof(std::unique_ptr<OpKernelFactory>);
 
-// A registration of our own, of which is known what TensorFlow must have stored.
+// A registration of our own: what TensorFlow must have stored for it is known.
 class Probe : public OpKernelFactory {
  public:
   static constexpr char kOp[] = "AggregathorLock";
@@ -442,7 +444,7 @@ Ops OpsOf(const AggregathorLock& lock) {
   return ops;
 }
 
-// The guards that stand, of all calls of `Install`.
+// The kernels that all calls of `Install` have had checked.
 class Registry {
  public:
   static Registry& Get() {
@@ -450,8 +452,8 @@ class Registry {
     return *registry;
   }
 
-  // All that can be checked is before the first change.
-  absl::Status Install(const AggregathorLock& lock, int64_t* num_guarded) {
+  // Nothing is changed before all that can be verified has been.
+  absl::Status Install(const AggregathorLock& lock, int64_t* num_checked) {
     std::lock_guard<std::mutex> guard(mutex_);
     const int64_t offset = lock.factory_offset == 0 ? kFactoryOffset : lock.factory_offset;
     const Probe* probe = Probe::Get();
@@ -481,9 +483,9 @@ class Registry {
     }
     Rules::Get().Set(lock);
     for (const tf::KernelDef* def : found) {
-      if (guarded_.insert(def).second) Put(FactoryOf(def, offset), ops.at(def->op()));
+      if (checked_.insert(def).second) Put(FactoryOf(def, offset), ops.at(def->op()));
     }
-    *num_guarded = guarded_.size();
+    *num_checked = checked_.size();
     return absl::OkStatus();
   }
 
@@ -493,14 +495,14 @@ class Registry {
     return reinterpret_cast<OpKernelFactory**>(const_cast<char*>(address));
   }
 
-  // In one store: other threads may be making kernels. The stock one lives on within.
+  // In one store, as other threads may be making kernels. The new factory owns the stock one.
   static void Put(OpKernelFactory** factory, Kind kind) {
-    auto* ours = new GuardFactory(std::unique_ptr<OpKernelFactory>(*factory), kind);
+    auto* ours = new CheckedFactory(std::unique_ptr<OpKernelFactory>(*factory), kind);
     __atomic_store_n(factory, static_cast<OpKernelFactory*>(ours), __ATOMIC_RELEASE);
   }
 
   std::mutex mutex_;
-  std::unordered_set<const tf::KernelDef*> guarded_;
+  std::unordered_set<const tf::KernelDef*> checked_;
 };
 
 class LockOp : public tf::OpKernel {
@@ -533,7 +535,7 @@ class LockReferenceOp : public tf::OpKernel {
   std::string name_;
 };
 
-// For any device: an op that is for the CPU alone would keep a graph's variable there.
+// For any device: an op for the CPU alone would keep a graph's variable on the CPU.
 REGISTER_KERNEL_BUILDER(Name("AggregathorLock").Device(tf::DEVICE_DEFAULT).HostMemory("handle"),
                         LockOp);
 REGISTER_KERNEL_BUILDER(Name("AggregathorLockReference").Device(tf::DEVICE_DEFAULT),
@@ -544,9 +546,9 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorLockReference").Device(tf::DEVICE_DEFAU
 
 int64_t aggregathor_lock_install(const AggregathorLock* lock,
                                  char message[AGGREGATHOR_MESSAGE_BYTES]) {
-  int64_t num_guarded = 0;
-  const absl::Status status = aggregathor::Registry::Get().Install(*lock, &num_guarded);
-  if (status.ok()) return num_guarded;
+  int64_t num_checked = 0;
+  const absl::Status status = aggregathor::Registry::Get().Install(*lock, &num_checked);
+  if (status.ok()) return num_checked;
   const absl::string_view reason = status.message().substr(0, AGGREGATHOR_MESSAGE_BYTES - 1);
   message[reason.copy(message, reason.size())] = '\0';
   return -1;

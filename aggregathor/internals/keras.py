@@ -1,0 +1,153 @@
+"""The private names of Keras that AggregaThor uses; nobody else imports ``keras.src``.
+
+``compatibility.py`` checks at ``agt.init`` that each of them is there, with these parameters: who
+adds a name here adds it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.random import seed_generator
+from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
+
+# Models.
+
+# What every model inherits `fit`, `make_train_function` and `train_step` from.
+Trainer = TensorFlowTrainer
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Returns a model and all layers in it, however deep."""
+    return list(model._flatten_layers())
+
+
+def is_distributed(model: Any) -> bool:
+    """Whether a model was made in the scope of a strategy of ``tf.distribute``."""
+    return model._distribute_strategy is not None
+
+
+def replace_build(build: Callable[..., None]) -> Callable[..., None]:
+    """Replaces what ``fit`` calls to build a model by its first batch, if it is distributed.
+
+    Args:
+      build: ``build(model, iterator=None, data_batch=None)``.
+    Returns:
+      What was called before.
+    """
+    before = TensorFlowTrainer._maybe_symbolic_build
+
+    def maybe_symbolic_build(model: Any, *args: Any, **kwargs: Any) -> None:
+        build(model, *args, **kwargs)
+
+    TensorFlowTrainer._maybe_symbolic_build = maybe_symbolic_build
+    return before
+
+
+def build_by_batch(model: Any, *args: Any, **kwargs: Any) -> None:
+    """Builds a model, its metrics and its loss by a batch, without computing anything.
+
+    Raises:
+      NotImplementedError, RuntimeError, ValueError: it cannot be called on that batch.
+    """
+    model._symbolic_build(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def restricted_fit(
+    model: Any, *, validates: Callable[[], bool], has_metrics: Callable[[], bool]
+) -> Iterator[None]:
+    """Within the context ``fit`` validates, and reads metrics after an epoch, only where it may.
+
+    Args:
+      model: the one that trains.
+      validates: returns whether an epoch that ends now may be validated.
+      has_metrics: returns whether the metrics of an epoch that ends now say anything; else its logs
+        stand for them.
+    """
+    kind = type(model)
+    model._should_eval = lambda epoch, validation_freq: (
+        validates() and kind._should_eval(model, epoch, validation_freq)
+    )
+    model._get_metrics_result_or_logs = lambda logs: (
+        kind._get_metrics_result_or_logs(model, logs) if logs and has_metrics() else logs or {}
+    )
+    try:
+        yield
+    finally:
+        for name in ("_should_eval", "_get_metrics_result_or_logs"):
+            vars(model).pop(name, None)
+
+
+# Optimizers.
+
+
+def built_variables(optimizer: Any) -> list[Any]:
+    """Returns the variables that an optimizer was built for."""
+    return list(getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables)
+
+
+def build_optimizer(optimizer: Any, variables: Sequence[Any]) -> None:
+    """Builds an optimizer for variables, as its first ``apply`` does; does nothing if it is."""
+    if not optimizer.built:
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(variables)
+        optimizer.built = True
+
+
+def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any) -> None:
+    """Changes the scale as ``LossScaleOptimizer`` does after finite, or other, gradients.
+
+    Args:
+      optimizer: whose scale it is.
+      finite: a bool tensor.
+    """
+
+    def double() -> None:
+        optimizer.step_counter.assign(0)
+        optimizer.dynamic_scale.assign(optimizer.dynamic_scale * 2.0)
+
+    def count() -> None:
+        optimizer.step_counter.assign_add(1)
+
+    def grow() -> None:
+        due = keras.ops.equal(optimizer.step_counter, optimizer.dynamic_growth_steps - 1)
+        keras.ops.cond(due, double, count)
+
+    keras.ops.cond(finite, grow, optimizer._stateful_handle_non_finite_grads)
+
+
+# Seeds.
+
+
+def set_global_seed(seed: int) -> None:
+    """Sets the seed that layers without one draw theirs from; other generators stay."""
+    global_state.set_global_attribute(GLOBAL_RANDOM_SEED, seed)
+
+
+def change_default_seeds(change: Callable[[int], int]) -> None:
+    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it."""
+    make_default_seed = seed_generator.make_default_seed
+    seed_generator.make_default_seed = lambda: change(make_default_seed())
+
+
+__all__ = [
+    "BaseOptimizer",
+    "Trainer",
+    "adapt_loss_scale",
+    "build_by_batch",
+    "build_optimizer",
+    "built_variables",
+    "change_default_seeds",
+    "is_distributed",
+    "layers_of",
+    "replace_build",
+    "restricted_fit",
+    "set_global_seed",
+]

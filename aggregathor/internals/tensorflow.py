@@ -1,0 +1,191 @@
+"""The private names of TensorFlow that AggregaThor uses; nobody else imports ``tensorflow.python``.
+
+``compatibility.py`` checks at ``agt.init`` that each of them is there, with these parameters: who
+adds a name here adds it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.client import pywrap_tf_session
+from tensorflow.python.client.session import BaseSession
+from tensorflow.python.eager import context
+from tensorflow.python.eager import lift_to_graph as lifting
+from tensorflow.python.eager.lift_to_graph import UnliftableError
+from tensorflow.python.eager.polymorphic_function import polymorphic_function, transform
+from tensorflow.python.eager.wrap_function import WrappedFunction
+from tensorflow.python.framework import graph_util, kernels, op_def_registry
+from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.ops import script_ops
+from tensorflow.python.util import deprecation
+
+from aggregathor.internals.patching import as_method
+
+# A variable that a `tf.function` makes in its first trace.
+FirstTraceVariable = polymorphic_function.UnliftedInitializerVariable
+
+_RESOURCE = re.compile(r'ResourceHandle\(name="([^"]*)".*?container="([^"]*)"', re.S)
+
+
+# Execution.
+
+
+def eager_mode() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which this thread runs eagerly, also in a script of ``tf.compat.v1``."""
+    return context.eager_mode()
+
+
+def synchronous_execution() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which eager ops of this thread run on this thread."""
+    return context.execution_mode(context.SYNC if context.is_async() else None)
+
+
+# Functions of graphs.
+
+
+def watch_traces(look: Callable[[FuncGraph], None]) -> Callable[[], None]:
+    """Calls ``look`` with the graph of each function that is traced from now on, before it can run.
+
+    These are ``tf.function``, each branch and loop body in it, what a dataset calls, and what
+    ``tf.compat.v1.wrap_function`` makes.
+
+    Returns:
+      What ends this.
+    """
+
+    def look_and_wrap(function: Any, graph: FuncGraph, *args: Any, **kwargs: Any) -> None:
+        look(graph)  # TensorFlow's transforms do not see it
+        wrap(function, graph, *args, **kwargs)
+
+    wrap = WrappedFunction.__init__
+    WrappedFunction.__init__ = as_method(look_and_wrap)
+    transform.FUNC_GRAPH_TRANSFORMS.append(look)
+
+    def stop() -> None:
+        transform.FUNC_GRAPH_TRANSFORMS.remove(look)
+        WrappedFunction.__init__ = wrap
+
+    return stop
+
+
+def functions_called_by(graph: tf.Graph) -> Iterator[tuple[str, Any]]:
+    """Yields name and graph of each function in a graph's library, where it has a graph."""
+    for name, function in getattr(graph, "_functions", {}).items():
+        inner = getattr(function, "cached_graph", None) or getattr(function, "graph", None)
+        if inner is not None:
+            yield name, inner
+
+
+def python_function(token: str) -> Callable[..., Any] | None:
+    """Returns the function that an op ``PyFunc`` knows by a token; None if there is none."""
+    return script_ops._py_funcs.get(token)
+
+
+def lift_to_graph(tensors: Sequence[tf.Tensor], graph: tf.Graph) -> list[tf.Tensor]:
+    """Copies tensors, with all that they are made from, to another graph; returns the copies.
+
+    Raises:
+      UnliftableError: they are made from an argument of their function.
+    """
+    lifted = lifting.lift_to_graph(tensors, graph)
+    return [lifted[tensor] for tensor in tensors]
+
+
+# Graphs.
+
+
+def subgraph(graph: tf.Graph, names: Iterable[str]) -> Any:
+    """Returns the ``GraphDef`` of the named operations and of all that they need."""
+    with deprecation.silence():
+        return graph_util.extract_sub_graph(graph.as_graph_def(), list(names))
+
+
+def op_definition(op: str) -> Any:
+    """Returns the ``OpDef`` of an op, such as "MatMul"; None if there is no such op."""
+    return op_def_registry.get(op)
+
+
+def set_attribute(operation: tf.Operation, name: str, value: bytes) -> None:
+    """Sets an attribute of an operation whose graph has not run yet."""
+    operation._set_attr(name, attr_value_pb2.AttrValue(s=value))
+
+
+def replace_input(operation: tf.Operation, index: int, tensor: tf.Tensor) -> None:
+    """Replaces an operand of an operation whose graph has not run yet."""
+    operation._update_input(index, tensor)
+
+
+def resource_of(handle: Any) -> tuple[str, str] | None:
+    """Returns the container and the name of the resource that an eager handle refers to."""
+    found = _RESOURCE.search(repr(handle))
+    return (found[2], found[1]) if found else None
+
+
+def reference_of(variable: Any) -> tf.Tensor:
+    """Returns the reference to a variable of v1 that has no handle."""
+    return variable._ref()
+
+
+def wrapped_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer that a ``SyncReplicasOptimizer`` of v1 wraps; any other as it is."""
+    return getattr(optimizer, "_opt", optimizer)
+
+
+# Kernels.
+
+
+def registered_kernels() -> Sequence[Any]:
+    """Returns a ``KernelDef`` of each kernel that this process has registered."""
+    return kernels.get_all_registered_kernels().kernel
+
+
+def clear_kernel_cache() -> None:
+    """Lets ops that run eagerly have new kernels."""
+    context.context().clear_kernel_cache()
+
+
+def after_loading_a_library(call: Callable[[], None]) -> Callable[[], None]:
+    """Calls ``call`` after each ``tf.load_op_library`` from now on; returns what ends this."""
+    load = pywrap_tf_session.TF_LoadLibrary
+
+    def load_and_call(*args: Any, **kwargs: Any) -> Any:
+        library = load(*args, **kwargs)
+        call()
+        return library
+
+    pywrap_tf_session.TF_LoadLibrary = load_and_call
+
+    def stop() -> None:
+        pywrap_tf_session.TF_LoadLibrary = load
+
+    return stop
+
+
+__all__ = [
+    "BaseSession",
+    "FirstTraceVariable",
+    "FuncGraph",
+    "UnliftableError",
+    "after_loading_a_library",
+    "clear_kernel_cache",
+    "eager_mode",
+    "functions_called_by",
+    "lift_to_graph",
+    "op_definition",
+    "python_function",
+    "reference_of",
+    "registered_kernels",
+    "replace_input",
+    "resource_of",
+    "set_attribute",
+    "subgraph",
+    "synchronous_execution",
+    "watch_traces",
+    "wrapped_optimizer",
+]

@@ -1,0 +1,44 @@
+"""The configuration of a job, from a script and from the environment."""
+
+import pytest
+
+from aggregathor.cluster.config import Config
+from aggregathor.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gra": "krum"}, "agt.init has no parameter 'gra': did you mean 'gar'"),
+        ({"gar": "median"}, "the script asks for gar='median' and the command line for 'krum'"),
+        ({"transport": "pigeon"}, "no transport is called 'pigeon'"),
+        ({"log": "loud"}, "no log is called 'loud': known: debug, error, info, warning."),
+        ({"f": 1.5}, "f must be a whole number, got 1.5"),
+        ({"link_args": "timeout_s=1"}, "link_args must be a dict of parameters"),
+        ({"link_args": {"timeout": 1}}, "link_args: no option is called timeout. Did you mean "),
+        ({"link_args": {"timeout_s": -1}}, "link_args: timeout_s is a time above 0 s, got -1"),
+        ({"link_args": {"rate_bps": 1e9}}, "link_args: without UDP nothing is lost, and there is"),
+        ({"lock": "tight"}, "no lock is called 'tight'"),
+        ({"lock": "scan,digets"}, "no lock is called 'digets': did you mean 'digest'"),
+        ({"lock": "scan,off"}, "lock='scan,off': off goes with no other"),
+        ({"digest_every": 0}, "digest_every must be at least 1 round"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1 round"),
+        ({"start_s": float("nan")}, "start_s must be a time above 0 s"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        Config.of(given, {"AGGREGATHOR_GAR": "krum", "AGGREGATHOR_KERNELS": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("lock", "layers"),
+    [("off", set()), ("kernel", {"kernel"}), ("scan,kernel", {"scan", "kernel"})],
+)
+def test_the_lock_has_layers(lock, layers):
+    assert Config.of({"lock": lock}, {}).locks == layers
+
+
+def test_an_unknown_variable_is_told():
+    with pytest.raises(UserError, match="AGGREGATHOR_GRA, which is unknown: did you mean 'AGG"):
+        Config.of({}, {"AGGREGATHOR_GRA": "krum"})
