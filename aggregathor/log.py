@@ -78,11 +78,6 @@ def cut(text: str, columns: int) -> str:
     return text if len(text) <= columns else f"{text[: max(0, columns - 3)]}..."
 
 
-def say(text: str) -> None:
-    """Logs an info, for modules that have no logger of their own yet."""
-    logging.getLogger(_NAME).info("%s", text)
-
-
 class _Lines(logging.Handler):
     """Writes records to standard error that no handler of the user's takes."""
 
@@ -148,4 +143,4 @@ def _write(text: str) -> None:
     sys.stderr.flush()
 
 
-__all__ = ["LEVELS", "cut", "install", "say", "show", "shows_in_place", "tell_error"]
+__all__ = ["LEVELS", "cut", "install", "show", "shows_in_place", "tell_error"]

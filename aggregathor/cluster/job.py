@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -16,7 +17,6 @@ from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
-from aggregathor.log import say
 from aggregathor.monitor.observer import observe
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
@@ -26,6 +26,7 @@ from aggregathor.protocols.worker import WorkerHalf
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
 
+_log = logging.getLogger(__name__)
 # Of a link between ranks that train, where the user gives no other.
 _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
@@ -80,10 +81,14 @@ class Job:
         )
         self.setting.check()
         if ranks.is_server and config.byzantine > config.f:
-            say(f"{config.byzantine} workers attack, and {config.gar} is told of f={config.f}")
+            _log.warning(
+                "%d workers attack, and %s is told of f=%d", config.byzantine, config.gar, config.f
+            )
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":
-            say("a value that UDP loses is NaN, and so is their average: see --gar=average-nan")
+            _log.warning(
+                "a value that UDP loses is NaN, and so is their average: see --gar=average-nan"
+            )
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
         self.halves: list[Half] = []

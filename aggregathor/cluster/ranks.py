@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import pickle
 import signal
@@ -22,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aggregathor.errors import UserError
-from aggregathor.log import say
 from lossympi import LinkError, mpi
 
+_log = logging.getLogger(__name__)
 _STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
@@ -250,7 +251,7 @@ class Ranks:
 
     def _kill(self, rank: int) -> None:
         host, process = self._processes[rank]
-        say(f"rank {rank} does not end, so it is killed")
+        _log.warning("rank %d does not end, so it is killed", rank)
         if host == socket.gethostname():
             try:
                 os.kill(process, signal.SIGKILL)
@@ -335,7 +336,7 @@ class SlowWaitWarning:
         waited_s = time.monotonic() - self._begun
         if waited_s >= self._next_s:
             self._next_s *= 2
-            say(f"rank {self._rank} has waited {waited_s:.0f} s for {self._whom()}")
+            _log.warning("rank %d has waited %.0f s for %s", self._rank, waited_s, self._whom())
 
 
 def start_ranks() -> Ranks | None:

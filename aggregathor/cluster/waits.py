@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from tensorflow.python.eager import context
-
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
-from aggregathor.log import say
+from aggregathor.internals.tensorflow import eager_mode
 from aggregathor.protocols.report import workers
 from aggregathor.protocols.rounds import RoundsServer
 from lossympi import LinkError
 
+_log = logging.getLogger(__name__)
 _LOOK_S = 1.0  # between two looks of the server's thread
 
 
@@ -38,7 +38,7 @@ class ServerWaits:
         """Collects and aggregates within: eagerly, also in scripts of v1, which switch that off."""
         self._warning = SlowWaitWarning(0, self._whom)
         try:
-            with context.eager_mode():
+            with eager_mode():
                 yield
         finally:
             self._warning = None
@@ -58,7 +58,7 @@ class ServerWaits:
         assert self._server is not None
         for row in set(self._gone()) - self._said:
             self._said.add(row)
-            say(f"{workers([row])} has ended")
+            _log.warning("%s has ended", workers([row]))
             self._server.forget(row)
 
     def _whom(self) -> str:

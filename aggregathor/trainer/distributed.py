@@ -7,6 +7,7 @@ is of that batch alone, and so are the moving statistics of a model that keeps a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import keras
@@ -16,7 +17,7 @@ import tensorflow as tf
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
 from aggregathor.gars import State
-from aggregathor.log import say
+from aggregathor.protocols.report import workers
 from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
@@ -32,6 +33,7 @@ from aggregathor.trainer.training import (
     values_of,
 )
 
+_log = logging.getLogger(__name__)
 _STATE_WAIT_S = 60.0  # for what a worker keeps from step to step
 
 Saves = Callable[[int], bool]
@@ -178,9 +180,8 @@ class Server:
             while kept is not None and kept["step"] < self.steps:  # of a checkpoint before
                 kept = self._job.ranks.receive_kept(row + 1, _STATE_WAIT_S)
             if kept is None:
-                say(
-                    f"worker {row} (rank {row + 1}) keeps something that checkpoint {self.steps} "
-                    "lacks"
+                _log.warning(
+                    "%s keeps something that checkpoint %d lacks", workers([row]), self.steps
                 )
                 continue
             if momentum_nd is not None:

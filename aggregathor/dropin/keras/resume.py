@@ -9,6 +9,7 @@ computing anything, so that its data come in the same order, takes over what was
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ import numpy as np
 from aggregathor import checkpoint
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
-from aggregathor.log import say
 from aggregathor.protocols.state import prefixed, under
 
+_log = logging.getLogger(__name__)
 _POSITION = "position"
 
 
@@ -68,7 +69,7 @@ class Checkpoints:
         if not self.skipped or fit != self._fits:
             return
         if self._job.is_server:
-            say(f"going on after step {steps}, from {self._folder}")
+            _log.info("going on after step %d, from %s", steps, self._folder)
         else:
             self._saved = _load_if_there(self._file(steps))
 
@@ -144,5 +145,5 @@ class Checkpoints:
 def _load_if_there(path: Path) -> dict[str, np.ndarray]:
     if path.exists():
         return checkpoint.read(path)
-    say(f"{path} is not there, so this worker's random numbers begin anew")
+    _log.warning("%s is not there, so this worker's random numbers begin anew", path)
     return {}
