@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := aggregathor/ops/libaggregathor_ops.so
 SOURCES := $(wildcard aggregathor/locking/*.cc aggregathor/ops/*/*.cc aggregathor/ops/*/*.h aggregathor/ops/*/*.cu \
-  aggregathor/ops/*/*.cuh lossympi/*.cc lossympi/*/*.cc lossympi/*/*.h)
+  aggregathor/ops/*/*.cuh lossympi/*.cc lossympi/*.h lossympi/*/*.cc lossympi/*/*.h)
 CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)

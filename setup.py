@@ -84,7 +84,7 @@ class Build(build_ext):
             f"-isystem{folder}"
             for folder in (pybind11.get_include(), sysconfig.get_path("include"))
         ]
-        sources = [*LOSSYMPI.glob("core/*.cc"), *LOSSYMPI.glob("io/*.cc"), LOSSYMPI / "bindings.cc"]
+        sources = [*LOSSYMPI.glob("core/*.cc"), *LOSSYMPI.glob("io/*.cc"), *LOSSYMPI.glob("*.cc")]
         jobs = [Job(source, [*LOSSYMPI_FLAGS, *includes]) for source in sorted(sources)]
         try:
             objects = compile_all(compiler, jobs, folder)

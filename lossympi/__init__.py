@@ -22,6 +22,7 @@ from lossympi.link import (
 )
 from lossympi.network import Network
 from lossympi.options import Options
+from lossympi.topology import Topology
 
 __all__ = [
     "FILLS",
@@ -34,6 +35,7 @@ __all__ = [
     "Options",
     "RoundStats",
     "ServerLink",
+    "Topology",
     "WorkerLink",
     "WorkerStats",
     "connect",

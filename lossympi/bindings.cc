@@ -1,105 +1,25 @@
-// lossympi._core: the data plane for Python. endpoint.py tells what an Endpoint does; the rest is
-// the core, for the tests that compare it with its twin in plane/.
+// lossympi._core: the data plane for Python. endpoint.py says what an Endpoint does, WIRE.md the
+// shared memory; bindings_core.cc has the rest.
+#include "lossympi/bindings.h"
+
 #include <cxxabi.h>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <climits>
-#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <system_error>
-#include <utility>
+#include <type_traits>
 
-#include "lossympi/core/assembler.h"
-#include "lossympi/core/close_rule.h"
-#include "lossympi/core/drop.h"
-#include "lossympi/core/outbox.h"
-#include "lossympi/core/pacer.h"
-#include "lossympi/core/packet.h"
 #include "lossympi/io/cipher.h"
 #include "lossympi/io/endpoint.h"
 #include "lossympi/io/shared.h"
 #include "lossympi/io/worker_rounds.h"
-
-namespace py = pybind11;
+#include "lossympi/native_round.h"
 
 namespace lossympi {
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
-using Bools = py::array_t<bool>;
-
-Wire WireOf(const std::string& name) {
-  if (name == "float32") return Wire::kFloat32;
-  if (name == "float16") return Wire::kFloat16;
-  if (name == "bfloat16") return Wire::kBfloat16;
-  throw std::invalid_argument("wire must be one of float32, float16, bfloat16, got '" + name +
-                              "'. Pass one.");
-}
-
-const char* NameOf(CloseRule::Reason reason) {
-  constexpr const char* kNames[] = {"open", "complete", "early", "deadline"};
-  return kNames[static_cast<int>(reason)];
-}
-
-// Of exactly this shape and dtype, in C order: a copy would not be what the caller holds.
-const float* DataOf(const char* name, const py::array& array, const py::tuple& shape) {
-  py::module_::import("lossympi.link")
-      .attr("check_array")(name, array, py::dtype::of<float>(), shape);
-  if ((array.flags() & py::array::c_style) == 0) {
-    throw std::invalid_argument(std::string(name) +
-                                " must be in C order. Pass it through np.ascontiguousarray.");
-  }
-  return static_cast<const float*>(array.data());
-}
-
-float* WriteableDataOf(const char* name, const py::array& array, const py::tuple& shape) {
-  const float* data = DataOf(name, array, shape);
-  if (!array.writeable()) {
-    throw std::invalid_argument(std::string(name) +
-                                " must be writeable. Allocate it with np.empty.");
-  }
-  return const_cast<float*>(data);
-}
-
-Bools BoolsOf(const std::vector<uint8_t>& bytes, std::vector<py::ssize_t> shape) {
-  Bools array(std::move(shape));
-  static_assert(sizeof(bool) == 1);
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(array.mutable_data()));
-  return array;
-}
-
-void CheckSeconds(const char* name, double seconds) {
-  if (seconds >= 0) return;
-  throw std::invalid_argument(std::string(name) + " must be at least 0 seconds, got " +
-                              std::to_string(seconds) + ". Pass a longer time.");
-}
-
-void CheckMaxLoss(double max_loss) {
-  if (max_loss >= 0 && max_loss <= 1) return;
-  throw std::invalid_argument("max_loss must be in 0..1, got " + std::to_string(max_loss) +
-                              ". Pass a share.");
-}
-
-// An int in low..high, whatever its size is.
-uint64_t NumberIn(const char* name, const py::object& value, uint64_t low, uint64_t high) {
-  if (py::int_(low) <= value && value <= py::int_(high)) return py::int_(value).cast<uint64_t>();
-  throw std::invalid_argument(std::string(name) + " must be in " + std::to_string(low) + ".." +
-                              std::to_string(high) + ", got " + py::str(value).cast<std::string>() +
-                              ". Change it.");
-}
-uint32_t RateOf(const py::object& kbps) {
-  return static_cast<uint32_t>(NumberIn("rate_kbps", kbps, 1, 0xffffffff));
-}
-uint64_t RoundOf(const py::object& round) { return NumberIn("round", round, 1, UINT64_MAX); }
 
 // Runs f, which takes Python's lock. Until Python 3.14 whoever does so while the interpreter ends
 // has its thread ended, by an unwinding that pybind11's destructors cannot take part in: they would
@@ -133,24 +53,6 @@ void CheckSignals() {
   std::optional<py::gil_scoped_acquire> gil;
   TakingGil([&gil] { gil.emplace(); });
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-ClosePolicy PolicyOf(const py::object& policy, size_t num_rows) {
-  ClosePolicy p{policy.attr("deadline_s").cast<double>(),
-                policy.attr("grace_s").cast<double>(),
-                policy.attr("quiet_s").cast<double>(),
-                policy.attr("max_loss").cast<double>(),
-                static_cast<int>(NumberIn("quorum", policy.attr("quorum"), 1, INT_MAX)),
-                policy.attr("live_n").cast<std::vector<bool>>()};
-  CheckSeconds("deadline_s", p.deadline);
-  CheckSeconds("grace_s", p.grace);
-  CheckSeconds("quiet_s", p.quiet);
-  CheckMaxLoss(p.max_loss);
-  if (p.live.size() != num_rows) {
-    throw std::invalid_argument("live_n must have " + std::to_string(num_rows) + " values, got " +
-                                std::to_string(p.live.size()) + ". Pass one for each row.");
-  }
-  return p;
 }
 
 Setup SetupOf(const py::object& s) {
@@ -203,11 +105,7 @@ class PyEndpoint {
     }
     const Closed closed =
         WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, tell, CheckSignals); });
-    const auto c = static_cast<py::ssize_t>(closed.arrived.size()) / n;
-    const py::array_t<double> settled(n, closed.settled.data());
-    return py::module_::import("lossympi.endpoint")
-        .attr("Closed")(NameOf(closed.reason), closed.elapsed, BoolsOf(closed.arrived, {n, c}),
-                        BoolsOf(closed.heard, {n}), settled);
+    return ClosedOf(closed);
   }
 
   bool Send(const py::object& round, const py::array& grad, double max_loss, double timeout) {
@@ -270,15 +168,9 @@ class PyEndpoint {
 
   py::dict Counters() {
     const Endpoint::Report report = endpoint_.Counters();
-    const auto dict_of = [](const Counts& counts) {
-      py::dict d;
-      for (int v = 0; v < kNumVerdicts; ++v)
-        d[lossympi::NameOf(static_cast<Verdict>(v))] = counts[v];
-      return d;
-    };
     py::dict all;
-    for (const auto& [rank, counts] : report.of_peer) all[py::int_(rank)] = dict_of(counts);
-    py::dict nobody = dict_of(report.of_nobody);
+    for (const auto& [rank, counts] : report.of_peer) all[py::int_(rank)] = CountsOf(counts);
+    py::dict nobody = CountsOf(report.of_nobody);
     nobody["dropped"] = report.dropped;
     nobody["overflow"] = report.overflow;
     all[py::int_(-1)] = nobody;
@@ -301,7 +193,13 @@ class PySharedServer {
   PySharedServer(const std::vector<int>& mailboxes, int board, int bell, int64_t dim)
       : num_rows_(static_cast<int>(mailboxes.size())),
         dim_(dim),
-        server_(mailboxes, board, bell, dim) {}
+        server_(mailboxes, board, bell, dim),
+        native_{&server_, dim, nullptr, nullptr, NextParams, nullptr} {}
+  PySharedServer(const PySharedServer&) = delete;
+  PySharedServer& operator=(const PySharedServer&) = delete;
+
+  // For C: where the next parameters may be written.
+  const LossympiNativeRound& native() const { return native_; }
 
   // Reads `live_n` and writes `arrived_n` and `settled_n` while it runs.
   py::tuple Collect(const py::object& round, const py::array& stack, const Bools& live_n,
@@ -316,13 +214,12 @@ class PySharedServer {
     const auto* live = reinterpret_cast<const uint8_t*>(live_n.data());
     auto* arrived = reinterpret_cast<uint8_t*>(arrived_n.mutable_data());
     double* settled = settled_n.mutable_data();
-    const SharedServer::Reason reason = WithoutGil([&] {
+    const Reason reason = WithoutGil([&] {
       return server_.Collect(r, data, live, quorum, timeout, arrived, settled, &rows, CheckSignals);
     });
-    constexpr const char* kNames[] = {"complete", "early", "deadline"};
     py::list counts;
     for (const auto& row : rows) counts.append(py::make_tuple(row.late, row.early, row.duplicate));
-    return py::make_tuple(kNames[static_cast<int>(reason)], counts);
+    return py::make_tuple(NameOf(reason), counts);
   }
 
   void Publish(const py::object& round, const py::array& params) {
@@ -336,15 +233,15 @@ class PySharedServer {
 
   void Leave() { server_.Leave(); }
 
-  // For C: where the next parameters may be written.
-  static float* NextParams(void* self) {
-    return static_cast<PySharedServer*>(self)->server_.next_params();
+ private:
+  static float* NextParams(void* server) {
+    return static_cast<SharedServer*>(server)->next_params();
   }
 
- private:
   const int num_rows_;
   const int64_t dim_;
   SharedServer server_;
+  const LossympiNativeRound native_;
 };
 
 class PySharedWorker {
@@ -353,6 +250,7 @@ class PySharedWorker {
       : dim_(dim), worker_(mailbox, board, bell, dim) {}
 
   SharedWorker& get() { return worker_; }
+  int64_t dim() const { return dim_; }
 
   void Put(const py::object& round, const py::array& grad) {
     const float* data = DataOf("grad_d", grad, py::make_tuple(dim_));
@@ -384,20 +282,114 @@ class PySharedWorker {
   SharedWorker worker_;
 };
 
+// A worker's end in Python: `dim`, send(round, grad_d, wait_s) -> bool, receive(round, wait_s) ->
+// (round, params_d) or None, and server_left() -> bool. It may also have send_written(round,
+// grad_d, wait_s) -> bool, written(first, count) and clear_written(), for parts of a gradient;
+// next_grad()
+// -> float32 [d]; is_intact() -> bool. See WorkerEnd.
+class PyEnd : public WorkerEnd {
+ public:
+  explicit PyEnd(py::object end)
+      : end_(std::move(end)),
+        dim_(end_.attr("dim").cast<int64_t>()),
+        sends_parts_(py::hasattr(end_, "send_written")) {}
+
+  int64_t dim() const { return dim_; }
+  bool Send(uint64_t round, const float* grad, double seconds) override {
+    return Call<bool>([&] { return end_.attr("send")(round, View(grad), seconds); });
+  }
+  Model Receive(uint64_t round, double seconds) override {
+    Model model{0, nullptr};
+    Call<bool>([&] {
+      const py::object found = end_.attr("receive")(round, seconds);
+      if (found.is_none()) return py::object(py::bool_(false));
+      const py::tuple pair(found);
+      params_ = pair[1];
+      model = {pair[0].cast<uint64_t>(), DataOf("params_d", pair[1], py::make_tuple(dim_))};
+      return py::object(py::bool_(true));
+    });
+    return model;
+  }
+  bool server_left() override {
+    return Call<bool>([&] { return end_.attr("server_left")(); });
+  }
+  bool sends_parts() const override { return sends_parts_; }
+  void Written(int64_t first, int64_t count) override {
+    Call<py::object>([&] { return end_.attr("written")(first, count); });
+  }
+  bool SendWritten(uint64_t round, const float* grad, double seconds) override {
+    return Call<bool>([&] { return end_.attr("send_written")(round, View(grad), seconds); });
+  }
+  void ClearWritten() override {
+    if (sends_parts_) Call<py::object>([&] { return end_.attr("clear_written")(); });
+  }
+  float* next_grad() override {
+    float* grad = nullptr;
+    Call<py::object>([&] {
+      if (!py::hasattr(end_, "next_grad")) return py::object(py::none());
+      next_grad_ = end_.attr("next_grad")();
+      grad = WriteableDataOf("next_grad", next_grad_, py::make_tuple(dim_));
+      return py::object(next_grad_);
+    });
+    return grad;
+  }
+  bool is_intact() override {
+    return Call<bool>([&] {
+      return py::hasattr(end_, "is_intact") ? py::object(end_.attr("is_intact")())
+                                            : py::object(py::bool_(true));
+    });
+  }
+
+ private:
+  // The result of f, which calls Python; an exception becomes one that outlives Python's lock.
+  template <typename T, typename F>
+  static T Call(F f) {
+    std::optional<py::gil_scoped_acquire> gil;
+    TakingGil([&gil] { gil.emplace(); });
+    try {
+      const py::object result = f();
+      if constexpr (std::is_same_v<T, bool>) return result.template cast<bool>();
+      return T();
+    } catch (const py::error_already_set& error) {
+      throw std::runtime_error(error.what());
+    } catch (const py::cast_error& error) {
+      throw std::runtime_error(error.what());
+    }
+  }
+  py::array View(const float* grad) const {
+    return Floats(dim_, grad, py::capsule(grad, [](void*) {}));  // of the caller's memory
+  }
+
+  py::object end_;
+  const int64_t dim_;
+  const bool sends_parts_;
+  py::object params_ = py::none();
+  py::array next_grad_;
+};
+
 class PyWorkerRounds {
  public:
   // The end of the link is kept alive. What `idle` raises ends the round.
   PyWorkerRounds(py::object end, double max_loss, py::object idle)
       : kept_(std::move(end)), idle_(std::move(idle)) {
+    int64_t dim;
     if (py::isinstance<PySharedWorker>(kept_)) {
-      end_ = std::make_unique<SharedEnd>(&kept_.cast<PySharedWorker&>().get());
+      auto& worker = kept_.cast<PySharedWorker&>();
+      dim = worker.dim();
+      end_ = std::make_unique<SharedEnd>(&worker.get());
+    } else if (py::isinstance<PyEndpoint>(kept_)) {
+      Endpoint& endpoint = kept_.cast<PyEndpoint&>().get();
+      dim = endpoint.framing().dim;
+      end_ = std::make_unique<UdpEnd>(&endpoint, max_loss);
     } else {
-      end_ = std::make_unique<UdpEnd>(&kept_.cast<PyEndpoint&>().get(), max_loss);
+      auto python = std::make_unique<PyEnd>(kept_);
+      dim = python->dim();
+      end_ = std::move(python);
     }
-    rounds_ = std::make_unique<WorkerRounds>(end_.get(), [this](auto... of) { return Ask(of...); });
+    rounds_ =
+        std::make_unique<WorkerRounds>(end_.get(), dim, [this](auto... of) { return Ask(of...); });
   }
   WorkerRounds& get() { return *rounds_; }
-  bool sends_parts() const { return !py::isinstance<PySharedWorker>(kept_); }
 
  private:
   int Ask(bool is_sending, bool has_left, double waited, char* message) {
@@ -425,7 +417,7 @@ class PyWorkerRounds {
                                  : PyUnicode_FromString("it was ended");
     const char* words = text ? PyUnicode_AsUTF8(text) : nullptr;
     if (words == nullptr) words = "it was ended";
-    size_t bytes = std::min(std::strlen(words), size_t{kMessageBytes - 1});
+    size_t bytes = std::min(std::strlen(words), size_t{LOSSYMPI_MESSAGE_BYTES - 1});
     if (words[bytes] != 0) {
       while (bytes > 0 && (words[bytes] & 0xC0) == 0x80) --bytes;  // no half of a character
     }
@@ -445,56 +437,9 @@ class PyWorkerRounds {
   std::unique_ptr<WorkerRounds> rounds_;
 };
 
-template <typename T>
-uintptr_t AddressOf(T thing) {
-  return reinterpret_cast<uintptr_t>(thing);
+uintptr_t AddressOf(const LossympiNativeRound& native) {
+  return reinterpret_cast<uintptr_t>(&native);
 }
-
-// The assembler with the arrays that it writes to kept alive.
-class PyAssembler {
- public:
-  PyAssembler(int64_t dim, int num_rows, int64_t floats, const std::string& wire)
-      : assembler_(AtLeast1(num_rows), Cut{AtLeast1(dim), AtLeast1(floats), WireOf(wire)}),
-        num_rows_(num_rows) {}
-
-  void Open(uint64_t round, const py::array& rows) {
-    if (round <= assembler_.newest_round()) throw std::invalid_argument("rounds must increase");
-    const py::tuple shape = py::make_tuple(num_rows_, assembler_.cut().dim);
-    assembler_.Open(round, WriteableDataOf("rows", rows, shape));
-    rows_ = rows;
-  }
-  void Close() {
-    if (assembler_.is_open()) assembler_.Close(assembler_.round());
-    rows_ = py::none();
-  }
-  std::string Accept(int row, uint64_t round, uint32_t seq, uint32_t total,
-                     const std::string& payload) {
-    const Header header{Kind::kData, 0, 0, round, seq, total, 0};
-    return lossympi::NameOf(assembler_.Accept(
-        row, header, reinterpret_cast<const uint8_t*>(payload.data()), payload.size()));
-  }
-  uint32_t Missing(int row) const { return assembler_.missing(Row(row)); }
-  const std::vector<uint32_t>& Whole() const { return assembler_.whole(); }
-  Bools Arrived(int row) const {
-    const uint8_t* a = assembler_.arrived(Row(row));
-    const auto c = static_cast<py::ssize_t>(assembler_.cut().NumDatagrams());
-    return BoolsOf(std::vector<uint8_t>(a, a + c), {c});
-  }
-
- private:
-  template <typename T>
-  static T AtLeast1(T number) {
-    if (number < 1) throw std::invalid_argument("numbers of rows and floats are at least 1");
-    return number;
-  }
-  int Row(int row) const {
-    if (row < 0 || row >= num_rows_) throw py::index_error("no such row");
-    return row;
-  }
-  Assembler assembler_;
-  int num_rows_;
-  py::object rows_;
-};
 
 PYBIND11_MODULE(_core, m) {
   py::register_exception_translator([](std::exception_ptr p) {
@@ -519,115 +464,7 @@ PYBIND11_MODULE(_core, m) {
         return py::make_tuple(py::bytes(keys.receive_key), py::bytes(keys.send_key));
       },
       py::arg("secret_key"), py::arg("public_key"), py::arg("peer_public_key"), py::arg("server"));
-  m.def("pack", [](int kind, uint16_t rank, uint32_t session, uint64_t round, uint32_t seq,
-                   uint32_t total, uint64_t counter) {
-    uint8_t to[kHeaderBytes];
-    Pack({static_cast<Kind>(kind), rank, session, round, seq, total, counter}, to);
-    return py::bytes(reinterpret_cast<char*>(to), sizeof to);
-  });
-  m.def("unpack", [](const std::string& bytes) {
-    if (bytes.size() < kHeaderBytes) throw std::invalid_argument("a header has 32 bytes");
-    const Header h = Unpack(reinterpret_cast<const uint8_t*>(bytes.data()));
-    return py::make_tuple(static_cast<int>(h.kind), h.rank, h.session, h.round, h.seq, h.total,
-                          h.counter);
-  });
-  m.def("encode_floats", [](const Floats& floats, const std::string& wire) {
-    const Wire w = WireOf(wire);
-    std::string bytes(floats.size() * BytesOf(w), 0);
-    Narrow(floats.data(), floats.size(), w, reinterpret_cast<uint8_t*>(bytes.data()));
-    return py::bytes(bytes);
-  });
-  m.def("decode_floats", [](const std::string& bytes, const std::string& wire) {
-    const Wire w = WireOf(wire);
-    Floats floats(static_cast<py::ssize_t>(bytes.size() / BytesOf(w)));
-    Widen(reinterpret_cast<const uint8_t*>(bytes.data()), floats.size(), w, floats.mutable_data());
-    return floats;
-  });
-  m.def("nack_payloads", [](const Bools& missing, size_t most_bytes) {
-    if (most_bytes < 1) throw std::invalid_argument("a NACK has at least 1 byte");
-    std::vector<uint8_t> arrived(missing.size());
-    for (size_t i = 0; i < arrived.size(); ++i) arrived[i] = !missing.data()[i];
-    py::list list;
-    for (const Nack& nack : NacksOf(arrived.data(), arrived.size(), most_bytes)) {
-      const py::bytes bitmap(reinterpret_cast<const char*>(nack.bitmap.data()), nack.bitmap.size());
-      list.append(py::make_tuple(nack.first, bitmap));
-    }
-    return list;
-  });
-  m.def("read_nack", [](uint32_t first, const std::string& bitmap, uint32_t total) -> py::object {
-    std::vector<uint32_t> wanted;
-    const bool sound = ReadNack(first, reinterpret_cast<const uint8_t*>(bitmap.data()),
-                                bitmap.size(), total, [&](uint32_t s) { wanted.push_back(s); });
-    return sound ? py::object(py::array_t<uint32_t>(wanted.size(), wanted.data())) : py::none();
-  });
-  m.def("tag", [](const std::string& cipher, const std::string& key, const std::string& bytes,
-                  uint64_t counter) {
-    const Key k(SuiteOf(cipher), key);
-    std::string tag(k.tag_bytes(), 0);
-    k.Tag(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), counter,
-          reinterpret_cast<uint8_t*>(tag.data()));
-    return py::bytes(tag);
-  });
-  m.def("drops", [](double share, uint64_t seed, uint64_t rank, size_t size) {
-    Drop drop(share, seed, rank);
-    std::vector<uint8_t> lost(size);
-    for (auto& each : lost) each = drop.Next();
-    return BoolsOf(lost, {static_cast<py::ssize_t>(size)});
-  });
-
-  py::class_<PyAssembler>(m, "Assembler")
-      .def(py::init<int64_t, int, int64_t, std::string>())
-      .def("open", &PyAssembler::Open)
-      .def("close", &PyAssembler::Close)
-      .def("accept", &PyAssembler::Accept)
-      .def("missing", &PyAssembler::Missing)
-      .def_property_readonly("whole", &PyAssembler::Whole)
-      .def("arrived", &PyAssembler::Arrived);
-
-  py::class_<Pacer>(m, "Pacer").def(py::init<double>()).def("when", &Pacer::When);
-
-  py::class_<CloseRule>(m, "CloseRule")
-      .def(py::init([](const py::object& policy, int num_rows, uint32_t c, double now) {
-        return CloseRule(PolicyOf(policy, num_rows), c, now);
-      }))
-      .def("heard", &CloseRule::Heard)
-      .def("ended", &CloseRule::Ended)
-      .def("pauses", &CloseRule::Pauses)
-      .def("check",
-           [](CloseRule& rule, double now) {
-             const CloseRule::Answer answer = rule.Check(now);
-             const bool open = answer.reason == CloseRule::Reason::kOpen;
-             return py::make_tuple(open ? py::none() : py::object(py::str(NameOf(answer.reason))),
-                                   answer.wake_at);
-           })
-      .def("settled_at", &CloseRule::settled_at);
-
-  py::class_<Outbox>(m, "Outbox")
-      .def(py::init<std::vector<int>, uint32_t, size_t, bool, double, double>())
-      .def("add", py::overload_cast<const std::vector<uint32_t>&>(&Outbox::Add))
-      .def("add_rest", &Outbox::AddRest)
-      .def("has_wanted", &Outbox::has_wanted)
-      .def("nacked", &Outbox::Nacked)
-      .def("done", &Outbox::Done)
-      .def("leave", &Outbox::Leave)
-      .def("heard", &Outbox::Heard)
-      .def("take_back", &Outbox::TakeBack)
-      .def("is_finished", &Outbox::is_finished)
-      .def("is_done", &Outbox::is_done)
-      .def("all_sent", &Outbox::all_sent)
-      .def("next", [](Outbox& outbox, double now) -> py::object {
-        const Outbox::Action& action = outbox.Next(now);
-        switch (action.what) {
-          case Outbox::What::kSend:
-            return py::make_tuple("send", action.row, action.seqs);
-          case Outbox::What::kEnd:
-            return py::make_tuple("end", action.row, action.num_ends);
-          case Outbox::What::kWait:
-            return py::make_tuple("wait", action.wake_at);
-          default:
-            return py::make_tuple("finished");
-        }
-      });
+  BindCore(m);
 
   using namespace py::literals;
   py::class_<PyEndpoint>(m, "Endpoint")
@@ -662,12 +499,8 @@ PYBIND11_MODULE(_core, m) {
            "timeout_s"_a, "arrived_n"_a, "settled_s_n"_a)
       .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
       .def("leave", &PySharedServer::Leave)
-      .def_property_readonly("exchange", [](PySharedServer&) { return 0; })
-      .def_property_readonly("fill", [](PySharedServer&) { return 0; })
-      .def_property_readonly("outgoing",
-                             [](PySharedServer&) { return AddressOf(&PySharedServer::NextParams); })
-      .def_property_readonly("is_intact", [](PySharedServer&) { return 0; })
-      .def_property_readonly("context", [](PySharedServer& server) { return AddressOf(&server); });
+      .def_property_readonly("address",
+                             [](PySharedServer& server) { return AddressOf(server.native()); });
   py::class_<PySharedWorker>(m, "SharedWorker")
       .def(py::init<int, int, int, int64_t>(), "mailbox"_a, "board"_a, "bell"_a, "dim"_a)
       .def("put", &PySharedWorker::Put, "round"_a, "grad_d"_a)
@@ -678,14 +511,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property(
           "round", [](PyWorkerRounds& rounds) { return rounds.get().round.load(); },
           [](PyWorkerRounds& rounds, uint64_t round) { rounds.get().round = round; })
-      .def_property_readonly("exchange", [](PyWorkerRounds&) { return AddressOf(&ExchangeRound); })
       .def_property_readonly(
-          "fill",
-          [](PyWorkerRounds& rounds) { return rounds.sends_parts() ? AddressOf(&FillRound) : 0; })
-      .def_property_readonly("outgoing", [](PyWorkerRounds&) { return AddressOf(&NextGrad); })
-      .def_property_readonly("is_intact", [](PyWorkerRounds&) { return AddressOf(&IsIntact); })
-      .def_property_readonly("context",
-                             [](PyWorkerRounds& rounds) { return AddressOf(&rounds.get()); });
+          "address", [](PyWorkerRounds& rounds) { return AddressOf(rounds.get().native()); });
 }
 
 }  // namespace

@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lossympi import addresses, mpi
+from lossympi.backend import Plane, choose_plane, why_not_native
+from lossympi.collectives import Collectives, describe_failures
 from lossympi.doorbell import Doorbell
 from lossympi.endpoint import Endpoint, Setup
 from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.machine import free_bytes
 from lossympi.options import Options
-from lossympi.planes import Plane, choose_plane, why_not_native
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.topology import ROOT, Topology
+from lossympi.udp_link import UdpServer, UdpWorker
 
 if TYPE_CHECKING:
-    from lossympi.shared import Files
+    from lossympi.shm_link import Files
 
 TRANSPORTS = ("udp", "mpi", "shm", "auto")
 PROBE_S = 2.0
 _UNKNOWN_SPEED_MBPS = 10_000
-_T = TypeVar("_T")
 
 
 class ConnectError(LinkError):
@@ -33,17 +34,23 @@ class ConnectError(LinkError):
 
 
 @dataclass(frozen=True)
-class _Hello:
-    """What every rank tells every other first."""
+class _Arguments:
+    """Of ``connect``, checked; on every rank the same."""
 
-    host: str
-    network: str
-    transport: str
     dim: int
+    transport: str
     options: Options
-    has_aes: bool
-    free_bytes: int | None  # of this host's memory
+
+
+@dataclass(frozen=True)
+class _Host:
+    """What a rank's process finds where it runs."""
+
+    name: str
+    network: str
+    free_bytes: int | None  # of its memory
     has_core: bool
+    has_aes: bool
 
 
 @dataclass(frozen=True)
@@ -76,109 +83,117 @@ def connect(
         which it has one) on the server, and, for tests, LOSSYMPI_DROP (share of the datagrams to
         lose on arrival) and LOSSYMPI_DROP_SEED.
     Returns:
-      A ``ServerLink`` on rank 0 and a ``WorkerLink`` elsewhere; worker w is rank w + 1.
+      A ``ServerLink`` on rank 0 and a ``WorkerLink`` elsewhere; see ``Topology``.
     Raises:
       ConnectError: arguments are wrong or differ between ranks, a rank has no socket or route, or
         datagrams do not get through within 2 s. Every rank raises it, so none waits for another.
-    Cost: four MPI allgathers and a broadcast; over UDP 4 n d bytes on the server, 8 d on a worker,
-      over MPI 4 (n + 1) d, and 12 d; with shared memory 8 (n + 1) d on the host for all.
+    Cost: at most seven MPI allgathers of small values; over UDP 4 n d bytes on the server, 8 d on a
+      worker, over MPI 4 (n + 1) d, and 12 d; with shared memory 8 (n + 1) d on the host for all.
     """
     if not hasattr(comm, "allgather"):
         raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
-    together = _Together(comm)
+    ranks = Collectives(comm, ConnectError, describe=_describe)
     chosen: list[Plane] = []
 
-    def greet() -> _Hello:
+    def check() -> _Arguments:
         if transport not in TRANSPORTS:
             known = ", ".join(TRANSPORTS)
             raise ValueError(f"a transport is one of {known}; got {transport!r}.")
-        has_aes = False
         if transport == "udp":
             chosen.append(choose_plane(plane))
-            has_aes = chosen[0].has_aes256gcm()
         elif plane != "auto":
             raise ValueError(
                 f"a plane is of UDP, transport={transport!r} has none; got {plane!r}. Leave it out."
             )
-        return _hello(comm.size, _dim(dim), transport, options, has_aes)
+        return _arguments(comm.size, _dim(dim), transport, options)
 
-    hellos = together.each(greet)
-    _check_same(hellos)
-    _check_memory(hellos)
+    arguments = ranks.together(check)
+    terms = {"dim": arguments.dim, "transport": transport, **asdict(arguments.options)}
+    ranks.agree("arguments", terms)
+    hosts = ranks.each(lambda: _host(chosen[0] if chosen else None))
+    _check_memory(hosts, arguments)
     if transport == "udp":
-        return _join_udp(comm, together, hellos, chosen[0])
+        return _join_udp(comm, ranks, arguments, hosts, chosen[0])
     if transport == "shm":
-        return _join_shared(comm, together, hellos)
-    if transport == "auto" and not _why_not_shared(hellos):
+        return _join_shared(comm, ranks, arguments, hosts)
+    if transport == "auto" and not _why_not_shared(hosts):
         try:
-            return _join_shared(comm, together, hellos)
+            return _join_shared(comm, ranks, arguments, hosts)
         except ConnectError:  # on every rank
             pass
-    return _join_mpi(comm, together, hellos)
+    return _join_mpi(comm, ranks, arguments, hosts)
 
 
-def _join_shared(comm: Any, together: _Together, hellos: list[_Hello]) -> ServerLink | WorkerLink:
-    dim, options = hellos[comm.rank].dim, hellos[comm.rank].options
-    reason = _why_not_shared(hellos)
+def _describe(failures: Mapping[int, str]) -> str:
+    """Returns such as "rank 1, 2 cannot connect: no room"."""
+    return describe_failures(failures, " cannot connect")
+
+
+def _join_shared(
+    comm: Any, ranks: Collectives, arguments: _Arguments, hosts: list[_Host]
+) -> ServerLink | WorkerLink:
+    dim, options = arguments.dim, arguments.options
+    reason = _why_not_shared(hosts)
     if reason:
         raise ConnectError(f"transport='shm' is for ranks that share memory, and {reason}.")
-    from lossympi.shared import SharedServer, SharedWorker  # of Linux
+    from lossympi.shm_link import SharedServer, SharedWorker  # of Linux
 
+    topology = Topology.of_size(comm.size)
+    is_server = topology.is_server(comm.rank)
     server: list[SharedServer] = []
 
     def make() -> Files | None:
-        if comm.rank > 0:
+        if not is_server:
             return None
-        server.append(SharedServer(comm.size - 1, dim, options))
+        server.append(SharedServer(topology.workers, dim, options))
         return server[0].files
 
-    files = together.each(make)[0]
-    workers: list[SharedWorker] = []
+    files = ranks.each(make)[ROOT]
 
-    def join() -> None:
-        if comm.rank > 0:
-            assert files is not None
-            workers.append(SharedWorker(files, comm.rank - 1, dim, options))
+    def join() -> ServerLink | WorkerLink:
+        if is_server:
+            return server[0]
+        assert files is not None
+        return SharedWorker(files, topology.row_of(comm.rank), dim, options)
 
     try:
-        together.each(join)
+        return ranks.together(join)
     finally:
         if server:
             server[0].hide()
-    return server[0] if server else workers[0]
 
 
-def _why_not_shared(hellos: list[_Hello]) -> str:
+def _why_not_shared(hosts: list[_Host]) -> str:
     """Returns why ranks cannot share memory, "" where nothing is known against it."""
-    if not all(hello.has_core for hello in hellos):
+    if not all(host.has_core for host in hosts):
         return f"the native code is missing on a rank: {why_not_native() or 'see its installation'}"
-    if len({(hello.host, hello.network) for hello in hellos}) > 1:
-        return f"there are several hosts: {', '.join(sorted({hello.host for hello in hellos}))}"
+    if len({(host.name, host.network) for host in hosts}) > 1:
+        return f"there are several hosts: {', '.join(sorted({host.name for host in hosts}))}"
     return ""
 
 
-def _join_mpi(comm: Any, together: _Together, hellos: list[_Hello]) -> ServerLink | WorkerLink:
-    hello = hellos[comm.rank]
-    together.each(_check_threads)
+def _join_mpi(
+    comm: Any, ranks: Collectives, arguments: _Arguments, hosts: list[_Host]
+) -> ServerLink | WorkerLink:
+    dim, options = arguments.dim, arguments.options
+    topology = Topology.of_size(comm.size)
+    ranks.together(_check_threads)
     own_comm = comm.Dup()  # the link's messages meet no others
     bell = Doorbell()
-    names = together.each(lambda: bell.name)
     near = [
-        name if other.network == hello.network else b""
-        for name, other in zip(names, hellos, strict=True)
+        name if host.network == hosts[comm.rank].network else b""
+        for name, host in zip(ranks.each(lambda: bell.name), hosts, strict=True)
     ]
-    bell.meet(near, waits_for=[0] if comm.rank else range(1, comm.size))
+    bell.meet(near, waits_for=topology.peers_of(comm.rank))
 
     def make() -> ServerLink | WorkerLink:
-        from lossympi.lossless import MpiServer, MpiWorker  # which start MPI
+        from lossympi.mpi_link import MpiServer, MpiWorker  # which start MPI
 
-        if comm.rank == 0:
-            return MpiServer(own_comm, comm.size - 1, hello.dim, hello.options, bell)
-        return MpiWorker(own_comm, comm.rank - 1, hello.dim, hello.options, bell)
+        if topology.is_server(comm.rank):
+            return MpiServer(own_comm, topology, dim, options, bell)
+        return MpiWorker(own_comm, topology, dim, options, bell)
 
-    made: list[ServerLink | WorkerLink] = []
-    together.each(lambda: made.append(make()))
-    return made[0]
+    return ranks.together(make)
 
 
 def _check_threads() -> None:
@@ -192,15 +207,16 @@ def _check_threads() -> None:
 
 
 def _join_udp(
-    comm: Any, together: _Together, hellos: list[_Hello], chosen: Plane
+    comm: Any, ranks: Collectives, arguments: _Arguments, hosts: list[_Host], chosen: Plane
 ) -> ServerLink | WorkerLink:
-    mine = hellos[comm.rank]
-    dim = mine.dim
-    session = comm.bcast(secrets.randbits(32) if comm.rank == 0 else None)
-    cipher = _cipher(mine.options, [hello.has_aes for hello in hellos])
-    all_local = len({hello.network for hello in hellos}) == 1
+    dim, options = arguments.dim, arguments.options
+    topology = Topology.of_size(comm.size)
+    is_server = topology.is_server(comm.rank)
+    session = ranks.bcast(secrets.randbits(32))
+    cipher = _cipher(options, [host.has_aes for host in hosts])
+    all_local = len({host.network for host in hosts}) == 1
 
-    server = together.each(lambda: _server_address(comm.rank, all_local))[0]
+    server = ranks.each(lambda: _server_address(all_local) if is_server else "")[ROOT]
     keys = b"", b""
     made: list[Endpoint] = []
     links: list[UdpServer | UdpWorker] = []
@@ -209,82 +225,56 @@ def _join_udp(
         nonlocal keys
         if cipher != "none":
             keys = chosen.key_pair()
-        address = server if comm.rank == 0 else addresses.address_towards(server)
+        address = server if is_server else addresses.address_towards(server)
         drop, drop_seed = _losses(os.environ)
         setup = Setup(
             rank=comm.rank,
-            num_workers=comm.size - 1,
+            num_workers=topology.workers,
             address=address,
             session=session,
             dim=dim,
-            wire=mine.options.wire,
-            mtu=mine.options.mtu,
+            wire=options.wire,
+            mtu=options.mtu,
             cipher=cipher,
             drop=drop,
             drop_seed=drop_seed,
-            receive_buffer=_receive_buffer(dim * (comm.size - 1 if comm.rank == 0 else 1)),
+            receive_buffer=_receive_buffer(dim * len(topology.peers_of(comm.rank))),
         )
         made.append(chosen.Endpoint(setup))
         return _Door(address, made[0].port, keys[0])
 
     try:
-        doors = together.each(open_door)
+        doors = ranks.each(open_door)
         endpoint = made[0]
 
         def try_path() -> dict[int, int]:
-            for rank in range(1, comm.size) if comm.rank == 0 else [0]:
+            for rank in topology.peers_of(comm.rank):
                 door = doors[rank]
                 send_key, receive_key = b"", b""
                 if cipher != "none":
                     public_key, secret_key = keys
                     receive_key, send_key = chosen.session_keys(
-                        secret_key, public_key, door.public_key, comm.rank == 0
+                        secret_key, public_key, door.public_key, is_server
                     )
                 endpoint.add_peer(rank, door.address, door.port, send_key, receive_key)
             endpoint.start()
             echoed = endpoint.probe(PROBE_S)
             # In here, so that a rank without the memory for it does not leave the others waiting.
-            if comm.rank > 0:
-                links.append(UdpWorker(endpoint, comm.rank - 1, dim, mine.options))
+            if is_server:
+                rate_bps = options.rate_bps or _rate_of(server)
+                links.append(UdpServer(endpoint, topology.workers, dim, rate_bps, options))
             else:
-                rate_bps = mine.options.rate_bps or _rate_of(server)
-                links.append(UdpServer(endpoint, comm.size - 1, dim, rate_bps, mine.options))
+                row = topology.row_of(comm.rank)
+                links.append(UdpWorker(endpoint, row, dim, options))
             return echoed
 
-        echoed = together.each(try_path)
-        _check_path(echoed, hellos, doors, mine.options.mtu)
+        echoed = ranks.each(try_path)
+        _check_path(topology, echoed, hosts, doors, options.mtu)
     except BaseException:
         for each in made:
             each.close()
         raise
     return links[0]
-
-
-class _Together:
-    """Runs a step on every rank, so that the failure of one is the failure of all."""
-
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
-
-    def each(self, step: Callable[[], _T]) -> list[_T]:
-        """Returns what the step gave on each rank.
-
-        Raises:
-          ConnectError: it failed somewhere.
-        """
-        result: _T | None = None
-        error = ""
-        try:
-            result = step()
-        except Exception as caught:  # whatever it is, the other ranks must hear of it
-            error = f"{caught}" or type(caught).__name__
-        everyones = self._comm.allgather((result, error))
-        failed = {rank: error for rank, (_, error) in enumerate(everyones) if error}
-        if failed:
-            words = sorted(set(failed.values()))
-            ranks = ", ".join(map(str, failed))
-            raise ConnectError(f"rank {ranks} cannot connect: {' / '.join(words)}")
-        return [result for result, _ in everyones]
 
 
 def _dim(dim: Any) -> int:
@@ -293,51 +283,46 @@ def _dim(dim: Any) -> int:
     raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
 
 
-def _hello(size: int, dim: int, transport: str, options: dict[str, Any], has_aes: bool) -> _Hello:
+def _arguments(size: int, dim: int, transport: str, options: dict[str, Any]) -> _Arguments:
     if size < 2:
         raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
     checked = Options.of(options) if transport == "udp" else Options.of_lossless(options)
-    if checked.quorum is not None and checked.quorum > size - 1:
-        raise ValueError(f"quorum is at most n = {size - 1} workers, got {checked.quorum}.")
-    network = addresses.network_of_this_process()
-    host = socket.gethostname()
-    has_core = not why_not_native()
-    return _Hello(host, network, transport, dim, checked, has_aes, free_bytes(), has_core)
+    n = Topology.of_size(size).workers
+    if checked.quorum is not None and checked.quorum > n:
+        raise ValueError(f"quorum is at most n = {n} workers, got {checked.quorum}.")
+    return _Arguments(dim, transport, checked)
 
 
-def _check_same(hellos: list[_Hello]) -> None:
-    first = hellos[0]
-    for rank, other in enumerate(hellos):
-        differences = first.options.differences(other.options)
-        for name in ("dim", "transport"):
-            if getattr(first, name) != getattr(other, name):
-                differences[name] = getattr(first, name), getattr(other, name)
-        if differences:
-            words = ", ".join(f"{k}={a!r} and {k}={b!r}" for k, (a, b) in differences.items())
-            raise ConnectError(
-                f"all ranks must pass the same; rank 0 and rank {rank} passed {words}. "
-                "Do all hosts run the same script and version?"
-            )
+def _host(plane: Plane | None) -> _Host:
+    """Looks around; which ciphers there are matters where there is a plane."""
+    return _Host(
+        name=socket.gethostname(),
+        network=addresses.network_of_this_process(),
+        free_bytes=free_bytes(),
+        has_core=not why_not_native(),
+        has_aes=plane is not None and plane.has_aes256gcm(),
+    )
 
 
-def _check_memory(hellos: list[_Hello]) -> None:
+def _check_memory(hosts: list[_Host], arguments: _Arguments) -> None:
     """Raises if the ranks of a host would allocate more than it has: one would be killed for it."""
+    topology, dim = Topology.of_size(len(hosts)), arguments.dim
+    n = topology.workers
+    on_server, on_worker = {  # vectors
+        "udp": (n, 2),
+        "mpi": (n + 1, 3),
+    }.get(arguments.transport, (2 * (n + 1), 2))
     wanted: dict[str, int] = {}
-    for rank, hello in enumerate(hellos):
-        n = len(hellos) - 1
-        on_server, on_worker = {
-            "udp": (n, 2),
-            "mpi": (n + 1, 3),
-        }.get(hello.transport, (2 * (n + 1), 2))
-        floats = hello.dim * (on_server if rank == 0 else on_worker)
-        wanted[hello.host] = wanted.get(hello.host, 0) + 4 * floats
-    for host, wanted_bytes in wanted.items():
-        free = [h.free_bytes for h in hellos if h.host == host and h.free_bytes is not None]
+    for rank, host in enumerate(hosts):
+        vectors = on_server if topology.is_server(rank) else on_worker
+        wanted[host.name] = wanted.get(host.name, 0) + 4 * dim * vectors
+    for name, wanted_bytes in wanted.items():
+        free = [h.free_bytes for h in hosts if h.name == name and h.free_bytes is not None]
         if free and wanted_bytes > min(free):
             raise ConnectError(
-                f"the ranks on {host} need {wanted_bytes / 2**30:.1f} GiB for vectors of "
-                f"{hellos[0].dim} floats, and {min(free) / 2**30:.1f} GiB are free. "
-                "Start fewer ranks there, or train a smaller model."
+                f"the ranks on {name} need {wanted_bytes / 2**30:.1f} GiB for vectors of {dim} "
+                f"floats, and {min(free) / 2**30:.1f} GiB are free. Start fewer ranks there, or "
+                "train a smaller model."
             )
 
 
@@ -347,9 +332,7 @@ def _cipher(options: Options, has_aes: list[bool]) -> str:
     return "aes256gcm" if all(has_aes) else "chacha20poly1305"
 
 
-def _server_address(rank: int, all_local: bool) -> str:
-    if rank > 0:
-        return ""
+def _server_address(all_local: bool) -> str:
     chosen = os.environ.get("LOSSYMPI_ADDRESS") or None
     try:
         return addresses.server_address(chosen, all_local)
@@ -384,16 +367,21 @@ def _losses(environment: Mapping[str, str]) -> tuple[float, int]:
 
 
 def _check_path(
-    echoed: list[dict[int, int]], hellos: list[_Hello], doors: list[_Door], mtu: int
+    topology: Topology,
+    echoed: list[dict[int, int]],
+    hosts: list[_Host],
+    doors: list[_Door],
+    mtu: int,
 ) -> None:
     """Raises unless the longest datagram came back, on every path and from both its ends."""
     words = []
-    for worker in range(1, len(echoed)):
-        longest = min(echoed[0][worker], echoed[worker][0])
+    [server] = topology.server_ranks
+    for worker in topology.worker_ranks:
+        longest = min(echoed[server][worker], echoed[worker][server])
         where = (
-            f"worker {worker - 1} ({hellos[worker].host}, {doors[worker].address}:"
-            f"{doors[worker].port}) and the server ({hellos[0].host}, {doors[0].address}:"
-            f"{doors[0].port})"
+            f"worker {topology.row_of(worker)} ({hosts[worker].name}, {doors[worker].address}:"
+            f"{doors[worker].port}) and the server ({hosts[server].name}, "
+            f"{doors[server].address}:{doors[server].port})"
         )
         if longest == 0:
             words.append(

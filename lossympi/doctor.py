@@ -30,6 +30,7 @@ from lossympi.endpoint import Setup
 from lossympi.link import FLOATS_PER_DATAGRAM, LinkError
 from lossympi.machine import Buffer, Device, Host, inspect_host, try_library
 from lossympi.options import Options
+from lossympi.topology import ROOT, Topology
 
 OK, ADVICE, WRONG = "ok", "advice", "wrong"
 COLUMNS = 80  # where no terminal tells
@@ -63,7 +64,7 @@ class Path:
     """What rounds of one datagram over the path of a worker told.
 
     Attributes:
-      worker: w; its rank is w + 1.
+      worker: its row.
       host: where it runs.
       arrived: how many of the rounds' datagrams did.
       rounds: how many there were.
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _under_mpirun(launch: mpi.Launch, mtu: int, as_json: bool) -> int:
     comm, library, why = join(launch)
     if comm is None:
-        if launch.rank > 0:  # MPI tells nobody's rank, so the launcher must: only one is to speak
+        if launch.rank != ROOT:  # of the launcher, as MPI knows none
             return 0
         host = inspect_host(library)
         found = findings(host, launched=True)
@@ -117,7 +118,7 @@ def _under_mpirun(launch: mpi.Launch, mtu: int, as_json: bool) -> int:
     everyones = comm.allgather(inspect_host(library))
     hosts = by_host(everyones)
     paths, broken = try_paths(comm, [host.name for host in everyones], mtu)
-    if comm.rank > 0:
+    if comm.rank != ROOT:
         comm.barrier()
         return 0
     judged = [(host, ranks, findings(host, len(ranks), launched=True)) for host, ranks in hosts]
@@ -167,8 +168,9 @@ def try_paths(comm: Any, names: Sequence[str], mtu: int) -> tuple[list[Path], Fi
         link: Any = connect(comm, FLOATS_PER_DATAGRAM, mtu=mtu, timeout_s=ROUND_TIMEOUT_S)
     except LinkError as error:
         return [], Finding(WRONG, "UDP path", "blocked", str(error))
+    topology = Topology.of_size(comm.size)
     try:
-        if comm.rank > 0:
+        if not topology.is_server(comm.rank):
             grad_d = np.zeros(link.dim, np.float32)
             for round in range(ROUNDS):
                 link.send(round, grad_d)
@@ -183,7 +185,10 @@ def try_paths(comm: Any, names: Sequence[str], mtu: int) -> tuple[list[Path], Fi
     finally:
         link.close()
     settled_nr = zip(*settled_rn, strict=True)
-    return [path_of(w, names[w + 1], settled_r) for w, settled_r in enumerate(settled_nr)], None
+    return [
+        path_of(row, names[topology.rank_of(row)], settled_r)
+        for row, settled_r in enumerate(settled_nr)
+    ], None
 
 
 def path_of(worker: int, host: str, settled_s: Sequence[float]) -> Path:

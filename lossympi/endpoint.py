@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from lossympi.topology import Topology
+
 REASONS = (
     "truncated",
     "oversized",
@@ -56,6 +58,11 @@ class Setup:
     drop: float = 0.0
     drop_seed: int = 0
     receive_buffer: int = 32 << 20
+
+    @property
+    def topology(self) -> Topology:
+        """Which rank is the server, and which row a worker has."""
+        return Topology(servers=1, workers=self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,8 @@ class Endpoint(Protocol):
         """Server: opens `round`, grants it, and returns when it is closed.
 
         What arrives is written into `stack_nd`, float32 [n, d] in C order, until then and never
-        after. Meanwhile `on_whole` is told, on this thread, of datagrams that all rows have, some
-        16th of them at a time; of each once, and of the last ones perhaps never.
+        after. Meanwhile `on_whole` is called, on this thread, with datagrams that all rows have,
+        some 16th of them at a time; with each once, and with the last ones perhaps never.
         """
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:

@@ -6,7 +6,6 @@ Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -148,30 +147,18 @@ class LinkError(RuntimeError):
     """The other side cannot be reached, or has left."""
 
 
-class CFunctions(Protocol):
-    """Addresses of C functions, 0 for none, which are there as long as this object is.
+class NativeRound(Protocol):
+    """An end of a link for callers in C.
 
     Attributes:
-      exchange: ``int (void* context, const float* sent, const float** received, char* message)``:
-        makes a round, between [d] floats; 0, or an ``absl::StatusCode`` and why, in 1024 bytes.
-      fill: ``int (void* context, const float* sent, int64_t step, int64_t first, int64_t count,
-        char* message)``: is told, before `exchange`, of floats [first, first + count) of `sent`
-        that a step has written; they may leave at once. Returns as `exchange`.
-      outgoing: ``float* (void* context)``: where the [d] floats that leave next may be written at
-        once, and are not copied then; NULL for nowhere.
-      is_intact: ``int (void* context)``: whether what was received is still what it was; where it
-        is not, ``exchange`` without ``sent`` receives it anew.
-      context: their first argument.
+      address: of a ``LossympiNativeRound`` (``native_round.h``), which is there as long as this
+        object is.
     """
 
-    exchange: int
-    fill: int
-    outgoing: int
-    is_intact: int
-    context: int
+    address: int
 
 
-class Rounds(CFunctions, Protocol):
+class NativeWorkerRounds(NativeRound, Protocol):
     """A worker's rounds, in which no Python takes part unless they wait for long.
 
     Attributes:
@@ -181,14 +168,14 @@ class Rounds(CFunctions, Protocol):
     round: int
 
 
-# Is called every 0.2 s of a wait in ``Rounds``, with whether a gradient is to leave, or else a
-# model is to come; whether the server has left; and how many seconds it has been. What it raises
-# ends the round.
+# Called every 0.2 s while a native round waits: idle(sending, server_left, waited_s). `sending`
+# tells whether a gradient is to leave, or else a model is to come. Raise to end the round.
 Idle = Callable[[bool, bool, float], None]
 
 
-# Is told, while a round is collected, of columns of the stack [n, d] that all rows have: ranges
-# [begin, end), int64 [k, 2]. What they hold stays as it is until the round's `collect` returns.
+# Called while a round is collected: ahead(stack_nd, ranges_k2), with columns of the stack that all
+# rows have, as ranges [begin, end), int64 [k, 2]. What they hold stays as it is until the round's
+# `collect` returns.
 Ahead = Callable[[np.ndarray, np.ndarray], None]
 
 
@@ -206,8 +193,8 @@ class ServerLink(Protocol):
     def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
         """Returns the gradients that arrived in `round`, which must be later than any before.
 
-        Where gradients come in parts `ahead` is told, on this thread, of the columns that all rows
-        have while it waits for the rest: of each once, and of the last ones perhaps never.
+        Where gradients come in parts it calls `ahead`, on this thread, with the columns that all
+        rows have while it waits for the rest: with each once, with the last ones perhaps never.
         """
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
@@ -225,7 +212,7 @@ class ServerLink(Protocol):
         For who knows that its process has ended: no round shall wait for its silence to tell.
         """
 
-    def native(self) -> CFunctions | None:
+    def native(self) -> NativeRound | None:
         """Returns where C may write what is broadcast; None for nowhere."""
 
     def close(self) -> None:
@@ -257,7 +244,7 @@ class WorkerLink(Protocol):
         None, only if `wait_s` is given, if there are none within that: call again.
         """
 
-    def native(self, idle: Idle) -> Rounds | None:
+    def native(self, idle: Idle) -> NativeWorkerRounds | None:
         """Returns what C may call in place of `send` and `receive`; None where there is nothing."""
 
     def close(self) -> None:
@@ -292,51 +279,6 @@ def check_array(name: str, array: np.ndarray, dtype: DTypeLike, shape: tuple[int
         f"{name} must be a NumPy array, {np.dtype(dtype)} {list(shape)}; got {found}. "
         "Reshape and cast it before the call."
     )
-
-
-def check_round(round: int) -> None:
-    """Raises ValueError unless `round` is a whole number of 0 or more."""
-    if isinstance(round, (int, np.integer)) and not isinstance(round, bool) and 0 <= round < 2**63:
-        return
-    raise ValueError(f"rounds are whole numbers from 0 on, got {round!r}. Count them in the loop.")
-
-
-def check_collects(round: int, before: int, caller: str = "got") -> None:
-    """Raises ValueError unless `round` is later than `before`, the one collected last."""
-    if round <= before:
-        raise ValueError(
-            f"collected rounds must increase; round {before} has been collected, {caller} round "
-            f"{round}. Name a later one."
-        )
-
-
-def check_broadcasts(round: int, before: int) -> None:
-    """Raises ValueError unless `round` is later than `before`, the one broadcast last."""
-    if round <= before:
-        raise ValueError(
-            f"broadcast rounds must increase; round {before} has been broadcast, got round "
-            f"{round}. Broadcast once a round, with a later number."
-        )
-
-
-def check_wait(wait_s: float | None) -> None:
-    """Raises ValueError unless `wait_s` is None or a time of 0 s or more."""
-    if wait_s is not None and not (isinstance(wait_s, Real) and wait_s >= 0):
-        raise ValueError(f"wait_s is a time of 0 s or more, or None; got {wait_s!r}.")
-
-
-def check_server(rank: int, awaited: str, left: bool, waited_s: float, give_up_s: float) -> None:
-    """Raises LinkError if a worker has waited in vain for the server to do what is `awaited`."""
-    if left:
-        raise LinkError(
-            f"worker {rank} waited for the server to {awaited}, but it has closed the link. Its "
-            "own output tells why."
-        )
-    if waited_s >= give_up_s:
-        raise LinkError(
-            f"worker {rank} waited {give_up_s:g} s for the server to {awaited} and heard nothing. "
-            "If it may take longer, raise give_up_s; else see whether it still runs."
-        )
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lossympi import addresses, mpi
+from lossympi.backend import choose_plane, why_not_native
 from lossympi.endpoint import Setup
-from lossympi.planes import choose_plane, why_not_native
 
 ROOT = Path("/")
 RECEIVE_BUFFER = Setup.receive_buffer

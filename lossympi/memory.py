@@ -6,28 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lossympi.checked_link import (
+    CheckedServerLink,
+    CheckedWorkerLink,
+    check_later,
+    check_round,
+)
+from lossympi.closing import closed_by
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
     Ahead,
     Collected,
-    Idle,
     LinkError,
     Model,
     RoundStats,
     ServerLink,
     WorkerLink,
     WorkerStats,
-    check_array,
-    check_broadcasts,
-    check_collects,
-    check_round,
-    check_wait,
     delivered_share,
     floats_of,
     num_datagrams,
 )
 from lossympi.network import LOSSLESS, OVERHEAD_BYTES, Network
-from lossympi.timeout import Deadline, Liveness
+from lossympi.timeout import Deadline
 
 DATAGRAM_BYTES = 4 * FLOATS_PER_DATAGRAM + OVERHEAD_BYTES
 # A row is resent at most so often: a network that loses half leaves 2^-64 of it.
@@ -61,8 +62,9 @@ def connect(
       dim: d, floats in a gradient, at least 1.
       network: what happens to datagrams; all of them arrive at once if not given.
       deadline_s: the user's cap on the time of a round.
-      grace_s: how long nothing may come before an early close. Infinite: until nothing more will
-        come for what is settled, which only a link without a real clock can know.
+      grace_s: how long nothing may come for each row of the quorum before an early close.
+        Infinite: until nothing more will come for it, which only a link without a real clock can
+        know.
       quorum: how many live rows must be settled for an early close, 1..n; all if not given.
       max_loss: share of a row that may be missing, 0..1; what exceeds it is sent again.
       patience: a worker unheard for so many rounds is not waited for, until it is heard.
@@ -93,7 +95,7 @@ def connect(
         dim,
         network,
         deadline=Deadline(deadline_s),
-        liveness=Liveness(num_workers, patience),
+        patience=patience,
         grace_s=grace_s,
         quorum=quorum,
         max_loss=max_loss,
@@ -102,7 +104,7 @@ def connect(
     return server, [_Worker(rank, server) for rank in range(num_workers)]
 
 
-class _Server:
+class _Server(CheckedServerLink):
     """The server's end; it also holds all that is shared between the ends."""
 
     def __init__(
@@ -112,19 +114,17 @@ class _Server:
         network: Network,
         *,
         deadline: Deadline,
-        liveness: Liveness,
+        patience: int,
         grace_s: float,
         quorum: int | None,
         max_loss: float,
         interval_s: float,
     ) -> None:
-        self.num_workers = num_workers
-        self.dim = dim
+        super().__init__(num_workers, dim, patience)
         self._network = network
         self._deadline = deadline
-        self._liveness = liveness
         self._grace_s = grace_s
-        self._quorum = quorum
+        self._quorum = quorum or num_workers
         self._max_loss = max_loss
         self._interval_s = interval_s
         self._stack_nd = np.zeros((num_workers, dim), np.float32)
@@ -135,75 +135,49 @@ class _Server:
         self._sent_nd = self._stack_nd if self._at_once else np.zeros_like(self._stack_nd)
         self._senders: set[int] = set()
         self._open_round: int | None = None
-        self._collected_round = -1
         self._params_d: np.ndarray | None = None
-        self._params_round = -1
-        self._closed = False
 
-    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
-        """Ends `round` and returns what arrived in it; does not wait.
-
-        Raises:
-          ValueError: the link is closed, the round was collected before, or workers sent for
-            another one.
-        """
-        self._check_not_closed()
-        self._check_round("collect", round)
+    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+        """Ends `round` and returns what arrived in it; does not wait."""
         traffic = self._at_once_traffic() if self._at_once else self._traffic(round)
-        closed_by, elapsed_s = _closing(
+        reason, elapsed_s = _closing(
             traffic, self._liveness.live, self._quorum, self._grace_s, self._deadline.current
         )
         if not self._at_once:
             self._arrived_nc = traffic.came_s_nc <= elapsed_s
             for rank in self._senders:
                 self._write(rank, self._sent_nd[rank])
-        stats = self._stats(round, traffic, closed_by, elapsed_s)
+        stats = self._stats(round, traffic, reason, elapsed_s)
         live_n = np.array(self._liveness.live)
         unsettled_n = live_n & (traffic.settled_s_n > elapsed_s)
         unsettled = float(unsettled_n.sum() / max(1, sum(self._liveness.live)))
-        self._deadline.observe(elapsed_s, closed_by, unsettled)
+        self._deadline.observe(elapsed_s, reason, unsettled)
         self._liveness.observe(np.any(self._arrived_nc, axis=1))
         collected = Collected(round, self._stack_nd, self._arrived_nc, stats=stats)
         self._arrived_nc = np.zeros_like(self._arrived_nc)
         self._senders.clear()
         self._open_round = None
-        self._collected_round = round
         return collected
 
-    def broadcast(self, round: int, params_d: np.ndarray) -> None:
-        """Copies the parameters of `round`, float32 [d], for every worker to receive.
-
-        Raises:
-          ValueError: the link is closed, the parameters have another shape or dtype, or the round
-            is not later than the one broadcast before.
-        """
-        self._check_not_closed()
-        check_array("params_d", params_d, np.float32, (self.dim,))
-        check_broadcasts(round, self._params_round)
+    def _broadcast(self, round: int, params_d: np.ndarray) -> None:
+        """Copies the parameters for every worker to receive."""
         # A new copy each round: what a worker received must not change while it still reads it.
         self._params_d = params_d.copy()
         self._params_d.setflags(write=False)
-        self._params_round = round
 
-    def waiting_for(self) -> list[int]:
+    def _waiting_for(self) -> list[int]:
         """Returns []: `collect` never waits."""
         return []
 
-    def forget(self, row: int) -> None:
-        """Waits for a worker no more, from the next round on, until it is heard again."""
-        self._liveness.forget(row)
+    def _forget(self, row: int) -> None:
+        """No round is open long enough to learn it."""
 
-    def native(self) -> None:
-        """C has nothing to write to."""
-
-    def close(self) -> None:
+    def _close(self) -> None:
         """Ends the link for every end."""
-        self._closed = True
 
     def accept(self, rank: int, round: int, grad_d: np.ndarray) -> None:
         """Takes a worker's gradient; what arrives of it is written into its row, now or in time."""
         self._check_not_closed()
-        check_array("grad_d", grad_d, np.float32, (self.dim,))
         self._check_round(f"worker {rank}'s send", round)
         if rank in self._senders:
             raise ValueError(
@@ -219,28 +193,29 @@ class _Server:
         self._senders.add(rank)
         self._open_round = round
 
-    def has_model(self, round: int) -> bool:
-        """Returns whether parameters of `round` or later have been broadcast."""
-        self._check_not_closed()
-        return round <= self._params_round
+    def model(self, rank: int, round: int, wait_s: float) -> Model | None:
+        """Returns the parameters broadcast last, if they are of `round` or later.
 
-    def model(self, rank: int, round: int) -> Model:
-        """Returns the parameters broadcast last, if they are of `round` or later."""
+        Raises:
+          LinkError: they are not, and the worker would wait for ever.
+        """
         self._check_not_closed()
-        if self._params_d is None or round > self._params_round:
-            last = "nothing" if self._params_d is None else f"round {self._params_round} last"
-            raise LinkError(
-                f"worker {rank} waits for the server's parameters of round {round}, but the server "
-                f"has broadcast {last}. Broadcast round {round} before it is received."
-            )
-        return Model(self._params_round, self._params_d.view())
+        if self._params_d is not None and round <= self._broadcast_round:
+            return Model(self._broadcast_round, self._params_d.view())
+        if wait_s < math.inf:
+            return None
+        last = "nothing" if self._params_d is None else f"round {self._broadcast_round} last"
+        raise LinkError(
+            f"worker {rank} waits for the server's parameters of round {round}, but the server "
+            f"has broadcast {last}. Broadcast round {round} before it is received."
+        )
 
     def _write(self, rank: int, grad_d: np.ndarray) -> None:
         arrived_d = floats_of(self._arrived_nc[rank], self.dim)
         np.copyto(self._stack_nd[rank], grad_d, where=arrived_d)
 
     def _at_once_traffic(self) -> "_Traffic":
-        """What has arrived came at 0, and so did the end of each row of which anything did."""
+        """What has arrived came at 0, and with the first of a row its end."""
         n = self.num_workers
         return _Traffic(
             complete_s_n=np.where(self._arrived_nc.all(axis=1), 0.0, np.inf),
@@ -294,9 +269,7 @@ class _Server:
             forged_n=forged_n,
         )
 
-    def _stats(
-        self, round: int, traffic: "_Traffic", closed_by: str, elapsed_s: float
-    ) -> RoundStats:
+    def _stats(self, round: int, traffic: "_Traffic", reason: str, elapsed_s: float) -> RoundStats:
         arrived_nc = self._arrived_nc
         in_time_n = np.zeros(self.num_workers, int)
         late_n = np.zeros(self.num_workers, int)
@@ -318,11 +291,14 @@ class _Server:
         )
         return RoundStats(
             round,
-            closed_by,
+            reason,
             elapsed_s,
             self._deadline.current,
             tuple(WorkerStats(*worker) for worker in workers),
         )
+
+    def _check_collect(self, round: int) -> None:
+        self._check_round("collect", round)
 
     def _check_round(self, caller: str, round: int) -> None:
         check_round(round)
@@ -331,61 +307,40 @@ class _Server:
                 f"one round is collected at a time; round {self._open_round} is being collected, "
                 f"{caller} named round {round}. Finish round {self._open_round} first."
             )
-        check_collects(round, self._collected_round, f"{caller} named")
-
-    def _check_not_closed(self) -> None:
-        if self._closed:
-            raise ValueError("the server has closed this link. Connect a new one.")
+        check_later(round, self._collected_round, f"{caller} named")
 
 
-class _Worker:
-    """A worker's end."""
+class _Worker(CheckedWorkerLink):
+    """A worker's end, whose verbs never wait."""
 
     def __init__(self, rank: int, server: _Server) -> None:
-        self.rank = rank
-        self.dim = server.dim
+        super().__init__(rank, server.dim)
         self._server = server
-        self._closed = False
 
-    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
-        """Sends the gradient of `round`, float32 [d], through the network; it always leaves whole.
-
-        It never waits, whatever `wait_s` is.
+    def _send(self, round: int, grad_d: np.ndarray, wait_s: float) -> bool:
+        """Sends the gradient through the network; it always leaves whole.
 
         Raises:
-          ValueError: an end is closed, the gradient has another shape or dtype, the round is not
-            the one being collected, or this worker has sent in it before.
+          ValueError: the server's end is closed, the round is not the one being collected, or this
+            worker has sent in it before.
         """
-        self._check_not_closed()
-        check_wait(wait_s)
         self._server.accept(self.rank, round, grad_d)
         return True
 
-    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
-        """Returns the newest parameters, of `round` or later.
-
-        It never waits: with a `wait_s` it returns None where it would raise a LinkError.
+    def _receive(self, round: int, wait_s: float) -> Model | None:
+        """Returns the newest parameters.
 
         Raises:
-          ValueError: an end is closed.
-          LinkError: the server has not broadcast `round` yet.
+          ValueError: the server's end is closed.
+          LinkError: the server has not broadcast `round` yet, and `wait_s` is infinite.
         """
-        self._check_not_closed()
-        check_wait(wait_s)
-        if wait_s is not None and not self._server.has_model(round):
-            return None
-        return self._server.model(self.rank, round)
+        return self._server.model(self.rank, round, wait_s)
 
-    def native(self, idle: Idle) -> None:
-        """C has nothing to call."""
+    def _server_left(self) -> bool:
+        return False  # `model` raises where it has
 
-    def close(self) -> None:
-        """Ends this worker's end only."""
-        self._closed = True
-
-    def _check_not_closed(self) -> None:
-        if self._closed:
-            raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
+    def _close(self) -> None:
+        """Nothing is left to end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,28 +382,45 @@ def _settled_s_n(came_s_nc: np.ndarray, max_loss: float) -> np.ndarray:
 def _closing(
     traffic: _Traffic,
     live_n: Sequence[bool],
-    quorum: int | None,
+    quorum: int,
     grace_s: float,
     deadline_s: float,
 ) -> tuple[str, float]:
-    """Returns what closes a round, and when: the first of complete, early and deadline."""
+    """Returns what closes a round, and when: the first time at which the rule says so.
+
+    It is asked at each time at which a row becomes complete or idle, or the deadline passes.
+    """
     live = np.flatnonzero(live_n)
-    complete_s = float(traffic.complete_s_n[live].max()) if live.size else np.inf
-    settled_s = np.sort(traffic.settled_s_n[live])
-    needed = min(quorum or len(live), len(live))  # who is dead cannot be needed
-    early_s = np.inf
-    if 1 <= needed <= len(live) and settled_s[needed - 1] < np.inf:
-        came_s_lc = traffic.came_s_nc[live]
-        of_settled = came_s_lc >= traffic.settled_s_n[live][:, None]
-        came_s = np.concatenate([settled_s, came_s_lc[of_settled]])
-        came_s = np.sort(came_s[(settled_s[needed - 1] <= came_s) & (came_s < np.inf)])
-        last = np.argmax(np.diff(came_s, append=np.inf) >= grace_s)  # then nothing, for grace_s
-        early_s = float(came_s[last]) + (grace_s if grace_s < np.inf else 0)
-    ways = [("complete", complete_s), ("early", early_s), ("deadline", deadline_s)]
-    closed_by, elapsed_s = min(ways, key=lambda way: way[1])  # the first of equal ones
-    if elapsed_s == np.inf:  # no deadline: when nothing more can come
-        return "deadline", float(_last_s_n(traffic.came_s_nc).max())
-    return closed_by, elapsed_s
+    complete_s_l = traffic.complete_s_n[live]
+    idle_s_k, busy_s_k = _idle_times_s(traffic.came_s_nc[live], traffic.settled_s_n[live], grace_s)
+    times_s = np.concatenate([complete_s_l, idle_s_k, [deadline_s]])
+    for now in np.unique(times_s[times_s < np.inf]).tolist():
+        num_complete = int((complete_s_l <= now).sum())
+        num_idle = int(((idle_s_k <= now) & (now < busy_s_k)).sum())
+        reason = closed_by(len(live), num_complete, num_idle, quorum, now >= deadline_s)
+        if reason is not None:
+            return reason, now
+    return "deadline", float(_last_s_n(traffic.came_s_nc).max())  # nothing more can come
+
+
+def _idle_times_s(
+    came_s_lc: np.ndarray, settled_s_l: np.ndarray, grace_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the beginnings and the ends, [k] each, of the times in which a row is idle.
+
+    It is so once it is settled and nothing has come for it for `grace_s`, until something comes. An
+    infinite grace ends when nothing more will come for the row.
+    """
+    came_s_lc = np.column_stack([settled_s_l, came_s_lc])  # with END, or what came with it
+    came_s_lc = np.sort(np.where(came_s_lc < settled_s_l[:, None], np.inf, came_s_lc), axis=1)
+    next_s_lc = np.append(came_s_lc[:, 1:], np.full((len(came_s_lc), 1), np.inf), axis=1)
+    if grace_s == np.inf:
+        idle_s_lc, is_idle_lc = came_s_lc, next_s_lc == np.inf
+    else:
+        idle_s_lc = came_s_lc + grace_s
+        is_idle_lc = next_s_lc > idle_s_lc
+    is_idle_lc &= came_s_lc < np.inf
+    return idle_s_lc[is_idle_lc], next_s_lc[is_idle_lc]
 
 
 def _last_s_n(came_s_nc: np.ndarray) -> np.ndarray:

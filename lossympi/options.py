@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -127,12 +127,3 @@ class Options:
     def floats_per_datagram(self) -> int:
         """How many floats a datagram carries: 352 float32 at an MTU of 1500."""
         return (self.mtu - _HEADERS) // 64 * 64 // _FLOAT_BYTES[self.wire]
-
-    def differences(self, other: Options) -> dict[str, tuple[Any, Any]]:
-        """Returns the options in which they differ, with both values."""
-        mine, theirs = asdict(self), asdict(other)
-        return {
-            f.name: (mine[f.name], theirs[f.name])
-            for f in fields(self)
-            if mine[f.name] != theirs[f.name]
-        }

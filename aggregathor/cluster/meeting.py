@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any
 
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning
 from aggregathor.errors import UserError
 from lossympi import mpi
+from lossympi.collectives import Collectives
+from lossympi.topology import ROOT
 
 _COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
 _POLL_S = 1e-3
-_Made = TypeVar("_Made")
 
 
 class SaidByServerError(UserError):
     """What the server has to say, which says it for all."""
 
 
-class Meeting:
+class Meeting(Collectives):
     """What ranks come together for before the first round; also what ``lossympi.connect`` needs.
 
     A script may fail on one rank, or be another script there: the others would wait for it in a
     collective for ever. Here the server hears of ranks that have died, or left with an error of
     their own, and tells all that have come.
-
-    Attributes:
-      rank: of this process; 0 is the server.
-      size: how many there are.
     """
 
     def __init__(self, ranks: Ranks, limit_s: float) -> None:
         """Takes over two tags of the ranks' communicator, and how long one may be late."""
-        self.rank, self.size = ranks.rank, ranks.num_workers + 1
+        super().__init__(ranks.comm, UserError, catches=UserError, describe=_first_failure)
         self._ranks = ranks
-        self._comm = ranks.comm
         self._limit_s = limit_s
 
     def allgather(self, value: Any) -> list[Any]:
@@ -46,52 +41,21 @@ class Meeting:
           UserError: on every rank that is there, if one cannot come.
           TrainingEnded: on a worker, if the server has ended.
         """
-        if self.rank == 0:
+        if self._ranks.is_server:
             values, failure = self._collect(value)
             self._ranks.send_object((values, failure), range(1, self.size), _ANSWER)
         else:
             self._ranks.send_object(value, [0], _COME)
             self._ranks.wait(self._has_answer, "the server and the other ranks, to begin")
-            values, failure = self._comm.recv(source=0, tag=_ANSWER)
+            values, failure = self._ranks.comm.recv(source=0, tag=_ANSWER)
         if failure:
-            raise UserError(failure) if self.rank == 0 else SaidByServerError(failure)
+            raise UserError(failure) if self._ranks.is_server else SaidByServerError(failure)
         return values
-
-    def bcast(self, value: Any) -> Any:
-        """Returns the server's value; collective."""
-        return self.allgather(value if self.rank == 0 else None)[0]
 
     def Dup(self) -> Any:
         """Returns a duplicate of the communicator; collective."""
         self.allgather(None)
-        return self._comm.Dup()
-
-    def agree(self, name: str, value: Any) -> None:
-        """Raises ``UserError``, on every rank, unless all have the same value; collective."""
-        text = json.dumps(value, sort_keys=True, default=repr)
-        texts = self.allgather(text)
-        for rank, other in enumerate(texts):
-            if other != texts[0]:
-                raise UserError(
-                    f"all ranks must have the same {name}; rank 0 has {texts[0]} and rank {rank} "
-                    f"has {other}. Do all hosts run the same script, version and command line?"
-                )
-
-    def together(self, make: Callable[[], _Made]) -> _Made:
-        """Returns what ``make`` returns on this rank, if it fails on none; collective.
-
-        Raises:
-          UserError: on every rank, with what the first that failed has to say.
-        """
-        made, failure = None, None
-        try:
-            made = make()
-        except UserError as error:
-            failure = str(error)
-        for rank, said in enumerate(self.allgather(failure)):
-            if said is not None:
-                raise UserError(said if rank == 0 else f"rank {rank}: {said}")
-        return cast(_Made, made)
+        return self._ranks.comm.Dup()
 
     def _has_answer(self) -> bool:
         return self._ranks.is_there(0, _ANSWER)
@@ -108,8 +72,8 @@ class Meeting:
                 return [values[rank] for rank in range(self.size)], ""
             for rank in missing:
                 try:
-                    if self._comm.iprobe(source=rank, tag=_COME):
-                        values[rank] = self._comm.recv(source=rank, tag=_COME)
+                    if self._ranks.comm.iprobe(source=rank, tag=_COME):
+                        values[rank] = self._ranks.comm.recv(source=rank, tag=_COME)
                     elif self._ranks.says_goodbye(rank):
                         return [], _gone(rank, "has ended its script")
                 except mpi.import_mpi().Exception:
@@ -121,6 +85,12 @@ class Meeting:
                 )
             warning.look()
             time.sleep(_POLL_S)
+
+
+def _first_failure(failures: Mapping[int, str]) -> str:
+    """Returns what the first rank that failed has to say; of the server without its number."""
+    rank, words = next(iter(failures.items()))
+    return words if rank == ROOT else f"rank {rank}: {words}"
 
 
 def _gone(rank: int, how: str) -> str:

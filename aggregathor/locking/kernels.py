@@ -26,7 +26,7 @@ from aggregathor.internals.tensorflow import (
 )
 from aggregathor.locking import effects
 
-_MESSAGE_BYTES = 1024
+_MESSAGE_BYTES = 1024  # AGGREGATHOR_LOCK_MESSAGE_BYTES
 _ON_CPU = ("CPU", "DEFAULT")  # a kernel for any device is for the CPU too
 _OURS = frozenset({"AggregathorLock", "AggregathorLockReference"})
 

@@ -21,7 +21,7 @@ from aggregathor.gars import Aggregated, State
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.report import RoundReport
 from lossympi import Collected, RoundStats, ServerLink
-from lossympi.link import CFunctions
+from lossympi.link import NativeRound as CFunctions
 
 
 class TrainingStopped(UserError):

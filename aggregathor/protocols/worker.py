@@ -19,7 +19,7 @@ import numpy as np
 from aggregathor.gars import State
 from aggregathor.protocols.state import prefixed, under
 from lossympi import LinkError, WorkerLink
-from lossympi.link import Rounds
+from lossympi.link import NativeWorkerRounds as Rounds
 
 SLICE_S = 0.2  # of a wait, between two looks at what else the server says
 _Got = TypeVar("_Got")

@@ -21,6 +21,7 @@ from lossympi import ConnectError
 from lossympi.bench.peers import measure_mpi, measure_tcp
 from lossympi.bench.report import as_text, describe_machine
 from lossympi.bench.udp import measure_udp
+from lossympi.topology import ROOT, Topology
 
 _MEASURES = {"udp": measure_udp, "tcp": measure_tcp, "mpi": measure_mpi}  # a stuck MPI stays stuck
 
@@ -29,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
     """Speaks on rank 0 only."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if MPI.COMM_WORLD.rank == 0:
+        if MPI.COMM_WORLD.rank == ROOT:
             super()._print_message(message, file)
 
 
@@ -41,7 +42,7 @@ def main() -> int:
         "machine": describe_machine(),
         "date": datetime.date.today().isoformat(),
         "command": _command(comm.size),
-        "workers": comm.size - 1,
+        "workers": Topology.of_size(comm.size).workers,
         "hosts": comm.allgather(socket.gethostname()),
         "options": {k: v for k, v in vars(arguments).items() if k != "json"},
     }
@@ -54,13 +55,13 @@ def main() -> int:
             except ConnectError as error:  # every rank has it
                 return _fail(str(error))
             stuck = stuck or (name == "mpi" and result[name]["too_late"])
-    if comm.rank == 0:
+    if comm.rank == ROOT:
         sys.stdout.write(as_text(result))
         sys.stdout.flush()
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if stuck:  # an operation that was begun cannot be called off, and the end would wait for it
-        if comm.rank > 0:
+        if comm.rank != ROOT:
             time.sleep(10)  # rank 0 still tells what was measured, and then ends us too
         comm.Abort(3)
     return 0
@@ -117,7 +118,7 @@ def _command(size: int) -> str:
 
 
 def _fail(words: str) -> int:
-    if MPI.COMM_WORLD.rank == 0:
+    if MPI.COMM_WORLD.rank == ROOT:
         sys.stderr.write(f"lossympi.bench: error: {words}\n")
     return 2
 
@@ -127,7 +128,7 @@ def _progress(name: str, rounds: int, rank: int) -> Iterator[Callable[[int], Non
     """Gives what to call after each round: it moves a line, on rank 0 and on a terminal only."""
     with contextlib.ExitStack() as stack:
         try:  # mpirun's own: the streams of a rank tell nothing about it
-            terminal = stack.enter_context(open("/dev/tty", "w")) if rank == 0 else None
+            terminal = stack.enter_context(open("/dev/tty", "w")) if rank == ROOT else None
         except OSError:
             terminal = None
         if terminal is None:

@@ -16,6 +16,7 @@ import numpy as np
 from lossympi import addresses
 from lossympi.bench.udp import wait_for_all
 from lossympi.bench.values import Values
+from lossympi.topology import ROOT, Topology
 
 _GO, _STOP, _GOT = b"g", b"s", b"a"
 _TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
@@ -38,10 +39,10 @@ def measure_mpi(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
     from mpi4py import MPI
 
     own = Values(comm.rank, arguments.floats, arguments.rounds, "float32")
-    stack_nd = np.empty((comm.size, arguments.floats), np.float32) if comm.rank == 0 else None
+    stack_nd = np.empty((comm.size, arguments.floats), np.float32) if comm.rank == ROOT else None
     model_d = np.empty(arguments.floats, np.float32)
     none = np.zeros(1, np.uint8)
-    nones = np.zeros(comm.size, np.uint8) if comm.rank == 0 else None
+    nones = np.zeros(comm.size, np.uint8) if comm.rank == ROOT else None
     until = time.monotonic() + arguments.limit
     samples: dict[str, Any] = {"round_s": [], "broadcast_s": [], "too_late": False}
 
@@ -55,10 +56,10 @@ def measure_mpi(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         for round in range(arguments.rounds):
             wait(comm.Ibarrier())
             begun = time.perf_counter()
-            wait(comm.Igather(own.of_round(round), stack_nd))
+            wait(comm.Igather(own.of_round(round), stack_nd, ROOT))
             gathered = time.perf_counter()
-            wait(comm.Ibcast(own.of_round(round) if comm.rank == 0 else model_d))
-            wait(comm.Igather(none, nones))
+            wait(comm.Ibcast(own.of_round(round) if comm.rank == ROOT else model_d, ROOT))
+            wait(comm.Igather(none, nones, ROOT))
             ended = time.perf_counter()
             samples["round_s"].append(gathered - begun)
             samples["broadcast_s"].append(ended - gathered)
@@ -66,7 +67,7 @@ def measure_mpi(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
     except _TooLateError:
         samples["too_late"] = True
     samples["how"] = MPI.Get_library_version().split(",")[0].split("\n")[0]
-    return samples if comm.rank == 0 else {"too_late": samples["too_late"]}
+    return samples if comm.rank == ROOT else {"too_late": samples["too_late"]}
 
 
 # ---- TCP
@@ -80,18 +81,18 @@ def measure_tcp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
     """
     networks = comm.allgather(addresses.network_of_this_process())
     door, address = None, None
-    if comm.rank == 0:
+    if comm.rank == ROOT:
         host = addresses.server_address(
             os.environ.get("LOSSYMPI_ADDRESS") or None, len(set(networks)) == 1
         )
         door = socket.create_server((host, 0), backlog=comm.size)
         door.settimeout(arguments.limit)
         address = door.getsockname()
-    address = comm.bcast(address)
+    address = comm.bcast(address, ROOT)
     result: dict = {}
     try:
         if door is not None:
-            result = _serve(door, comm.size - 1, arguments, tell)
+            result = _serve(door, Topology.of_size(comm.size).workers, arguments, tell)
         else:
             _work(address, comm.rank, arguments)
     except OSError:  # the server gave up, or a connection was not made in time
@@ -100,7 +101,7 @@ def measure_tcp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         if door is not None:
             door.close()
     wait_for_all(comm)
-    return result if comm.rank == 0 else {}
+    return result if comm.rank == ROOT else {}
 
 
 def _serve(
@@ -108,7 +109,7 @@ def _serve(
 ) -> dict:
     until = time.monotonic() + arguments.limit
     stack_nd = np.empty((n, arguments.floats), np.float32)
-    model = Values(0, arguments.floats, arguments.rounds, "float32")
+    model = Values(ROOT, arguments.floats, arguments.rounds, "float32")
     samples: dict[str, Any] = {"round_s": [], "broadcast_s": [], "too_late": False}
     ends = [door.accept()[0] for _ in range(n)]
     for end in ends:

@@ -14,7 +14,8 @@ import numpy as np
 
 import lossympi
 from lossympi.bench.values import Values
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.topology import ROOT, Topology
+from lossympi.udp_link import UdpServer, UdpWorker
 
 _SETTLE_S = 0.005  # until the other ranks have left the barrier and wait for their grant
 
@@ -49,10 +50,11 @@ def measure_udp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         wait_for_all(comm)  # or a worker would hear BYE while it still waits
     finally:
         link.close()
-    if comm.rank > 0:
+    if comm.rank != ROOT:
         return {}
     result["cpu_s_by_rank"] = [of_rank["cpu_s"] for of_rank in everyones]
-    result["wrong_floats_of_models"] = sum(each["wrong_floats"] for each in everyones[1:])
+    workers = Topology.of_size(comm.size).worker_ranks
+    result["wrong_floats_of_models"] = sum(everyones[rank]["wrong_floats"] for rank in workers)
     del result["cpu_s"]
     return result
 
@@ -67,8 +69,8 @@ def wait_for_all(comm: Any) -> None:
 def _serve(
     comm: Any, link: UdpServer, arguments: argparse.Namespace, tell: Callable[[int], None]
 ) -> dict:
-    n, rounds = link.num_workers, arguments.rounds
-    sent = [Values(rank, link.dim, rounds, arguments.wire) for rank in range(n + 1)]
+    rounds, topology = arguments.rounds, Topology.of_size(comm.size)
+    sent = [Values(rank, link.dim, rounds, arguments.wire) for rank in range(comm.size)]
     samples: dict[str, list] = {
         name: []
         for name in ("round_s", "broadcast_s", "deadline_s", "delivered_n", "closed_by", "cpu_s")
@@ -86,7 +88,7 @@ def _serve(
             begun = time.perf_counter()
             collected = link.collect(round)
             closed = time.perf_counter()
-            link.broadcast(round, sent[0].of_round(round))
+            link.broadcast(round, sent[comm.rank].of_round(round))
             ended = time.perf_counter()
             samples["cpu_s"].append(time.process_time() - cpu)
             stats = collected.stats
@@ -97,7 +99,7 @@ def _serve(
             samples["delivered_n"].append(collected.delivered_n.tolist())
             samples["closed_by"].append(stats.closed_by)
             for row, worker in enumerate(stats.workers):
-                wrong_floats += sent[row + 1].count_wrong(
+                wrong_floats += sent[topology.rank_of(row)].count_wrong(
                     round,
                     collected.stack_nd[row],
                     collected.arrived_nc[row],
@@ -114,9 +116,11 @@ def _serve(
 
 
 def _work(comm: Any, link: UdpWorker, arguments: argparse.Namespace) -> dict:
-    silent = arguments.silent and link.rank == comm.size - 2
-    own = Values(link.rank + 1, link.dim, arguments.rounds, arguments.wire)
-    models = Values(0, link.dim, arguments.rounds, arguments.wire)
+    topology = Topology.of_size(comm.size)
+    [server] = topology.server_ranks
+    silent = arguments.silent and comm.rank == topology.worker_ranks[-1]
+    own = Values(comm.rank, link.dim, arguments.rounds, arguments.wire)
+    models = Values(server, link.dim, arguments.rounds, arguments.wire)
     whole_c, floats = np.ones(1, bool), link.dim
     cpu_s, wrong_floats = [], 0
     for round in range(arguments.rounds):

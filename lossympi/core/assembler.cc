@@ -4,13 +4,13 @@
 
 namespace lossympi {
 
-Assembler::Assembler(int num_rows, Cut cut)
+Assembler::Assembler(int num_rows, Framing framing)
     : num_rows_(num_rows),
-      cut_(cut),
-      arrived_(size_t{cut.NumDatagrams()} * num_rows),
-      missing_(num_rows, cut.NumDatagrams()),
-      lacking_(cut.NumDatagrams(), num_rows) {
-  whole_.reserve(cut.NumDatagrams());
+      framing_(framing),
+      arrived_(size_t{framing.NumDatagrams()} * num_rows),
+      missing_(num_rows, framing.NumDatagrams()),
+      lacking_(framing.NumDatagrams(), num_rows) {
+  whole_.reserve(framing.NumDatagrams());
 }
 
 void Assembler::Open(uint64_t round, float* rows) {
@@ -18,7 +18,7 @@ void Assembler::Open(uint64_t round, float* rows) {
   round_ = round;
   closed_round_ = round - 1;
   std::fill(arrived_.begin(), arrived_.end(), 0);
-  std::fill(missing_.begin(), missing_.end(), cut_.NumDatagrams());
+  std::fill(missing_.begin(), missing_.end(), framing_.NumDatagrams());
   std::fill(lacking_.begin(), lacking_.end(), num_rows_);
   whole_.clear();
 }
@@ -35,8 +35,8 @@ Verdict Assembler::InTime(uint64_t round) const {
 }
 
 bool Assembler::IsSound(const Header& header, size_t bytes) const {
-  return header.round > 0 && header.total == cut_.NumDatagrams() && header.seq < header.total &&
-         bytes == cut_.PayloadOf(header.seq);
+  return header.round > 0 && header.total == framing_.NumDatagrams() && header.seq < header.total &&
+         bytes == framing_.PayloadOf(header.seq);
 }
 
 Verdict Assembler::Accept(int row, const Header& header, const uint8_t* payload, size_t bytes) {
@@ -44,11 +44,11 @@ Verdict Assembler::Accept(int row, const Header& header, const uint8_t* payload,
   if (row < 0 || row >= num_rows_) return Verdict::kForeign;
   if (!IsSound(header, bytes)) return Verdict::kMalformed;
   if (const Verdict in_time = InTime(header.round); in_time != Verdict::kAccepted) return in_time;
-  uint8_t& arrived = arrived_[row * size_t{cut_.NumDatagrams()} + header.seq];
+  uint8_t& arrived = arrived_[row * size_t{framing_.NumDatagrams()} + header.seq];
   if (arrived) return Verdict::kDuplicate;
 
-  float* place = rows_ + row * cut_.dim + header.seq * cut_.floats;
-  Widen(payload, static_cast<size_t>(cut_.FloatsOf(header.seq)), cut_.wire, place);
+  float* place = rows_ + row * framing_.dim + header.seq * framing_.floats;
+  Widen(payload, static_cast<size_t>(framing_.FloatsOf(header.seq)), framing_.wire, place);
   arrived = 1;
   --missing_[row];
   if (--lacking_[header.seq] == 0) whole_.push_back(header.seq);

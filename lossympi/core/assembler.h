@@ -15,7 +15,7 @@ namespace lossympi {
 // says allocates.
 class Assembler {
  public:
-  Assembler(int num_rows, Cut cut);
+  Assembler(int num_rows, Framing framing);
 
   // Row i is rows + i * dim. They are written until Close, and never after. Rounds increase; those
   // before this one are closed from now on.
@@ -36,14 +36,14 @@ class Assembler {
   // Only a round above this one may be opened.
   uint64_t newest_round() const { return round_ > closed_round_ ? round_ : closed_round_; }
   uint32_t missing(int row) const { return missing_[row]; }
-  const uint8_t* arrived(int row) const { return &arrived_[row * size_t{cut_.NumDatagrams()}]; }
+  const uint8_t* arrived(int row) const { return &arrived_[row * size_t{framing_.NumDatagrams()}]; }
   // The datagrams that have arrived in all rows, in the order in which they came to do so.
   const std::vector<uint32_t>& whole() const { return whole_; }
-  const Cut& cut() const { return cut_; }
+  const Framing& framing() const { return framing_; }
 
  private:
   const int num_rows_;
-  const Cut cut_;
+  const Framing framing_;
   float* rows_ = nullptr;
   uint64_t round_ = 0, closed_round_ = 0;
   std::vector<uint8_t> arrived_;   // [num_rows][c], 0 or 1

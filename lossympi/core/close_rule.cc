@@ -72,13 +72,9 @@ CloseRule::Answer CloseRule::Check(double now) {
       wake_at = std::min(wake_at, row.last_at + policy_.quiet);
     }
   }
-  if (num_live_ > 0) {
-    if (num_complete == num_live_) return {Reason::kComplete, now};
-    // Who is dead cannot be needed for the quorum.
-    if (num_idle >= std::min(policy_.quorum, num_live_)) return {Reason::kEarly, now};
-  }
-  if (now >= opened_at_ + policy_.deadline) return {Reason::kDeadline, now};
-  return {Reason::kOpen, wake_at};
+  const bool is_late = now >= opened_at_ + policy_.deadline;
+  const Reason reason = ClosedBy(num_live_, num_complete, num_idle, policy_.quorum, is_late);
+  return {reason, reason == Reason::kOpen ? wake_at : now};
 }
 
 }  // namespace lossympi

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "lossympi/core/closing.h"
+
 namespace lossympi {
 
 struct ClosePolicy {
@@ -20,8 +22,6 @@ struct ClosePolicy {
 // that is settled stays so, and what still comes for it only puts off the early close.
 class CloseRule {
  public:
-  enum class Reason { kOpen, kComplete, kEarly, kDeadline };
-
   CloseRule(ClosePolicy policy, uint32_t num_datagrams, double now);
 
   void Heard(int row, double now, uint32_t missing);  // a datagram of the row was accepted

@@ -65,8 +65,8 @@ inline size_t BytesOf(Wire wire) { return wire == Wire::kFloat32 ? 4 : 2; }
 void Narrow(const float* from, size_t size, Wire wire, uint8_t* to);
 void Widen(const uint8_t* from, size_t size, Wire wire, float* to);
 
-// How a vector of `dim` floats is cut.
-struct Cut {
+// How a vector of `dim` floats is cut into datagrams.
+struct Framing {
   int64_t dim;
   int64_t floats;  // of a datagram; the last may be short
   Wire wire;

@@ -1,87 +1,45 @@
 #include "lossympi/core/protocol.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace lossympi {
 namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kNackEvery = 0.00025;  // at most, for each peer
+constexpr size_t kShortProbe = 72;      // bytes of a datagram: 100 of an IP packet
+constexpr int kPauses = 3;              // as with END: one may be lost
+
 }  // namespace
 
-Protocol::Protocol(const Shape& shape, Surroundings* surroundings)
-    : shape_(shape),
-      surroundings_(surroundings),
-      peers_(shape.num_peers()),
-      assembler_(shape.num_peers(), shape.cut),
-      repairs_(!shape.is_server()) {
-  if (!shape.is_server()) {
-    for (auto& model : models_) model.reset(new float[shape.cut.dim]());
-  }
-}
-
-bool Protocol::Handle(const uint8_t* data, size_t size, double now) {
-  changed_ = false;
-  int row = -1;
-  const Verdict verdict = Judge(data, size, now, &row);
-  ++(row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)];
-  if (verdict == Verdict::kAccepted) {
-    if (outbox_ != nullptr) outbox_->Heard(row);
-  }
-  return changed_;
+Protocol::Protocol(const PeerLayout& layout)
+    : layout_(layout), peers_(layout.num_peers()), assembler_(layout.num_peers(), layout.framing) {
+  for (Peer& peer : peers_) peer.nacked_at = -kNever;
 }
 
 // A Byzantine worker chooses every byte here: the checks are those of WIRE.md, in its order, and
-// nothing is written, answered or remembered before all of them. *row is set once the datagram
-// claims to be a peer's.
-Verdict Protocol::Judge(const uint8_t* data, size_t size, double now, int* row) {
-  if (size < kHeaderBytes + shape_.tag_bytes) return Verdict::kTruncated;
-  if (size > shape_.longest_datagram) return Verdict::kOversized;
-  if (VersionOf(data) != kVersion) return Verdict::kVersion;
-  const Header header = Unpack(data);
-  const int claimed = shape_.RowOf(header.rank);
-  if (header.session != shape_.session || claimed < 0 || claimed >= shape_.num_peers() ||
-      !surroundings_->CameFrom(claimed)) {
-    return Verdict::kForeign;
+// nothing is written, answered or remembered before all of them.
+Handled Protocol::Handle(int row, const Header& header, const uint8_t* payload, size_t bytes,
+                         double now) {
+  Handled handled{Verdict::kMalformed};
+  if (header.kind != Kind::kData) {
+    handled.verdict = HandleControl(row, header, payload, bytes, now, &handled);
+  } else if (assembler_.IsSound(header, bytes)) {
+    handled.verdict = HandleData(row, header, payload, bytes, now, &handled);
   }
-  *row = claimed;
-  const size_t signed_bytes = size - shape_.tag_bytes;
-  if (!surroundings_->TagFits(claimed, data, signed_bytes, header.counter)) return Verdict::kForged;
-  const uint8_t* payload = data + kHeaderBytes;
-  const size_t bytes = signed_bytes - kHeaderBytes;
-  return header.kind == Kind::kData ? HandleData(claimed, header, payload, bytes, now)
-                                    : HandleControl(claimed, header, payload, bytes, now);
+  ++peers_[row].counts[static_cast<int>(handled.verdict)];
+  if (handled.verdict == Verdict::kAccepted && queue_) queue_->Heard(row);
+  return handled;
 }
 
-Verdict Protocol::HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
-                             double now) {
-  if (!assembler_.IsSound(header, bytes)) return Verdict::kMalformed;
-  if (!shape_.is_server()) FollowServer(header.round);
-  const Verdict verdict = assembler_.Accept(row, header, payload, bytes);
-  if (verdict != Verdict::kAccepted) return verdict;
-  const uint32_t missing = assembler_.missing(row);
-  if (shape_.is_server()) {
-    peers_[row].heard = true;
-    rule_->Heard(row, now, missing);
-    changed_ |= assembler_.whole().size() >= tell_at_;
-  } else if (missing == 0) {
-    whole_round_ = header.round;
-    assembler_.Close(header.round);
-    Send(row, Kind::kDone, header.round);
-    changed_ = true;
-  }
-  return verdict;
-}
-
-// Worker: a model later than all before makes an unfinished one useless.
-void Protocol::FollowServer(uint64_t round) {
-  if (round <= assembler_.closed_round()) return;
-  if (assembler_.is_open() && round <= assembler_.round()) return;
-  whole_round_ = 0;  // its buffer is written again
-  assembler_.Open(round, models_[1 - held_].get());
+void Protocol::Reject(int row, Verdict verdict) {
+  ++(row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)];
 }
 
 bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size_t bytes) const {
-  const uint32_t c = shape_.cut.NumDatagrams();
-  const bool server = shape_.is_server(), bare = bytes == 0;
+  const uint32_t c = layout_.framing.NumDatagrams();
+  const bool server = layout_.is_server(), bare = bytes == 0;
   const bool of_round = header.round > 0, plain = bare && header.seq == 0 && header.total == 0;
   switch (header.kind) {
     case Kind::kProbe:
@@ -95,7 +53,7 @@ bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size
     case Kind::kEnd:
       return of_round && header.total == c && bare;
     case Kind::kNack:
-      return of_round && header.total == c && bytes <= shape_.cut.FullPayload() &&
+      return of_round && header.total == c && bytes <= layout_.framing.FullPayload() &&
              ReadNack(header.seq, payload, bytes, c, [](uint32_t) {});
     case Kind::kDone:
       return of_round && plain;
@@ -107,143 +65,262 @@ bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size
 }
 
 Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* payload, size_t bytes,
-                                double now) {
+                                double now, Handled* handled) {
   if (!IsSoundControl(header, payload, bytes)) return Verdict::kMalformed;
   Peer& peer = peers_[row];
   if (header.counter <= peer.last_control) return Verdict::kReplayed;
-  peer.last_control = header.counter;
-  changed_ = true;
   switch (header.kind) {
     case Kind::kProbe:
-      surroundings_->Reply(row, Kind::kEcho, 0, header.seq, 0, payload, bytes);
+      handled->to_send.push_back({row, Kind::kEcho, 0, header.seq, 0, {payload, payload + bytes}});
       break;
     case Kind::kEcho:
-      peer.longest_echo = std::max(peer.longest_echo, kHeaderBytes + bytes + shape_.tag_bytes);
+      peer.longest_echo = std::max(peer.longest_echo, kHeaderBytes + bytes + layout_.tag_bytes);
       break;
-    case Kind::kGrant:
-      if (header.round < granted_round_) break;
-      granted_round_ = header.round;
-      granted_kbps_ = header.seq;
-      break;
-    case Kind::kReady:
-      peer.heard = true;
-      if (rule_ && header.round == assembler_.round()) {
-        if (header.seq == kPause) rule_->Pauses(row);
-        Send(row, Kind::kGrant, header.round, rate_kbps_);
-      } else if (header.round <= assembler_.closed_round()) {
-        Send(row, Kind::kDone, assembler_.closed_round());
-      }
-      break;
-    case Kind::kEnd:
-      return HandleEnd(row, header, now);
     case Kind::kNack:
-      if (outbox_ == nullptr || header.round != outbox_round_) break;
-      ReadNack(header.seq, payload, bytes, header.total,
-               [this, row](uint32_t seq) { outbox_->Nacked(row, seq); });
-      break;
-    case Kind::kDone:
-      if (!shape_.is_server()) done_round_ = std::max(done_round_, header.round);
-      if (outbox_ != nullptr && header.round >= outbox_round_) outbox_->Done(row);
+      HandleNack(row, header, payload, bytes);
       break;
     case Kind::kBye:
       peer.left = true;
-      if (outbox_ != nullptr) outbox_->Leave(row);
+      if (queue_) queue_->Leave(row);
       break;
+    case Kind::kEnd: {
+      const Verdict verdict = HandleEnd(row, header, now, &handled->to_send);
+      if (verdict != Verdict::kAccepted) return verdict;
+      break;
+    }
     default:
-      break;
+      HandleOther(row, header, &handled->to_send);
   }
+  peer.last_control = header.counter;
+  handled->changed = true;
   return Verdict::kAccepted;
 }
 
-Verdict Protocol::HandleEnd(int row, const Header& header, double now) {
-  if (!shape_.is_server()) FollowServer(header.round);
-  const Verdict in_time = assembler_.InTime(header.round);
-  if (in_time == Verdict::kEarly) return in_time;
-  peers_[row].heard = true;
-  if (in_time == Verdict::kLate) {  // the DONE that ended it may have been lost
-    if (repairs_) Send(row, Kind::kDone, assembler_.closed_round());
-    return Verdict::kAccepted;
-  }
-  const bool all_sent = header.seq > 0;
-  if (shape_.is_server() && all_sent) rule_->Ended(row, now);
-  if (!repairs_) return Verdict::kAccepted;
-  if (!shape_.is_server() || rule_->IsShort(row)) {
-    SendNack(row, now);
-  } else if (all_sent || assembler_.missing(row) == 0) {  // more may be on its way
-    Send(row, Kind::kDone, header.round);
-  }
-  return Verdict::kAccepted;
+void Protocol::HandleNack(int row, const Header& header, const uint8_t* payload, size_t bytes) {
+  if (!queue_ || header.round != queue_round_) return;
+  ReadNack(header.seq, payload, bytes, header.total,
+           [this, row](uint32_t seq) { queue_->Nacked(row, seq); });
 }
 
-void Protocol::SendNack(int row, double now) {
+void Protocol::AddNacks(int row, double now, Datagrams* to_send) {
   Peer& peer = peers_[row];
   if (now < peer.nacked_at + kNackEvery) return;
   peer.nacked_at = now;
-  const uint32_t c = shape_.cut.NumDatagrams();
-  for (const Nack& nack : NacksOf(assembler_.arrived(row), c, shape_.cut.FullPayload())) {
-    surroundings_->Reply(row, Kind::kNack, assembler_.round(), nack.first, c, nack.bitmap.data(),
-                         nack.bitmap.size());
+  const uint32_t c = layout_.framing.NumDatagrams();
+  for (Nack& nack : NacksOf(assembler_.arrived(row), c, layout_.framing.FullPayload())) {
+    to_send->push_back(
+        {row, Kind::kNack, assembler_.round(), nack.first, c, std::move(nack.bitmap)});
   }
 }
 
-// ---- The server's side
-
-void Protocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
-                         uint32_t rate_kbps, double now) {
-  closed_.reset();
-  assembler_.Open(round, stack);
-  rule_.emplace(policy, shape_.cut.NumDatagrams(), now);
-  rate_kbps_ = rate_kbps;
-  repairs_ = policy.max_loss < 1;
-  tell_at_ = SIZE_MAX;
-  for (int row = 0; row < shape_.num_peers(); ++row) Send(row, Kind::kGrant, round, rate_kbps);
-}
-
-void Protocol::AbandonRound() {
-  rule_.reset();
-  assembler_.Close(assembler_.round());
-}
-
-double Protocol::wake_at(double now) { return rule_ ? rule_->Check(now).wake_at : now + 1; }
-
-bool Protocol::Tick(double now) {
-  if (!rule_) return false;
-  const CloseRule::Answer answer = rule_->Check(now);
-  if (answer.reason == CloseRule::Reason::kOpen) return false;
-  closed_.emplace();
-  closed_->reason = answer.reason;
-  closed_->elapsed = now - rule_->opened_at();
-  const uint64_t round = assembler_.round();
-  for (int row = 0; row < shape_.num_peers(); ++row) {
-    const uint8_t* arrived = assembler_.arrived(row);
-    closed_->arrived.insert(closed_->arrived.end(), arrived, arrived + shape_.cut.NumDatagrams());
-    closed_->heard.push_back(peers_[row].heard);
-    closed_->settled.push_back(rule_->settled_at(row) - rule_->opened_at());
-    peers_[row].heard = false;
-    if (assembler_.missing(row) > 0) Send(row, Kind::kDone, round);
+SendQueue& Protocol::StartQueue(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
+                                bool until_done, double silence, double now) {
+  queue_.emplace(rows, layout_.framing.NumDatagrams(), most_at_once, until_done, silence, now);
+  queue_round_ = round;
+  for (const int row : rows) {
+    if (peers_[row].left) queue_->Leave(row);
   }
-  assembler_.Close(round);
-  rule_.reset();
-  return true;
+  return *queue_;
 }
 
-// ---- The worker's side
-
-void Protocol::TakeModel() {
-  held_ = 1 - held_;
-  whole_round_ = 0;
-}
-
-void Protocol::SetOutbox(Outbox* outbox, uint64_t round) {
-  outbox_ = outbox;
-  outbox_round_ = round;
-  for (size_t row = 0; outbox != nullptr && row < peers_.size(); ++row) {
-    if (peers_[row].left) outbox->Leave(static_cast<int>(row));
+Datagrams Protocol::Probe() const {
+  const size_t around = kHeaderBytes + layout_.tag_bytes;
+  Datagrams probes;
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    if (peers_[row].longest_echo == layout_.longest_datagram) continue;
+    for (const size_t size : {kShortProbe, layout_.longest_datagram}) {
+      probes.push_back({row, Kind::kProbe, 0, 0, 0, std::vector<uint8_t>(size - around)});
+    }
   }
+  return probes;
 }
 
 void Protocol::ForgetEchoes() {
   for (Peer& peer : peers_) peer.longest_echo = 0;
+}
+
+bool Protocol::all_echoed() const {
+  return std::all_of(peers_.begin(), peers_.end(), [this](const Peer& peer) {
+    return peer.longest_echo == layout_.longest_datagram;
+  });
+}
+
+Datagrams Protocol::Bye() const {
+  Datagrams byes;
+  for (int row = 0; row < layout_.num_peers(); ++row) byes.push_back({row, Kind::kBye, 0});
+  return byes;
+}
+
+// ---- The server
+
+Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
+                                    uint32_t rate_kbps, double now) {
+  closed_.reset();
+  assembler_.Open(round, stack);
+  rule_.emplace(policy, layout_.framing.NumDatagrams(), now);
+  rate_kbps_ = rate_kbps;
+  repairs_ = policy.max_loss < 1;
+  tell_at_ = SIZE_MAX;
+  Datagrams grants;
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    grants.push_back({row, Kind::kGrant, round, rate_kbps});
+  }
+  return grants;
+}
+
+void ServerProtocol::AbandonRound() {
+  rule_.reset();
+  assembler_.Close(assembler_.round());
+}
+
+double ServerProtocol::wake_at(double now) { return rule_ ? rule_->Check(now).wake_at : kNever; }
+
+Datagrams ServerProtocol::Tick(double now) {
+  if (!rule_) return {};
+  const CloseRule::Answer answer = rule_->Check(now);
+  if (answer.reason == Reason::kOpen) return {};
+  closed_.emplace();
+  closed_->reason = answer.reason;
+  closed_->elapsed = now - rule_->opened_at();
+  Datagrams dones;
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    const uint8_t* arrived = assembler_.arrived(row);
+    closed_->arrived.insert(closed_->arrived.end(), arrived,
+                            arrived + layout_.framing.NumDatagrams());
+    closed_->heard.push_back(peers_[row].heard);
+    closed_->settled.push_back(rule_->settled_at(row) - rule_->opened_at());
+    peers_[row].heard = false;
+    if (assembler_.missing(row) > 0) dones.push_back({row, Kind::kDone, assembler_.round()});
+  }
+  assembler_.Close(assembler_.round());
+  rule_.reset();
+  return dones;
+}
+
+Verdict ServerProtocol::HandleData(int row, const Header& header, const uint8_t* payload,
+                                   size_t bytes, double now, Handled* handled) {
+  const Verdict verdict = assembler_.Accept(row, header, payload, bytes);
+  if (verdict != Verdict::kAccepted) return verdict;
+  peers_[row].heard = true;
+  rule_->Heard(row, now, assembler_.missing(row));
+  handled->changed = assembler_.whole().size() >= tell_at_;
+  return verdict;
+}
+
+Verdict ServerProtocol::HandleEnd(int row, const Header& header, double now, Datagrams* to_send) {
+  const Verdict in_time = assembler_.InTime(header.round);
+  if (in_time == Verdict::kEarly) return in_time;
+  peers_[row].heard = true;
+  if (in_time == Verdict::kLate) {  // the DONE that ended it may have been lost
+    if (repairs_) to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+    return Verdict::kAccepted;
+  }
+  const bool all_sent = header.seq > 0;
+  if (all_sent) rule_->Ended(row, now);
+  if (!repairs_) return Verdict::kAccepted;
+  if (rule_->IsShort(row)) {
+    AddNacks(row, now, to_send);
+  } else if (all_sent || assembler_.missing(row) == 0) {  // else more may be on its way
+    to_send->push_back({row, Kind::kDone, header.round});
+  }
+  return Verdict::kAccepted;
+}
+
+void ServerProtocol::HandleOther(int row, const Header& header, Datagrams* to_send) {
+  if (header.kind == Kind::kDone) {
+    if (queue_ && header.round >= queue_round_) queue_->Done(row);
+    return;
+  }
+  peers_[row].heard = true;  // READY
+  if (rule_ && header.round == assembler_.round()) {
+    if (header.seq == kPause) rule_->Pauses(row);
+    to_send->push_back({row, Kind::kGrant, header.round, rate_kbps_});
+  } else if (header.round <= assembler_.closed_round()) {
+    to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+  }
+}
+
+SendQueue& ServerProtocol::StartBroadcast(uint64_t round, const std::vector<int>& rows,
+                                          size_t most_at_once, double silence, double now) {
+  SendQueue& queue = StartQueue(round, rows, most_at_once, true, silence, now);
+  queue.AddRest();
+  return queue;
+}
+
+std::vector<uint8_t> ServerProtocol::EndBroadcast() {
+  std::vector<uint8_t> done;
+  for (int row = 0; row < layout_.num_peers(); ++row) done.push_back(queue_->is_done(row));
+  queue_.reset();
+  return done;
+}
+
+// ---- A worker
+
+WorkerProtocol::WorkerProtocol(const PeerLayout& layout) : Protocol(layout) {
+  for (auto& model : models_) model.reset(new float[layout.framing.dim]());
+}
+
+double WorkerProtocol::wake_at() const { return asking_ ? asking_->at : kNever; }
+
+Datagrams WorkerProtocol::Tick(double now) {
+  if (now < wake_at()) return {};
+  asking_->at = now + asking_->pause;
+  asking_->pause = std::min(2 * asking_->pause, kReadyLast);
+  return {{0, Kind::kReady, asking_->round}};
+}
+
+SendQueue& WorkerProtocol::Gradient(uint64_t round, size_t most_at_once, bool until_done,
+                                    double now) {
+  if (queue_ && queue_round_ == round) return *queue_;
+  return StartQueue(round, {0}, most_at_once, until_done, kNever, now);
+}
+
+Datagrams WorkerProtocol::Pause(uint64_t round) const {
+  return Datagrams(kPauses, {0, Kind::kReady, round, kPause});
+}
+
+void WorkerProtocol::TakeModel() {
+  held_ = 1 - held_;
+  whole_round_ = 0;
+}
+
+// A model later than all before makes an unfinished one useless.
+void WorkerProtocol::FollowServer(uint64_t round) {
+  if (round <= assembler_.newest_round()) return;
+  whole_round_ = 0;  // its buffer is written again
+  assembler_.Open(round, models_[1 - held_].get());
+}
+
+Verdict WorkerProtocol::HandleData(int row, const Header& header, const uint8_t* payload,
+                                   size_t bytes, double, Handled* handled) {
+  FollowServer(header.round);
+  const Verdict verdict = assembler_.Accept(row, header, payload, bytes);
+  if (verdict != Verdict::kAccepted || assembler_.missing(row) > 0) return verdict;
+  whole_round_ = header.round;
+  assembler_.Close(header.round);
+  handled->to_send.push_back({row, Kind::kDone, header.round});
+  handled->changed = true;
+  return verdict;
+}
+
+Verdict WorkerProtocol::HandleEnd(int row, const Header& header, double now, Datagrams* to_send) {
+  FollowServer(header.round);                               // so that it is not early
+  if (assembler_.InTime(header.round) == Verdict::kLate) {  // its DONE may have been lost
+    to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+  } else {  // it is not whole, or it would be closed
+    AddNacks(row, now, to_send);
+  }
+  return Verdict::kAccepted;
+}
+
+void WorkerProtocol::HandleOther(int, const Header& header, Datagrams*) {
+  if (header.kind == Kind::kDone) {
+    done_round_ = std::max(done_round_, header.round);
+    if (queue_ && header.round >= queue_round_) queue_->Done(0);
+  } else if (header.round >= granted_round_) {  // GRANT
+    granted_round_ = header.round;
+    granted_kbps_ = header.seq;
+  }
 }
 
 }  // namespace lossympi

@@ -1,5 +1,6 @@
-// What a rank does with the datagrams that it receives (WIRE.md). No socket, no clock, no lock: the
-// time is passed in, in seconds, and the rest by Surroundings.
+// What a rank does with the datagrams that it receives, and what it wants sent (WIRE.md). No
+// socket, no clock, no lock, and no call to anybody: the time is passed in, in seconds, and what is
+// to be sent is returned. plane/protocol.py is its twin.
 #ifndef LOSSYMPI_CORE_PROTOCOL_H_
 #define LOSSYMPI_CORE_PROTOCOL_H_
 
@@ -11,74 +12,162 @@
 
 #include "lossympi/core/assembler.h"
 #include "lossympi/core/close_rule.h"
-#include "lossympi/core/outbox.h"
 #include "lossympi/core/packet.h"
+#include "lossympi/core/peer_layout.h"
+#include "lossympi/core/send_queue.h"
 
 namespace lossympi {
 
 // How often each verdict fell.
 using Counts = std::array<uint64_t, kNumVerdicts>;
 
-// A peer is known by its row: worker w is row w of the server's, the server is row 0 of a worker's.
-class Surroundings {
- public:
-  virtual ~Surroundings() = default;
-  // Whether the datagram in hand came from the address of this peer.
-  virtual bool CameFrom(int row) = 0;
-  // Whether the tag behind data[0, size) fits, if tags are used.
-  virtual bool TagFits(int row, const uint8_t* data, size_t size, uint64_t counter) = 0;
-  virtual void Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
-                     const uint8_t* payload, size_t bytes) = 0;
+// A datagram to be sent, any but DATA, which the send queue names.
+struct Outgoing {
+  int row;
+  Kind kind;
+  uint64_t round;
+  uint32_t seq = 0;
+  uint32_t total = 0;
+  std::vector<uint8_t> payload{};
+};
+using Datagrams = std::vector<Outgoing>;
+
+// What became of a datagram.
+struct Handled {
+  Verdict verdict;
+  bool changed = false;  // something that a verb may wait for
+  Datagrams to_send{};
 };
 
-struct Shape {
-  int rank;  // 0 is the server
-  int num_workers;
-  uint32_t session;
-  Cut cut;
-  size_t longest_datagram;
-  size_t tag_bytes;
+// What both roles have.
+class Protocol {
+ public:
+  explicit Protocol(const PeerLayout& layout);
+  virtual ~Protocol() = default;
+  Protocol(const Protocol&) = delete;
+  Protocol& operator=(const Protocol&) = delete;
 
-  bool is_server() const { return rank == 0; }
-  int num_peers() const { return is_server() ? num_workers : 1; }
-  int RowOf(int peer_rank) const { return is_server() ? peer_rank - 1 : peer_rank; }
-  int RankOf(int row) const { return is_server() ? row + 1 : row; }
+  // Judges a datagram whose address and tag are those of the peer `row`, acts on it and counts it.
+  Handled Handle(int row, const Header& header, const uint8_t* payload, size_t bytes, double now);
+  // Counts a datagram that is not handled: of a peer, or of nobody, -1.
+  void Reject(int row, Verdict verdict);
+  const Counts& counts(int row) const { return peers_[row].counts; }
+  const Counts& counts_of_nobody() const { return of_nobody_; }
+
+  // What is being sent, nullptr for nothing: NACK, DONE and BYE change it.
+  SendQueue* queue() { return queue_ ? &*queue_ : nullptr; }
+
+  // PROBEs, a short and a long one, to each peer that has not echoed a long one since ForgetEchoes.
+  Datagrams Probe() const;
+  void ForgetEchoes();
+  bool all_echoed() const;
+  size_t longest_echo(int row) const { return peers_[row].longest_echo; }  // 0: none
+  Datagrams Bye() const;                                                   // to each peer
+
+  uint32_t missing(int row) const { return assembler_.missing(row); }
+
+ protected:
+  struct Peer {
+    uint64_t last_control = 0;  // counter of the last control datagram that was accepted
+    Counts counts{};
+    bool heard = false;  // DATA, END or READY, since the round before was closed
+    double nacked_at;
+    size_t longest_echo = 0;  // datagram
+    bool left = false;        // it has said BYE
+  };
+
+  // DATA that is as its kind demands, or END, of a peer: acts on it, and may add to `to_send`.
+  virtual Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
+                             double now, Handled* handled) = 0;
+  virtual Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) = 0;
+  // READY, GRANT or DONE.
+  virtual void HandleOther(int row, const Header& header, Datagrams* to_send) = 0;
+
+  void AddNacks(int row, double now, Datagrams* to_send);
+  SendQueue& StartQueue(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
+                        bool until_done, double silence, double now);
+
+  const PeerLayout layout_;
+  std::vector<Peer> peers_;
+  Assembler assembler_;
+  std::optional<SendQueue> queue_;
+  uint64_t queue_round_ = 0;
+
+ private:
+  Verdict HandleControl(int row, const Header& header, const uint8_t* payload, size_t bytes,
+                        double now, Handled* handled);
+  bool IsSoundControl(const Header& header, const uint8_t* payload, size_t bytes) const;
+  void HandleNack(int row, const Header& header, const uint8_t* payload, size_t bytes);
+
+  Counts of_nobody_{};
 };
 
 struct Closed {
-  CloseRule::Reason reason;
+  Reason reason;
   double elapsed;
   std::vector<uint8_t> arrived;  // [n, c]
   std::vector<uint8_t> heard;    // [n]
   std::vector<double> settled;   // [n], after the opening, NaN if it was not
 };
 
-class Protocol {
+class ServerProtocol : public Protocol {
  public:
-  Protocol(const Shape& shape, Surroundings* surroundings);
+  explicit ServerProtocol(const PeerLayout& layout) : Protocol(layout) {}
 
-  // Judges a datagram, acts on it and counts it. Returns whether something that a verb may wait for
-  // has changed.
-  bool Handle(const uint8_t* data, size_t size, double now);
+  // ---- A round of gradients
 
-  // ---- The server's side of a gradient round
-
-  // Until it is closed, what arrives is written to stack, [n, d].
-  void OpenRound(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
-                 double now);
+  // Until it is closed, what arrives is written to stack, [n, d]. The round is above newest_round.
+  Datagrams OpenRound(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
+                      double now);
   void AbandonRound();
-  uint64_t newest_round() const { return assembler_.newest_round(); }  // the next is above it
+  bool is_open() const { return rule_.has_value(); }
+  uint64_t newest_round() const { return assembler_.newest_round(); }
   // Datagrams of the open round, or of the last, that all rows have.
   const std::vector<uint32_t>& whole() const { return assembler_.whole(); }
-  // In the open round, so many of them are a change that a verb waits for.
+  // In the open round, this number of them is a change that a verb waits for.
   void TellAt(size_t num_whole) { tell_at_ = num_whole; }
-  // When to call Tick if nothing arrives before.
+  // When to call Tick if nothing arrives before; infinity if no round is open.
   double wake_at(double now);
-  // Closes the round if it is time; returns whether it did.
-  bool Tick(double now);
+  // Closes the round if it is time; then `closed` has a value until the next is opened.
+  Datagrams Tick(double now);
   std::optional<Closed>& closed() { return closed_; }
 
-  // ---- The worker's side
+  // ---- The model
+
+  // The queue has all of it for these rows, less those that have left.
+  SendQueue& StartBroadcast(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
+                            double silence, double now);
+  std::vector<uint8_t> EndBroadcast();  // [n], who has said DONE
+
+ private:
+  Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
+                     double now, Handled* handled) override;
+  Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) override;
+  void HandleOther(int row, const Header& header, Datagrams* to_send) override;
+
+  std::optional<CloseRule> rule_;  // of the open round
+  std::optional<Closed> closed_;
+  uint32_t rate_kbps_ = 0;
+  bool repairs_ = false;  // END is answered
+  size_t tell_at_ = SIZE_MAX;
+};
+
+class WorkerProtocol : public Protocol {
+ public:
+  explicit WorkerProtocol(const PeerLayout& layout);
+
+  bool server_left() const { return peers_[0].left; }
+
+  // ---- Asking, by READY: for a grant at once and after pauses that double, for a model every 50
+  // ms
+
+  void AskForGrant(uint64_t round, double now) { asking_ = {round, now, kReadyFirst}; }
+  void AskForModel(uint64_t round, double now) { asking_ = {round, now + kReadyLast, kReadyLast}; }
+  void StopAsking() { asking_.reset(); }
+  double wake_at() const;  // when to call Tick; infinity if nothing is asked for
+  Datagrams Tick(double now);
+
+  // ---- Its gradient
 
   bool IsGranted(uint64_t round) const { return granted_round_ == round; }
   // Whether the server wants nothing of this round any more, or has left.
@@ -86,68 +175,40 @@ class Protocol {
     return granted_round_ > round || done_round_ >= round || server_left();
   }
   uint32_t granted_kbps() const { return granted_kbps_; }
-  bool server_left() const { return !shape_.is_server() && peers_[0].left; }
+  // The queue of this round's gradient: a new one with nothing in it, unless it is of this round.
+  SendQueue& Gradient(uint64_t round, size_t most_at_once, bool until_done, double now);
+  void EndGradient() { queue_.reset(); }
+  Datagrams Pause(uint64_t round) const;  // READYs that say that more of it will come
+
+  // ---- The model
+
   uint64_t whole_round() const { return whole_round_; }  // of a model that can be taken, or 0
   // Takes that model: it stays as it is until the next is taken.
   void TakeModel();
   const float* model() const { return models_[held_].get(); }
-
-  // ---- Both
-
-  // NACK and DONE of this round are for this outbox; nullptr for none.
-  void SetOutbox(Outbox* outbox, uint64_t round);
-  const Counts& counts(int row) const { return peers_[row].counts; }
-  const Counts& counts_of_nobody() const { return of_nobody_; }
-  void ForgetEchoes();
-  size_t longest_echo(int row) const { return peers_[row].longest_echo; }  // 0: none
-  uint32_t missing(int row) const { return assembler_.missing(row); }
+  int64_t dim() const { return layout_.framing.dim; }
 
  private:
-  struct Peer {
-    uint64_t last_control = 0;  // counter of the last control datagram that was accepted
-    Counts counts{};
-    bool heard = false;  // DATA, END or READY, since the round before was closed
-    double nacked_at = -1;
-    size_t longest_echo = 0;  // datagram
-    bool left = false;        // it has said BYE
-  };
+  static constexpr double kReadyFirst = 0.002, kReadyLast = 0.050;  // between READYs
 
-  Verdict Judge(const uint8_t* data, size_t size, double now, int* row);
   Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
-                     double now);
-  Verdict HandleEnd(int row, const Header& header, double now);
-  bool IsSoundControl(const Header& header, const uint8_t* payload, size_t bytes) const;
-  Verdict HandleControl(int row, const Header& header, const uint8_t* payload, size_t bytes,
-                        double now);
+                     double now, Handled* handled) override;
+  Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) override;
+  void HandleOther(int row, const Header& header, Datagrams* to_send) override;
   void FollowServer(uint64_t round);
-  void SendNack(int row, double now);
-  void Send(int row, Kind kind, uint64_t round, uint32_t seq = 0) {
-    surroundings_->Reply(row, kind, round, seq, 0, nullptr, 0);
-  }
 
-  const Shape shape_;
-  Surroundings* const surroundings_;
-  std::vector<Peer> peers_;
-  Counts of_nobody_{};
-  Assembler assembler_;
-  bool changed_ = false;
-
-  std::optional<CloseRule> rule_;  // of the open round
-  std::optional<Closed> closed_;
-  uint32_t rate_kbps_ = 0;
-  bool repairs_;  // END is answered
-  size_t tell_at_ = SIZE_MAX;
-
+  struct Asking {
+    uint64_t round;
+    double at, pause;
+  };
+  std::optional<Asking> asking_;
+  uint64_t done_round_ = 0;
+  uint64_t granted_round_ = 0;
+  uint32_t granted_kbps_ = 0;
   // One model may be held by the caller, the other takes the next one.
   std::unique_ptr<float[]> models_[2];
   int held_ = 0;
   uint64_t whole_round_ = 0;
-  uint64_t done_round_ = 0;
-  uint64_t granted_round_ = 0;
-  uint32_t granted_kbps_ = 0;
-
-  Outbox* outbox_ = nullptr;
-  uint64_t outbox_round_ = 0;
 };
 
 }  // namespace lossympi

@@ -16,12 +16,10 @@
 namespace lossympi {
 namespace {
 
-constexpr double kReadyFirst = 0.002, kReadyLast = 0.050;  // between READYs for a grant
-constexpr double kReadyModel = 0.050;                      // between READYs for a model
 constexpr double kProbeEvery = 0.020;
-constexpr size_t kIpBytes = 28;      // the headers of IPv4 and UDP
-constexpr size_t kShortProbe = 100;  // bytes of an IP packet
+constexpr size_t kIpBytes = 28;  // the headers of IPv4 and UDP
 constexpr int kByes = 3;
+constexpr double kLongestWait = 1;
 constexpr double kInterruptEvery = 0.1;
 constexpr double kLongSleep = 0.002;
 constexpr uint32_t kTellings = 16;  // of what is whole, in a round
@@ -44,17 +42,23 @@ struct Endpoint::Peer {
 
 Endpoint::Endpoint(const Setup& setup)
     : setup_(setup),
-      shape_{setup.rank,
-             setup.num_workers,
-             setup.session,
-             Cut{setup.dim, PayloadBytes(setup.mtu) / static_cast<int64_t>(BytesOf(setup.wire)),
-                 setup.wire},
-             static_cast<size_t>(setup.mtu) - 28,
-             setup.suite == Suite::kNone ? 0 : kTagBytes},
+      layout_{
+          setup.rank,
+          setup.num_workers,
+          setup.session,
+          Framing{setup.dim, PayloadBytes(setup.mtu) / static_cast<int64_t>(BytesOf(setup.wire)),
+                  setup.wire},
+          static_cast<size_t>(setup.mtu) - 28,
+          setup.suite == Suite::kNone ? 0 : kTagBytes},
       socket_(setup.address, setup.mtu, setup.receive_buffer),
-      peers_(shape_.num_peers()),
-      protocol_(shape_, this),
-      drop_(setup.drop, setup.drop_seed, static_cast<uint64_t>(setup.rank)) {}
+      peers_(layout_.num_peers()),
+      drop_(setup.drop, setup.drop_seed, static_cast<uint64_t>(setup.rank)) {
+  if (layout_.is_server()) {
+    protocol_ = &server_.emplace(layout_);
+  } else {
+    protocol_ = &worker_.emplace(layout_);
+  }
+}
 
 Endpoint::~Endpoint() { Close(); }
 
@@ -85,8 +89,8 @@ class Endpoint::Verb {
 
 void Endpoint::AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
                        const std::string& receive_key) {
-  const int row = shape_.RowOf(rank);
-  if (row < 0 || row >= shape_.num_peers()) {
+  const int row = layout_.RowOf(rank);
+  if (row < 0 || row >= layout_.num_peers()) {
     throw std::invalid_argument("rank " + std::to_string(setup_.rank) + " of " +
                                 std::to_string(setup_.num_workers) + " workers has no peer " +
                                 std::to_string(rank) +
@@ -107,10 +111,10 @@ void Endpoint::Start() {
     throw std::invalid_argument("the endpoint has been started. Start it once.");
   }
   if (state_ != State::kNew) CheckRunning();
-  for (int row = 0; row < shape_.num_peers(); ++row) {
+  for (int row = 0; row < layout_.num_peers(); ++row) {
     if (peers_[row] != nullptr) continue;
     throw std::invalid_argument("an endpoint needs all its peers, and " +
-                                std::to_string(shape_.RankOf(row)) +
+                                std::to_string(layout_.RankOf(row)) +
                                 " was not added. Add it before the start.");
   }
   thread_ = std::thread([this] { ReceiveLoop(); });  // it waits for the lock
@@ -133,7 +137,8 @@ void Endpoint::ReceiveLoop() {
   setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), -10);
   Lock lock(mutex_);
   while (state_ == State::kRunning) {
-    const double wake_at = protocol_.wake_at(Now());
+    const double now = Now();
+    const double wake_at = std::min(server_ ? server_->wake_at(now) : kNever, now + kLongestWait);
     lock.unlock();
     socket_.Wait(wake_at - Now());
     lock.lock();
@@ -146,7 +151,11 @@ void Endpoint::ReceiveLoop() {
       if (!more) break;
     }
     overflow_ = socket_.overflow();
-    if (protocol_.Tick(Now())) ++changes_, changed = true;
+    if (server_) {
+      const bool was_open = server_->is_open();
+      SendAll(server_->Tick(Now()));
+      if (server_->is_open() != was_open) ++changes_, changed = true;
+    }
     if (changed) changed_.notify_all();
   }
 }
@@ -158,28 +167,40 @@ bool Endpoint::ReceiveBatch() {
       ++dropped_;
       return;
     }
-    from_ = from;
-    if (protocol_.Handle(data, size, now)) ++changes_;
+    Handle(data, size, from, now);
   });
 }
 
-bool Endpoint::CameFrom(int row) { return SameAddress(from_, peers_[row]->address); }
-
-bool Endpoint::TagFits(int row, const uint8_t* data, size_t size, uint64_t counter) {
-  return peers_[row]->receive_key.Fits(data, size, counter, data + size);
+void Endpoint::Handle(const uint8_t* data, size_t size, const sockaddr_in& from, double now) {
+  const Envelope envelope = OpenEnvelope(layout_, data, size);
+  if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
+  const Peer& peer = *peers_[envelope.row];
+  if (!SameAddress(from, peer.address)) return protocol_->Reject(-1, Verdict::kForeign);
+  const size_t end = envelope.signed_bytes;
+  if (!peer.receive_key.Fits(data, end, envelope.header.counter, data + end)) {
+    return protocol_->Reject(envelope.row, Verdict::kForged);
+  }
+  const Handled handled = protocol_->Handle(envelope.row, envelope.header, data + kHeaderBytes,
+                                            end - kHeaderBytes, now);
+  changes_ += handled.changed;
+  SendAll(handled.to_send);
 }
 
-void Endpoint::Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
-                     const uint8_t* payload, size_t bytes) {
-  Peer& peer = *peers_[row];
+void Endpoint::SendAll(const Datagrams& datagrams) {
+  for (const Outgoing& outgoing : datagrams) SendOne(outgoing);
+}
+
+void Endpoint::SendOne(const Outgoing& outgoing) {
+  Peer& peer = *peers_[outgoing.row];
   uint8_t datagram[65536];
   const uint64_t counter = ++peer.counter;
-  Pack({kind, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq, total, counter},
+  Pack({outgoing.kind, static_cast<uint16_t>(setup_.rank), setup_.session, outgoing.round,
+        outgoing.seq, outgoing.total, counter},
        datagram);
-  if (bytes > 0) std::memcpy(datagram + kHeaderBytes, payload, bytes);
-  const size_t size = kHeaderBytes + bytes;
+  std::copy(outgoing.payload.begin(), outgoing.payload.end(), datagram + kHeaderBytes);
+  const size_t size = kHeaderBytes + outgoing.payload.size();
   peer.send_key.Tag(datagram, size, counter, datagram + size);
-  const size_t whole = size + shape_.tag_bytes;
+  const size_t whole = size + layout_.tag_bytes;
   socket_.Send(peer.address, datagram, whole, 1, whole);  // too long for the path: lost
 }
 
@@ -209,29 +230,28 @@ void Endpoint::CallInterrupt(Lock& lock, const Interrupt& interrupt) {
   interrupt_at_ = Now() + kInterruptEvery;
 }
 
-Outbox Endpoint::MakeOutbox(const std::vector<int>& rows, double bytes_per_s, bool until_done,
-                            double silence) const {
-  const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(LongestData());
-  const size_t most = std::clamp<size_t>(static_cast<size_t>(std::min(in_burst, 1e6)), 1,
-                                         socket_.most_at_once(LongestData()));
-  return Outbox(rows, shape_.cut.NumDatagrams(), most, until_done, silence, Now());
+template <typename F>
+void Endpoint::AskUntil(Lock& lock, double until, const Interrupt& interrupt, F ready) {
+  for (;;) {
+    const double now = Now();
+    if (ready() || now >= until) break;
+    SendAll(worker_->Tick(now));
+    WaitFor(lock, std::min(until, worker_->wake_at()), interrupt, ready);
+  }
+  worker_->StopAsking();
 }
 
-void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, Outbox* outbox,
+size_t Endpoint::MostAtOnce(double bytes_per_s) const {
+  const double in_burst = Pacer::kBurst * bytes_per_s / static_cast<double>(LongestData());
+  return std::clamp<size_t>(static_cast<size_t>(std::min(in_burst, 1e6)), 1,
+                            socket_.most_at_once(LongestData()));
+}
+
+void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQueue* queue,
                         double bytes_per_s, double deadline, const Interrupt& interrupt) {
   const size_t each = LongestData();
-  std::vector<uint8_t> staged(outbox->most_at_once() * each);
+  std::vector<uint8_t> staged(queue->most_at_once() * each);
   Pacer pacer(bytes_per_s);
-
-  protocol_.SetOutbox(outbox, round);
-  struct Unregister {  // whatever is thrown
-    Endpoint* endpoint;
-    Lock* lock;
-    ~Unregister() {
-      if (!lock->owns_lock()) lock->lock();
-      endpoint->protocol_.SetOutbox(nullptr, 0);
-    }
-  } const unregister{this, &lock};
 
   for (;;) {
     const double now = Now();
@@ -240,33 +260,32 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, Outbox*
     if (state_ != State::kRunning) {
       throw std::invalid_argument("the endpoint was closed while it was in use. Make a new one.");
     }
-    const Outbox::Action& action = outbox->Next(now);
+    const SendQueue::Action& action = queue->Next(now);
     switch (action.what) {
-      case Outbox::What::kFinished:
+      case SendQueue::What::kFinished:
         return;
-      case Outbox::What::kEnd:
-        Reply(action.row, Kind::kEnd, round, action.num_ends, shape_.cut.NumDatagrams(), nullptr,
-              0);
+      case SendQueue::What::kEnd:
+        SendOne({action.row, Kind::kEnd, round, action.num_ends, layout_.framing.NumDatagrams()});
         break;
-      case Outbox::What::kWait: {
+      case SendQueue::What::kWait: {
         const uint64_t seen = changes_;
         WaitFor(lock, std::min(action.wake_at, deadline), interrupt,
                 [this, seen] { return changes_ != seen; });
         break;
       }
-      case Outbox::What::kSend: {
+      case SendQueue::What::kSend: {
         const int row = action.row;
         double bytes_due = 0;
         for (const uint32_t seq : action.seqs) {
-          bytes_due +=
-              static_cast<double>(each - shape_.cut.PayloadOf(0) + shape_.cut.PayloadOf(seq));
+          bytes_due += static_cast<double>(each - layout_.framing.PayloadOf(0) +
+                                           layout_.framing.PayloadOf(seq));
         }
         const double send_at = std::min(pacer.When(now, bytes_due), deadline);
         // A sleep cannot be ended, so a long one waits first.
         if (send_at - now > kLongSleep &&
             WaitFor(lock, send_at - kLongSleep, interrupt,
-                    [outbox, row] { return outbox->is_finished(row); })) {
-          outbox->TakeBack();
+                    [queue, row] { return queue->is_finished(row); })) {
+          queue->TakeBack();
           break;
         }
         lock.unlock();
@@ -291,46 +310,33 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, Outbox*
 
 // Writes a DATA datagram; returns its size.
 size_t Endpoint::Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to) {
-  const Cut& cut = shape_.cut;
+  const Framing& framing = layout_.framing;
   const uint64_t counter = ++peer.counter;
   Pack({Kind::kData, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq,
-        cut.NumDatagrams(), counter},
+        framing.NumDatagrams(), counter},
        to);
-  Narrow(vector + seq * cut.floats, static_cast<size_t>(cut.FloatsOf(seq)), cut.wire,
+  Narrow(vector + seq * framing.floats, static_cast<size_t>(framing.FloatsOf(seq)), framing.wire,
          to + kHeaderBytes);
-  const size_t size = kHeaderBytes + cut.PayloadOf(seq);
+  const size_t size = kHeaderBytes + framing.PayloadOf(seq);
   peer.send_key.Tag(to, size, counter, to + size);
-  return size + shape_.tag_bytes;
+  return size + layout_.tag_bytes;
 }
 
 // ---- Verbs
 
 std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
-  const std::vector<uint8_t> zeros(shape_.longest_datagram, 0);
-  const size_t overhead = kHeaderBytes + shape_.tag_bytes;
-  const auto all_long = [this] {
-    for (int row = 0; row < shape_.num_peers(); ++row) {
-      if (protocol_.longest_echo(row) < shape_.longest_datagram) return false;
-    }
-    return true;
-  };
   Verb verb(this);
-  Lock& lock = verb.lock;
-  protocol_.ForgetEchoes();
-  while (!all_long() && Now() < deadline) {
-    for (int row = 0; row < shape_.num_peers(); ++row) {
-      if (protocol_.longest_echo(row) == shape_.longest_datagram) continue;
-      for (const size_t size : {kShortProbe - kIpBytes, shape_.longest_datagram}) {
-        Reply(row, Kind::kProbe, 0, 0, 0, zeros.data(), size - overhead);
-      }
-    }
-    WaitFor(lock, std::min(deadline, Now() + kProbeEvery), interrupt, all_long);
+  protocol_->ForgetEchoes();
+  const auto all_echoed = [this] { return protocol_->all_echoed(); };
+  while (!all_echoed() && Now() < deadline) {
+    SendAll(protocol_->Probe());
+    WaitFor(verb.lock, std::min(deadline, Now() + kProbeEvery), interrupt, all_echoed);
   }
   std::map<int, int64_t> echoed;
-  for (int row = 0; row < shape_.num_peers(); ++row) {
-    const size_t longest = protocol_.longest_echo(row);
-    echoed[shape_.RankOf(row)] = longest == 0 ? 0 : static_cast<int64_t>(longest + kIpBytes);
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    const size_t longest = protocol_->longest_echo(row);
+    echoed[layout_.RankOf(row)] = longest == 0 ? 0 : static_cast<int64_t>(longest + kIpBytes);
   }
   return echoed;
 }
@@ -339,20 +345,20 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
                          uint32_t rate_kbps, const OnWhole& on_whole, const Interrupt& interrupt) {
   Verb verb(this);
   Lock& lock = verb.lock;
-  if (round <= protocol_.newest_round()) {
-    throw std::invalid_argument(
-        "rounds must increase; " + std::to_string(protocol_.newest_round()) +
-        " has been opened, got " + std::to_string(round) + ". Name a later one.");
+  if (round <= server_->newest_round()) {
+    throw std::invalid_argument("rounds must increase; " + std::to_string(server_->newest_round()) +
+                                " has been opened, got " + std::to_string(round) +
+                                ". Name a later one.");
   }
-  protocol_.OpenRound(round, stack, policy, rate_kbps, Now());
+  SendAll(server_->OpenRound(round, stack, policy, rate_kbps, Now()));
   socket_.Wake();  // the thread does not know the deadline yet
   try {
-    const std::vector<uint32_t>& whole = protocol_.whole();
+    const std::vector<uint32_t>& whole = server_->whole();
     size_t told = 0, tell_at = SIZE_MAX;
-    const auto is_closed = [this] { return protocol_.closed().has_value(); };
+    const auto is_closed = [this] { return server_->closed().has_value(); };
     for (;;) {
-      if (on_whole) tell_at = told + (shape_.cut.NumDatagrams() + kTellings - 1) / kTellings;
-      protocol_.TellAt(tell_at);
+      if (on_whole) tell_at = told + (layout_.framing.NumDatagrams() + kTellings - 1) / kTellings;
+      server_->TellAt(tell_at);
       WaitFor(lock, kNever, interrupt, [&] { return is_closed() || whole.size() >= tell_at; });
       if (is_closed()) break;
       const std::vector<uint32_t> news(whole.begin() + told, whole.end());
@@ -363,41 +369,34 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
     }
   } catch (...) {
     if (!lock.owns_lock()) lock.lock();
-    protocol_.AbandonRound();  // the caller may free the stack
+    server_->AbandonRound();  // the caller may free the stack
     throw;
   }
-  return *std::move(protocol_.closed());
+  return *std::move(server_->closed());
 }
 
-Outbox* Endpoint::OutboxOf(Lock& lock, uint64_t round, double max_loss, double deadline,
-                           const Interrupt& interrupt) {
-  const auto decided = [&] { return protocol_.IsGranted(round) || protocol_.IsOver(round); };
-  for (double pause = kReadyFirst; !decided() && Now() < deadline;
-       pause = std::min(2 * pause, kReadyLast)) {
-    Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
-    WaitFor(lock, std::min(deadline, Now() + pause), interrupt, decided);
-  }
-  if (!protocol_.IsGranted(round) || protocol_.IsOver(round)) return nullptr;
-  if (!gradient_ || gradient_round_ != round) {
-    gradient_.emplace(MakeOutbox({0}, granted_rate(), max_loss < 1, kNever));
-    gradient_round_ = round;
-  }
-  return &*gradient_;
+SendQueue* Endpoint::QueueOf(Lock& lock, uint64_t round, double max_loss, double deadline,
+                             const Interrupt& interrupt) {
+  worker_->AskForGrant(round, Now());
+  AskUntil(lock, deadline, interrupt,
+           [&] { return worker_->IsGranted(round) || worker_->IsOver(round); });
+  if (!worker_->IsGranted(round) || worker_->IsOver(round)) return nullptr;
+  return &worker_->Gradient(round, MostAtOnce(granted_rate()), max_loss < 1, Now());
 }
 
 bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double timeout,
                     const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
   Verb verb(this);
-  Outbox* const outbox = OutboxOf(verb.lock, round, max_loss, deadline, interrupt);
-  if (outbox == nullptr) return false;
-  outbox->AddRest();
-  Transmit(verb.lock, round, grad, outbox, granted_rate(), deadline, interrupt);
+  SendQueue* const queue = QueueOf(verb.lock, round, max_loss, deadline, interrupt);
+  if (queue == nullptr) return false;
+  queue->AddRest();
+  Transmit(verb.lock, round, grad, queue, granted_rate(), deadline, interrupt);
   // BYE tells what a lost DONE would have.
   const bool enough =
-      max_loss == 1 ? outbox->is_finished(0) : outbox->is_done(0) || protocol_.IsOver(round);
-  const bool sent = enough && outbox->all_sent(0);
-  if (sent) gradient_.reset();
+      max_loss == 1 ? queue->is_finished(0) : queue->is_done(0) || worker_->IsOver(round);
+  const bool sent = enough && queue->all_sent(0);
+  if (sent) worker_->EndGradient();
   return sent;
 }
 
@@ -405,13 +404,12 @@ bool Endpoint::SendPart(uint64_t round, const float* grad, const std::vector<uin
                         double max_loss, double timeout, const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
   Verb verb(this);
-  Outbox* const outbox = OutboxOf(verb.lock, round, max_loss, deadline, interrupt);
-  if (outbox == nullptr) return false;
-  outbox->Add(seqs);
-  Transmit(verb.lock, round, grad, outbox, granted_rate(), deadline, interrupt);
-  if (outbox->has_wanted()) return false;
-  // As with END: one may be lost.
-  for (int i = 0; i < Outbox::kEnds; ++i) Reply(0, Kind::kReady, round, kPause, 0, nullptr, 0);
+  SendQueue* const queue = QueueOf(verb.lock, round, max_loss, deadline, interrupt);
+  if (queue == nullptr) return false;
+  queue->Add(seqs);
+  Transmit(verb.lock, round, grad, queue, granted_rate(), deadline, interrupt);
+  if (queue->has_wanted()) return false;
+  SendAll(worker_->Pause(round));
   return true;
 }
 
@@ -421,45 +419,46 @@ std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
                                          const Interrupt& interrupt) {
   Verb verb(this);
   std::vector<int> rows;
-  for (int row = 0; row < shape_.num_peers(); ++row) {
+  for (int row = 0; row < layout_.num_peers(); ++row) {
     if (to[row]) rows.push_back(row);
   }
   const double rate = rate_kbps * 1000.0 / 8;
-  Outbox outbox = MakeOutbox(rows, rate, true, silence);
-  outbox.AddRest();
-  Transmit(verb.lock, round, params, &outbox, rate, Now() + timeout, interrupt);
-  std::vector<uint8_t> done(shape_.num_peers());
-  for (const int row : rows) done[row] = outbox.is_done(row);
-  return done;
+  SendQueue& queue = server_->StartBroadcast(round, rows, MostAtOnce(rate), silence, Now());
+  try {
+    Transmit(verb.lock, round, params, &queue, rate, Now() + timeout, interrupt);
+  } catch (...) {
+    if (!verb.lock.owns_lock()) verb.lock.lock();
+    server_->EndBroadcast();
+    throw;
+  }
+  return server_->EndBroadcast();
 }
 
 Endpoint::Model Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
   Verb verb(this);
   Lock& lock = verb.lock;
-  const auto ready = [&] { return protocol_.whole_round() >= round || protocol_.server_left(); };
-  while (!ready() && Now() < deadline) {
-    if (WaitFor(lock, std::min(deadline, Now() + kReadyModel), interrupt, ready)) break;
-    Reply(0, Kind::kReady, round, 0, 0, nullptr, 0);
-  }
-  const uint64_t whole = protocol_.whole_round();
+  worker_->AskForModel(round, Now());
+  AskUntil(lock, deadline, interrupt,
+           [&] { return worker_->whole_round() >= round || worker_->server_left(); });
+  const uint64_t whole = worker_->whole_round();
   if (whole < round) return {0, nullptr};
-  protocol_.TakeModel();
-  return {whole, protocol_.model()};
+  worker_->TakeModel();
+  return {whole, worker_->model()};
 }
 
 Endpoint::Report Endpoint::Counters() {
   Lock lock(mutex_);
-  Report report{{}, protocol_.counts_of_nobody(), dropped_, overflow_};
-  for (int row = 0; row < shape_.num_peers(); ++row) {
-    report.of_peer[shape_.RankOf(row)] = protocol_.counts(row);
+  Report report{{}, protocol_->counts_of_nobody(), dropped_, overflow_};
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    report.of_peer[layout_.RankOf(row)] = protocol_->counts(row);
   }
   return report;
 }
 
 bool Endpoint::server_left() {
   Lock lock(mutex_);
-  return protocol_.server_left();
+  return worker_->server_left();
 }
 
 void Endpoint::Close() {
@@ -473,11 +472,7 @@ void Endpoint::Close() {
     lock.unlock();
     thread_.join();
     lock.lock();
-    for (int i = 0; i < kByes; ++i) {
-      for (int row = 0; row < shape_.num_peers(); ++row) {
-        Reply(row, Kind::kBye, 0, 0, 0, nullptr, 0);
-      }
-    }
+    for (int i = 0; i < kByes; ++i) SendAll(protocol_->Bye());
   }
   state_ = State::kClosed;
   CloseSocketIfUnused();

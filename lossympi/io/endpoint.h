@@ -1,5 +1,5 @@
 // One rank's end of the data plane: a socket, the keys of the ranks it talks to, and a thread that
-// receives. endpoint.py tells what each verb does, core/protocol.h what a datagram does.
+// receives. endpoint.py says what each verb does, core/protocol.h what a datagram does.
 #ifndef LOSSYMPI_IO_ENDPOINT_H_
 #define LOSSYMPI_IO_ENDPOINT_H_
 
@@ -16,9 +16,10 @@
 #include <vector>
 
 #include "lossympi/core/drop.h"
-#include "lossympi/core/outbox.h"
 #include "lossympi/core/packet.h"
+#include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
+#include "lossympi/core/send_queue.h"
 #include "lossympi/io/cipher.h"
 #include "lossympi/io/udp_socket.h"
 
@@ -38,21 +39,23 @@ struct Setup {
   int receive_buffer;
 };
 
-class Endpoint : private Surroundings {
+class Endpoint {
  public:
   // Called about ten times a second while a verb waits; it may throw to end the wait, or close the
   // endpoint.
   using Interrupt = std::function<void()>;
 
-  // Is told of datagrams that all rows have.
+  // Called with datagrams that all rows have.
   using OnWhole = std::function<void(const std::vector<uint32_t>& seqs)>;
 
   explicit Endpoint(const Setup& setup);
-  ~Endpoint() override;
+  ~Endpoint();
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
 
   int port() const { return socket_.port(); }
   const Setup& setup() const { return setup_; }
-  const Cut& cut() const { return shape_.cut; }
+  const Framing& framing() const { return layout_.framing; }
   void AddPeer(int rank, const std::string& address, int port, const std::string& send_key,
                const std::string& receive_key);
   void Start();
@@ -65,7 +68,7 @@ class Endpoint : private Surroundings {
   // after true, or in another round, begins anew.
   bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
             const Interrupt& interrupt);
-  // The same for some datagrams of a gradient of which the rest is not written yet, less those that
+  // The same for some datagrams of a gradient whose rest is not written yet, less those that
   // have left; `Send` then sends what is left.
   bool SendPart(uint64_t round, const float* grad, const std::vector<uint32_t>& seqs,
                 double max_loss, double timeout, const Interrupt& interrupt);
@@ -94,39 +97,40 @@ class Endpoint : private Surroundings {
   // verb at work, or no thread.
   class Verb;
 
-  // Surroundings; on the receive thread, or with the lock held.
-  bool CameFrom(int row) override;
-  bool TagFits(int row, const uint8_t* data, size_t size, uint64_t counter) override;
-  void Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
-             const uint8_t* payload, size_t bytes) override;
-
   void ReceiveLoop();
   bool ReceiveBatch();
+  void Handle(const uint8_t* data, size_t size, const sockaddr_in& from, double now);
+  // Seals datagrams and sends them, with the lock held.
+  void SendAll(const Datagrams& datagrams);
+  void SendOne(const Outgoing& outgoing);
   void CheckRunning() const;  // with the lock held
   void CloseSocketIfUnused();
   void CallInterrupt(Lock& lock, const Interrupt& interrupt);
+  // Asks for what the worker waits for, until ready() or the time `until`.
+  template <typename F>
+  void AskUntil(Lock& lock, double until, const Interrupt& interrupt, F ready);
   // Waits for the grant; null if there is none in time, or the round is over.
-  Outbox* OutboxOf(Lock& lock, uint64_t round, double max_loss, double deadline,
-                   const Interrupt& interrupt);
-  double granted_rate() const { return protocol_.granted_kbps() * 1000.0 / 8; }  // bytes/s
-  size_t LongestData() const { return kHeaderBytes + shape_.cut.PayloadOf(0) + shape_.tag_bytes; }
-  Outbox MakeOutbox(const std::vector<int>& rows, double bytes_per_s, bool until_done,
-                    double silence) const;
-  // Sends what is in the outbox at bytes_per_s in all, until it has finished or the deadline has
+  SendQueue* QueueOf(Lock& lock, uint64_t round, double max_loss, double deadline,
+                     const Interrupt& interrupt);
+  double granted_rate() const { return worker_->granted_kbps() * 1000.0 / 8; }  // bytes/s
+  size_t LongestData() const {
+    return kHeaderBytes + layout_.framing.PayloadOf(0) + layout_.tag_bytes;
+  }
+  size_t MostAtOnce(double bytes_per_s) const;  // datagrams
+  // Sends what is in the queue at bytes_per_s in all, until it has finished or the deadline has
   // passed.
-  void Transmit(Lock& lock, uint64_t round, const float* vector, Outbox* outbox, double bytes_per_s,
-                double deadline, const Interrupt& interrupt);
+  void Transmit(Lock& lock, uint64_t round, const float* vector, SendQueue* queue,
+                double bytes_per_s, double deadline, const Interrupt& interrupt);
   size_t Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to);
   // Waits until ready() or the time `until`; returns ready().
   template <typename F>
   bool WaitFor(Lock& lock, double until, const Interrupt& interrupt, F ready);
 
   const Setup setup_;
-  const Shape shape_;
+  const PeerLayout layout_;
   UdpSocket socket_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by row
   std::thread thread_;
-  sockaddr_in from_{};  // of the datagram in hand, on the receive thread
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
@@ -134,10 +138,10 @@ class Endpoint : private Surroundings {
   enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
   bool is_busy_ = false;     // a verb is at work
   double interrupt_at_ = 0;  // when the verb at work calls its interrupt next
-  // A worker's gradient that has not left completely, and its round.
-  std::optional<Outbox> gradient_;
-  uint64_t gradient_round_ = 0;
-  Protocol protocol_;
+  // One of the two is there, and is `protocol_` too.
+  std::optional<ServerProtocol> server_;
+  std::optional<WorkerProtocol> worker_;
+  Protocol* protocol_;
   Drop drop_;
   uint64_t dropped_ = 0, overflow_ = 0;
 };

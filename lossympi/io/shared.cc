@@ -96,10 +96,9 @@ SharedServer::SharedServer(const std::vector<int>& mailboxes, int board, int bel
   board_.as<Board>()->newest = kNone;
 }
 
-SharedServer::Reason SharedServer::Collect(uint64_t round, float* stack, const uint8_t* live,
-                                           int quorum, double timeout, uint8_t* arrived,
-                                           double* settled, std::vector<Row>* rows,
-                                           const Interrupted& interrupt) {
+Reason SharedServer::Collect(uint64_t round, float* stack, const uint8_t* live, int quorum,
+                             double timeout, uint8_t* arrived, double* settled,
+                             std::vector<Row>* rows, const Interrupted& interrupt) {
   Clock clock(timeout, interrupt);
   for (;;) {
     const uint32_t rings = bell_.as<Bell>()->rings.load();
@@ -114,11 +113,9 @@ SharedServer::Reason SharedServer::Collect(uint64_t round, float* stack, const u
       num_live += lives;
       num_arrived += lives && arrived[row];
     }
-    if (num_live > 0 && num_arrived == num_live) return Reason::kComplete;
-    if (num_live > 0 && num_arrived >= std::min(quorum, num_live)) return Reason::kEarly;
-    const double left = clock.Next();
-    if (left == 0 && clock.is_up()) return Reason::kDeadline;
-    Wait(&bell_.as<Bell>()->rings, rings, std::min(left, kLookEvery));
+    const Reason reason = ClosedBy(num_live, num_arrived, num_arrived, quorum, clock.is_up());
+    if (reason != Reason::kOpen) return reason;
+    Wait(&bell_.as<Bell>()->rings, rings, std::min(clock.Next(), kLookEvery));
   }
 }
 

@@ -9,6 +9,8 @@
 #include <functional>
 #include <vector>
 
+#include "lossympi/core/closing.h"
+
 namespace lossympi {
 
 // A worker's gradient; the floats follow. The worker writes.
@@ -70,7 +72,6 @@ class SharedServer {
     bool arrived = false;
     uint32_t late = 0, early = 0, duplicate = 0;
   };
-  enum class Reason { kComplete, kEarly, kDeadline };
 
   // Copies into `stack`, [n, d], what workers put into their mailboxes for `round`, until `quorum`
   // of those that live have, or `timeout` s have passed. Tells of each row at once: has it arrived

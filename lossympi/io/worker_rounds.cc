@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <utility>
 #include <vector>
 
 #include "lossympi/io/udp_socket.h"
@@ -32,21 +33,43 @@ int Try(char* message, F f) {
   try {
     return f();
   } catch (const std::exception& error) {  // the link was closed
-    std::snprintf(message, kMessageBytes, "%s", error.what());
+    std::snprintf(message, LOSSYMPI_MESSAGE_BYTES, "%s", error.what());
     return kInternal;
   }
 }
 
+// What native_round.h wants, with a WorkerRounds as context.
+int RunOf(void* context, const float* sent, const float** received, char* message) {
+  return Try(message,
+             [&] { return static_cast<WorkerRounds*>(context)->Run(sent, received, message); });
+}
+
+int SendPartOf(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
+               char* message) {
+  return Try(message, [&] {
+    return static_cast<WorkerRounds*>(context)->SendPart(sent, step, first, count, message);
+  });
+}
+
+float* OutgoingOf(void* context) { return static_cast<WorkerRounds*>(context)->end()->next_grad(); }
+
+int IsIntactOf(void* context) { return static_cast<WorkerRounds*>(context)->end()->is_intact(); }
+
 }  // namespace
+
+WorkerRounds::WorkerRounds(WorkerEnd* end, int64_t d, Idle idle)
+    : end_(end),
+      idle_(std::move(idle)),
+      native_{this, d, RunOf, end->sends_parts() ? SendPartOf : nullptr, OutgoingOf, IsIntactOf} {}
 
 bool UdpEnd::Send(uint64_t round, const float* grad, double seconds) {
   const double until = Now() + seconds;
   return IsOver(endpoint_->Send(round + kFirst, grad, max_loss_, seconds, NoInterrupt), until);
 }
 
-bool UdpEnd::SendFilled(uint64_t round, const float* grad, double seconds) {
+bool UdpEnd::SendWritten(uint64_t round, const float* grad, double seconds) {
   const double until = Now() + seconds;
-  const std::vector<uint32_t>& whole = filling_.whole();  // some may have left already
+  const std::vector<uint32_t>& whole = written_.whole();  // some may have left already
   return whole.empty() ||
          IsOver(endpoint_->SendPart(round + kFirst, grad, whole, max_loss_, seconds, NoInterrupt),
                 until);
@@ -71,26 +94,16 @@ WorkerEnd::Model SharedEnd::Receive(uint64_t round, double seconds) {
   return {model_.round, model_.params};
 }
 
-int WorkerRounds::Fill(const float* sent, int64_t step, int64_t first, int64_t count,
-                       char* message) {
-  if (step_ && *step_ != step) end_->Empty();
-  step_ = step;
-  wanted_ = round;
-  end_->Fill(first, count);
-  return Until(end_, idle_, true, message,
-               [&](double seconds) { return end_->SendFilled(wanted_, sent, seconds); });
-}
-
-int WorkerRounds::Exchange(const float* sent, const float** received, char* message) {
+int WorkerRounds::Run(const float* sent, const float** received, char* message) {
   int code = 0;
   if (sent != nullptr) {
     wanted_ = round;
-    end_->Empty();
+    end_->ClearWritten();
     step_.reset();
     code = Until(end_, idle_, true, message,
                  [&](double seconds) { return end_->Send(wanted_, sent, seconds); });
   }
-  if (code != 0) return code;
+  if (code != 0 || received == nullptr) return code;
   return Until(end_, idle_, false, message, [&](double seconds) {
     const WorkerEnd::Model model = end_->Receive(wanted_, seconds);
     if (model.params == nullptr) return false;
@@ -100,21 +113,14 @@ int WorkerRounds::Exchange(const float* sent, const float** received, char* mess
   });
 }
 
-int ExchangeRound(void* context, const float* sent, const float** received, char* message) {
-  return Try(message, [&] {
-    return static_cast<WorkerRounds*>(context)->Exchange(sent, received, message);
-  });
+int WorkerRounds::SendPart(const float* sent, int64_t step, int64_t first, int64_t count,
+                           char* message) {
+  if (step_ && *step_ != step) end_->ClearWritten();
+  step_ = step;
+  wanted_ = round;
+  end_->Written(first, count);
+  return Until(end_, idle_, true, message,
+               [&](double seconds) { return end_->SendWritten(wanted_, sent, seconds); });
 }
-
-int FillRound(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
-              char* message) {
-  return Try(message, [&] {
-    return static_cast<WorkerRounds*>(context)->Fill(sent, step, first, count, message);
-  });
-}
-
-float* NextGrad(void* context) { return static_cast<WorkerRounds*>(context)->end()->next_grad(); }
-
-int IsIntact(void* context) { return static_cast<WorkerRounds*>(context)->end()->is_intact(); }
 
 }  // namespace lossympi

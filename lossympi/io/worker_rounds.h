@@ -1,4 +1,5 @@
-// A worker's rounds for those who call C: what an op of a TensorFlow graph reaches without Python.
+// A worker's rounds for those who call C: the worker's half of the synchronous protocol without
+// Python. native_round.h is what they see of it.
 #ifndef LOSSYMPI_IO_WORKER_ROUNDS_H_
 #define LOSSYMPI_IO_WORKER_ROUNDS_H_
 
@@ -6,15 +7,13 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <utility>
 
-#include "lossympi/core/filling.h"
+#include "lossympi/core/write_tracker.h"
 #include "lossympi/io/endpoint.h"
 #include "lossympi/io/shared.h"
+#include "lossympi/native_round.h"
 
 namespace lossympi {
-
-constexpr int kMessageBytes = 1024;
 
 // A worker's end of a link, of either kind. Verbs wait for `seconds` at most.
 class WorkerEnd {
@@ -26,15 +25,19 @@ class WorkerEnd {
   virtual ~WorkerEnd() = default;
   // False if it has not left; true also if the server has closed the round.
   virtual bool Send(uint64_t round, const float* grad, double seconds) = 0;
-  // What is written of the next gradient may leave before the rest is. `Fill` notes a part of it;
-  // `SendFilled` lets it leave, false if it has not. After `Empty` nothing is written.
-  virtual void Fill(int64_t /*first*/, int64_t /*count*/) {}
-  virtual bool SendFilled(uint64_t /*round*/, const float* /*grad*/, double /*seconds*/) {
-    return true;
-  }
-  virtual void Empty() {}
   virtual Model Receive(uint64_t round, double seconds) = 0;
   virtual bool server_left() = 0;
+
+  // Whether what is written of the next gradient may leave before the rest is. `Written` notes a
+  // part of it; `SendWritten` lets it leave, false if it has not. After `ClearWritten` nothing is
+  // written.
+  virtual bool sends_parts() const { return false; }
+  virtual void Written(int64_t /*first*/, int64_t /*count*/) {}
+  virtual bool SendWritten(uint64_t /*round*/, const float* /*grad*/, double /*seconds*/) {
+    return true;
+  }
+  virtual void ClearWritten() {}
+
   // Where the next gradient may be written, null for anywhere; and whether what `Receive` returned
   // last is still what it was.
   virtual float* next_grad() { return nullptr; }
@@ -44,13 +47,14 @@ class WorkerEnd {
 class UdpEnd : public WorkerEnd {
  public:
   UdpEnd(Endpoint* endpoint, double max_loss)
-      : endpoint_(endpoint), max_loss_(max_loss), filling_(endpoint->cut()) {}
+      : endpoint_(endpoint), max_loss_(max_loss), written_(endpoint->framing()) {}
   bool Send(uint64_t round, const float* grad, double seconds) override;
-  void Fill(int64_t first, int64_t count) override { filling_.Add(first, count); }
-  bool SendFilled(uint64_t round, const float* grad, double seconds) override;
-  void Empty() override { filling_.Clear(); }
   Model Receive(uint64_t round, double seconds) override;
   bool server_left() override { return endpoint_->server_left(); }
+  bool sends_parts() const override { return true; }
+  void Written(int64_t first, int64_t count) override { written_.Add(first, count); }
+  bool SendWritten(uint64_t round, const float* grad, double seconds) override;
+  void ClearWritten() override { written_.Clear(); }
 
  private:
   // What it means that a verb that was to end until then has, or has not, done what it shall.
@@ -58,7 +62,7 @@ class UdpEnd : public WorkerEnd {
 
   Endpoint* const endpoint_;
   const double max_loss_;
-  Filling filling_;
+  WriteTracker written_;
 };
 
 class SharedEnd : public WorkerEnd {
@@ -77,24 +81,29 @@ class SharedEnd : public WorkerEnd {
 
 class WorkerRounds {
  public:
-  // Is asked every 0.2 s of a wait, and when the server has left: 0 to go on, else what the round
-  // is to fail with, and why.
+  // Called every 0.2 s of a wait, and when the server has left. Returns 0 to go on, else what the
+  // round is to fail with, and why.
   using Idle = std::function<int(bool is_sending, bool has_left, double waited, char* message)>;
 
-  WorkerRounds(WorkerEnd* end, Idle idle) : end_(end), idle_(std::move(idle)) {}
+  WorkerRounds(WorkerEnd* end, int64_t d, Idle idle);
+  WorkerRounds(const WorkerRounds&) = delete;
+  WorkerRounds& operator=(const WorkerRounds&) = delete;
 
-  // Floats [first, first + count) of the next `sent` have been written, and are as they will be:
-  // they may leave at once. Returns as `Exchange`.
-  //
-  // Where another `step` has filled it, that one has ended without an exchange. What has left of
-  // its gradient cannot be called back and stays; what has not is sent of the later one. Both are
-  // gradients of the same parameters.
-  int Fill(const float* sent, int64_t step, int64_t first, int64_t count, char* message);
+  // The same for C: Run, SendPart, and what the end has beside. Valid as long as this is.
+  const LossympiNativeRound& native() const { return native_; }
 
   // Sends `sent` and stores in `received` where the parameters are that come of it, or of a later
   // round; without `sent` it only receives those of the same round again, or newer ones. Returns 0,
   // or what `idle` returned.
-  int Exchange(const float* sent, const float** received, char* message);
+  int Run(const float* sent, const float** received, char* message);
+
+  // Floats [first, first + count) of the next `sent` have been written, and are as they will be:
+  // they may leave at once. Returns as `Run`.
+  //
+  // Where another `step` has written before, that one has ended without a `Run`. What has left of
+  // its gradient cannot be called back and stays; what has not is sent of the later one. Both are
+  // gradients of the same parameters.
+  int SendPart(const float* sent, int64_t step, int64_t first, int64_t count, char* message);
 
   WorkerEnd* end() const { return end_; }
   std::atomic<uint64_t> round{0};  // of the next gradient
@@ -102,16 +111,10 @@ class WorkerRounds {
  private:
   WorkerEnd* const end_;
   const Idle idle_;
-  uint64_t wanted_ = 0;          // the round that is being exchanged
-  std::optional<int64_t> step_;  // that fills the gradient
+  const LossympiNativeRound native_;
+  uint64_t wanted_ = 0;          // the round that is being made
+  std::optional<int64_t> step_;  // that writes the gradient
 };
-
-// The same in plain C, with a WorkerRounds as context.
-int ExchangeRound(void* context, const float* sent, const float** received, char* message);
-int FillRound(void* context, const float* sent, int64_t step, int64_t first, int64_t count,
-              char* message);
-float* NextGrad(void* context);
-int IsIntact(void* context);
 
 }  // namespace lossympi
 

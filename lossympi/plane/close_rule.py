@@ -2,6 +2,7 @@
 
 import math
 
+from lossympi.closing import closed_by
 from lossympi.endpoint import ClosePolicy
 
 
@@ -43,13 +44,8 @@ class CloseRule:
         self._has_ended = [False] * num_rows
         self._pauses = [False] * num_rows
 
-    def heard(self, row: int, now: float, missing: int) -> bool:
-        """Notes a DATA that was accepted, which leaves `missing`.
-
-        Returns:
-          Whether `check` may now answer, or want to be asked sooner than it said.
-        """
-        before = self._stage(row)
+    def heard(self, row: int, now: float, missing: int) -> None:
+        """Notes a DATA that was accepted, which leaves `missing`."""
         self._settle(row, now)  # it may have been quiet for long enough before this came
         if not self._has_ended[row] and self._missing[row] > 0:
             self.settled_s[row] = math.nan  # if so it was only interrupted
@@ -57,7 +53,6 @@ class CloseRule:
         self._pauses[row] = False
         self._missing[row] = missing
         self._settle(row, now)
-        return self._stage(row) != before
 
     def ended(self, row: int, now: float) -> None:
         """Notes an END; only the first of a row tells anything."""
@@ -74,21 +69,27 @@ class CloseRule:
             self._pauses[row] = True
             self.settled_s[row] = math.nan
 
+    def is_short(self, row: int) -> bool:
+        """Returns whether an END of this row is answered with NACK."""
+        return not self._is_tolerable(row)
+
     def check(self, now: float) -> tuple[str | None, float]:
         """Returns why the round is to be closed or None, and when to ask if nothing comes."""
         policy = self._policy
         for row in range(len(self.settled_s)):
             self._settle(row, now)
         deadline = self._opened + policy.deadline_s
-        if self._live and all(self._missing[row] == 0 for row in self._live):
-            return "complete", now
         settled = [row for row in self._live if self._is_settled(row)]
         grace_over = [self._last[row] + policy.grace_s for row in settled]
-        needed = min(policy.quorum, len(self._live))  # who is dead cannot be needed
-        if self._live and sum(at <= now for at in grace_over) >= needed:
-            return "early", now
-        if now >= deadline:
-            return "deadline", now
+        reason = closed_by(
+            len(self._live),
+            sum(self._missing[row] == 0 for row in self._live),
+            sum(at <= now for at in grace_over),
+            policy.quorum,
+            now >= deadline,
+        )
+        if reason is not None:
+            return reason, now
         quiet = [
             self._last[row] + policy.quiet_s
             for row in self._live
@@ -105,9 +106,6 @@ class CloseRule:
             quiet_at = self._last[row] + self._policy.quiet_s
             if quiet_at <= now:
                 self.settled_s[row] = quiet_at - self._opened
-
-    def _stage(self, row: int) -> tuple[bool, bool, bool]:
-        return self._missing[row] == 0, self._is_settled(row), self._may_settle_by_quiet(row)
 
     def _is_settled(self, row: int) -> bool:
         return not math.isnan(self.settled_s[row])

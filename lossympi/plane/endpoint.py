@@ -1,10 +1,13 @@
 """The endpoint of ``lossympi.endpoint`` in Python: the clock, the lock and the thread."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -12,26 +15,25 @@ from lossympi import endpoint as interface
 from lossympi.endpoint import Closed, ClosePolicy, Setup
 from lossympi.link import check_array
 from lossympi.plane import packet
-from lossympi.plane.assembler import ACCEPTED, Assembler
-from lossympi.plane.channel import Channel, Peer
-from lossympi.plane.close_rule import CloseRule
-from lossympi.plane.outgoing import Outgoing
+from lossympi.plane.assembler import ACCEPTED
 from lossympi.plane.pacing import Pacer
-from lossympi.plane.packet import IP_UDP_BYTES, Header, Kind
+from lossympi.plane.packet import HEADER_BYTES, IP_UDP_BYTES, Kind
+from lossympi.plane.peers import Peers
+from lossympi.plane.protocol import Outgoing, PeerLayout, ServerProtocol, WorkerProtocol
+from lossympi.plane.send_queue import SendQueue
 
-PROBE_BYTES = 100  # of an IP packet, the short probe; the long one has the MTU's
 PROBE_GAP_S = 0.02
-READY_FIRST_S, READY_LAST_S = 0.002, 0.05
-NACK_GAP_S = 0.00025
 NUM_BYES, BYE_GAP_S = 3, 0.0005
 TELLINGS = 16  # of what is whole, in a round
 POLL_MS = 20  # how long the thread may take to notice that it is to end
+MOST_SENT, MOST_RECEIVED = 16, 16  # datagrams, before others have their turn
 
 
 class Endpoint(interface.Endpoint):
     """A socket, its peers, and the thread that receives.
 
-    One lock guards everything; whoever waits, waits on it, and always until some time.
+    One lock guards everything; whoever waits, waits on it, and always until some time. Verbs hold
+    it, but while they wait and while they send DATA.
 
     Raises:
       ValueError: the setup contradicts itself or the wire format.
@@ -48,34 +50,20 @@ class Endpoint(interface.Endpoint):
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be in {low}..{high}, got {value}. Change the setup.")
-        k = packet.floats_per_datagram(setup.mtu, setup.wire)
         self._setup = setup
-        self._is_server = setup.rank == 0
-        self._payload_bytes = k * packet.FLOAT_BYTES[setup.wire]
-
+        self._layout = PeerLayout.of(setup)
+        self._peers = Peers(setup, self._layout)
+        self.port = self._peers.port
+        self._protocol: ServerProtocol | WorkerProtocol
+        if self._layout.is_server:
+            self._protocol = ServerProtocol(self._layout)
+        else:
+            self._protocol = WorkerProtocol(self._layout)
         self._changed = threading.Condition()
-        self._channel = Channel(setup)
-        self.port = self._channel.port
-        self._peers = self._channel.peers
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_busy = False  # a verb is at work
-
-        num_rows = setup.num_workers if self._is_server else 1
-        self._assembler = Assembler(setup.dim, num_rows, k, setup.wire)
-        # The server's: the open round's rule, and what is granted and tolerated in it.
-        self._rule: CloseRule | None = None
-        self._rate_kbps = 0
-        self._max_loss = 1.0
-        self._tell_at = 0  # so many datagrams that all rows have wake the caller
-        # A worker's: the newest grant, and models: what the caller holds is never written.
-        self._granted_round, self._granted_kbps = 0, 0
-        # Its gradient that has not left completely, and the round.
-        self._gradient: tuple[int, Outgoing] | None = None
-        self._models = () if self._is_server else (self._new_model(), self._new_model())
-        self._model_at = 0  # the one that is assembled
-        self._held: int | None = None
-        self._whole: tuple[int, int] | None = None  # round and model, not yet taken
+        self._wakes_at = -math.inf  # when `collect`, if it waits, looks next by itself
 
     def add_peer(
         self, rank: int, address: str, port: int, send_key: bytes, receive_key: bytes
@@ -85,7 +73,7 @@ class Endpoint(interface.Endpoint):
         Raises:
           ValueError: a rank that is no peer's, an address or a key that is none, or too late.
         """
-        if rank not in (range(1, self._setup.num_workers + 1) if self._is_server else (0,)):
+        if rank not in self._layout.peers:
             raise ValueError(
                 f"rank {self._setup.rank} of {self._setup.num_workers} workers has no peer {rank}: "
                 "the server's are the workers, a worker's is the server. Add one of those."
@@ -93,7 +81,7 @@ class Endpoint(interface.Endpoint):
         with self._changed:
             if self._thread is not None:
                 raise ValueError("the endpoint has been started. Add peers before.")
-            self._channel.add_peer(rank, address, port, send_key, receive_key)
+            self._peers.add(rank, address, port, send_key, receive_key)
 
     def start(self) -> None:
         """Starts the receive thread; datagrams that came before it are handled then."""
@@ -101,8 +89,7 @@ class Endpoint(interface.Endpoint):
             raise ValueError("start: the endpoint is closed. Make a new one.")
         if self._thread is not None:
             raise ValueError("the endpoint has been started. Start it once.")
-        wanted = range(1, self._setup.num_workers + 1) if self._is_server else (0,)
-        if absent := sorted(set(wanted) - set(self._peers)):
+        if absent := self._peers.absent():
             raise ValueError(
                 f"an endpoint needs all its peers, and {absent[0]} was not added. Add it before "
                 "the start."
@@ -119,29 +106,18 @@ class Endpoint(interface.Endpoint):
           For each peer's rank the size of the longest datagram that was echoed, or 0.
         """
         _check_seconds("timeout_s", timeout_s)
-        sizes = (PROBE_BYTES, self._setup.mtu)
-        around = IP_UDP_BYTES + self._channel.around
-        now = send_at = time.monotonic()
-        deadline = now + timeout_s
-        attempt = 0
-        with self._verb("probe"), self._changed:
-            for peer in self._peers.values():
-                peer.echoed = set()
-            while True:
-                now = time.monotonic()
-                unheard = [p for p in self._peers.values() if not p.echoed.issuperset(sizes)]
-                if not unheard or now >= deadline:
-                    break
-                if now >= send_at:
-                    attempt += 1
-                    send_at = now + PROBE_GAP_S
-                    for peer in unheard:
-                        for size in sizes:
-                            self._channel.send(
-                                peer, Kind.PROBE, 0, attempt, 0, bytes(size - around)
-                            )
-                self._wait(min(send_at, deadline) - now)
-            return {rank: max(peer.echoed, default=0) for rank, peer in self._peers.items()}
+        deadline = time.monotonic() + timeout_s
+        with self._verb("probe"):
+            protocol = self._protocol
+            protocol.forget_echoes()
+            while not protocol.all_echoed() and (now := time.monotonic()) < deadline:
+                self._send_all(protocol.probe())
+                self._wait_for(min(now + PROBE_GAP_S, deadline), protocol.all_echoed)
+            longest = [protocol.longest_echo(row) for row in range(len(self._layout.peers))]
+        return {
+            rank: size + IP_UDP_BYTES if size else 0
+            for rank, size in zip(self._layout.peers, longest, strict=True)
+        }
 
     def collect(
         self,
@@ -153,64 +129,40 @@ class Endpoint(interface.Endpoint):
         """Server: opens `round`, grants it, and returns when it is closed.
 
         What arrives is written into `stack_nd`, float32 [n, d] in C order, until then and never
-        after. Meanwhile `on_whole` is told, on this thread, of datagrams that all rows have, some
-        16th of them at a time; of each once, and of the last ones perhaps never.
+        after. Meanwhile `on_whole` is called, on this thread, with datagrams that all rows have,
+        some 16th of them at a time; with each once, and with the last ones perhaps never.
 
         Raises:
           ValueError: not the server's, or the round, the stack or the policy is not as it must be.
         """
-        self._check_role("collect", server=True)
+        server = self._server("collect")
         _check_round(round)
-        n = self._setup.num_workers
-        check_array("stack_nd", stack_nd, np.float32, (n, self._setup.dim))
+        check_array("stack_nd", stack_nd, np.float32, (self._setup.num_workers, self._setup.dim))
         if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
             raise ValueError(
                 "stack_nd must be writeable and in C order. Allocate it with np.empty."
             )
         _check_rate(policy.rate_kbps)
-        with self._verb("collect"), self._changed:
-            opened = time.monotonic()
-            rule = CloseRule(policy, n, self._assembler.c, opened)
-            self._assembler.open(round, stack_nd)
-            self._rule = rule
-            self._rate_kbps = policy.rate_kbps
-            self._max_loss = policy.max_loss
-            for peer in self._peers.values():
-                self._channel.send(peer, Kind.GRANT, round, policy.rate_kbps)
-            told, at_once = 0, -(-self._assembler.c // TELLINGS)
+        with self._verb("collect"):
+            self._send_all(server.open_round(round, stack_nd, policy, time.monotonic()))
+            told, at_once = 0, -(-self._layout.num_datagrams // TELLINGS)
             try:
                 while True:
-                    now = time.monotonic()
-                    reason, wake_at = rule.check(now)
-                    if reason is not None:
-                        break
-                    whole = self._assembler.whole
-                    if on_whole is None or len(whole) < told + at_once:
-                        self._tell_at = told + at_once
-                        self._wait(wake_at - now)
+                    self._send_all(server.tick(time.monotonic()))
+                    if server.closed is not None:
+                        return server.closed
+                    whole = server.whole
+                    if on_whole is not None and len(whole) >= told + at_once:
+                        news, told = whole[told:], len(whole)
+                        with self._without_lock():
+                            on_whole(np.array(news))
                         continue
-                    news, told = whole[told:], len(whole)
-                    self._changed.release()
-                    try:
-                        on_whole(np.array(news))
-                    finally:
-                        self._changed.acquire()
+                    server.tell_at(told + at_once if on_whole is not None else math.inf)
+                    self._wakes_at = server.wake_at(time.monotonic())
+                    self._wait(self._wakes_at)
             finally:
-                self._rule = None
-                self._assembler.close()
-            for rank, peer in self._peers.items():
-                if self._assembler.missing(rank - 1):
-                    self._channel.send(peer, Kind.DONE, round)
-            heard_n = [self._peers[rank].has_spoken for rank in range(1, n + 1)]
-            for peer in self._peers.values():
-                peer.has_spoken = False
-            return Closed(
-                reason=reason,
-                elapsed_s=now - opened,
-                arrived_nc=np.stack([self._assembler.arrived(row) for row in range(n)]),
-                heard_n=np.array(heard_n),
-                settled_s_n=np.array(rule.settled_s),
-            )
+                self._wakes_at = -math.inf
+                server.abandon_round()  # if it is open still: the caller may free the stack
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
         """Worker: sends float32 [d] when granted; False if not all has left.
@@ -219,7 +171,7 @@ class Endpoint(interface.Endpoint):
         With `max_loss` below 1 it returns True only if the server also said that it has enough, or
         has left since.
         """
-        self._check_role("send", server=False)
+        worker = self._worker("send")
         check_array("grad_d", grad_d, np.float32, (self._setup.dim,))
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
@@ -227,21 +179,23 @@ class Endpoint(interface.Endpoint):
             raise ValueError(f"max_loss must be in 0..1, got {max_loss}. Pass a share.")
         deadline = time.monotonic() + timeout_s
         with self._verb("send"):
-            server = self._peers[0]
-            with self._changed:
-                if not self._wait_for_grant(server, round, deadline):
-                    return False
-                rate_kbps = self._granted_kbps
-            if self._gradient is None or self._gradient[0] != round:
-                self._gradient = round, Outgoing(self._assembler.c, repeats=max_loss < 1)
-            outgoing = self._gradient[1]
-            self._deliver(round, grad_d, {server: outgoing}, rate_kbps, deadline, math.inf)
-            # BYE tells what a lost DONE would have.
-            enough = outgoing.next_at() == math.inf or self._is_over(server, round)
-            sent = outgoing.all_left and enough
+            worker.ask_for_grant(round, time.monotonic())
+            self._ask_until(deadline, lambda: worker.is_granted(round) or worker.is_over(round))
+            if not worker.is_granted(round) or worker.is_over(round):
+                return False
+            bytes_per_s = worker.granted_kbps * 125  # 1 kbit is 125 bytes
+            most = self._most_at_once(bytes_per_s)
+            queue = worker.gradient(round, most, max_loss < 1, time.monotonic())
+            queue.add_rest()
+            self._transmit(round, grad_d, queue, bytes_per_s, deadline)
+            if max_loss == 1:
+                enough = queue.is_finished(0)
+            else:  # BYE tells what a lost DONE would have
+                enough = queue.is_done(0) or worker.is_over(round)
+            sent = enough and queue.all_sent(0)
             if sent:
-                self._gradient = None
-        return sent
+                worker.end_gradient()
+            return sent
 
     def broadcast(
         self,
@@ -256,7 +210,7 @@ class Endpoint(interface.Endpoint):
 
         `rate_kbps` is shared by all workers; one that says nothing for `silence_s` is left behind.
         """
-        self._check_role("broadcast", server=True)
+        server = self._server("broadcast")
         n = self._setup.num_workers
         check_array("params_d", params_d, np.float32, (self._setup.dim,))
         _check_rate(rate_kbps)
@@ -266,18 +220,15 @@ class Endpoint(interface.Endpoint):
         if len(to_n) != n:
             raise ValueError(f"to_n must have {n} values, got {len(to_n)}. Pass one for each row.")
         deadline = time.monotonic() + timeout_s
-        outgoings = {
-            peer: Outgoing(self._assembler.c, repeats=True)
-            for rank, peer in self._peers.items()
-            if to_n[rank - 1]
-        }
+        bytes_per_s = rate_kbps * 125
+        rows, most = np.flatnonzero(to_n).tolist(), self._most_at_once(bytes_per_s)
         with self._verb("broadcast"):
-            self._deliver(round, params_d, outgoings, rate_kbps, deadline, silence_s)
-        done_n = np.zeros(n, bool)
-        with self._changed:
-            for rank, peer in self._peers.items():
-                done_n[rank - 1] = peer in outgoings and peer.done_round >= round
-        return done_n
+            queue = server.start_broadcast(round, rows, most, silence_s, time.monotonic())
+            try:
+                self._transmit(round, params_d, queue, bytes_per_s, deadline)
+            finally:
+                done_n = server.end_broadcast()
+        return np.array(done_n)
 
     def receive(self, round: int, timeout_s: float) -> tuple[int, np.ndarray] | None:
         """Worker: returns the newest whole model of `round` or later, and its round.
@@ -286,40 +237,33 @@ class Endpoint(interface.Endpoint):
         next `receive` that returns another. None: nothing whole came in time, or the server said
         BYE.
         """
-        self._check_role("receive", server=False)
+        worker = self._worker("receive")
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
-        ready_at = time.monotonic()
-        deadline = ready_at + timeout_s
-        with self._verb("receive"), self._changed:
-            server = self._peers[0]
-            while True:
-                if self._whole is not None and self._whole[0] >= round:
-                    whole_round, self._held = self._whole
-                    self._whole = None
-                    model_d = self._models[self._held].view()
-                    model_d.setflags(write=False)
-                    return whole_round, model_d
-                now = time.monotonic()
-                if now >= deadline or server.has_left:
-                    return None
-                if now >= ready_at:
-                    ready_at = now + READY_LAST_S
-                    self._channel.send(server, Kind.READY, round)
-                self._wait(min(ready_at, deadline) - now)
+        deadline = time.monotonic() + timeout_s
+        with self._verb("receive"):
+            worker.ask_for_model(round, time.monotonic())
+            self._ask_until(deadline, lambda: worker.whole_round >= round or worker.server_left)
+            whole_round = worker.whole_round
+            if whole_round < round:
+                return None
+            worker.take_model()
+            model_d = worker.model.view()
+            model_d.setflags(write=False)
+            return whole_round, model_d
 
     def counters(self) -> dict[int, dict[str, int]]:
         """Returns, for each peer's rank and for -1 (nobody's), counts since the start."""
         with self._changed:
+            lost = {"dropped": self._peers.num_dropped, "overflow": self._peers.overflow}
             return {
-                -1: dict(self._channel.counts),
-                **{rank: dict(peer.counts) for rank, peer in self._peers.items()},
+                -1: {**self._protocol.counts_of_nobody, **lost},
+                **{rank: self._protocol.counts(row) for row, rank in enumerate(self._layout.peers)},
             }
 
     def server_left(self) -> bool:
         """Worker: whether the server has said BYE."""
-        self._check_role("server_left", server=False)
-        return 0 in self._peers and self._peers[0].has_left
+        return self._worker("server_left").server_left
 
     def close(self) -> None:
         """Says BYE to every peer, three times, ends the thread and closes the socket."""
@@ -328,116 +272,97 @@ class Endpoint(interface.Endpoint):
                 return
             self._is_closed = True
             self._changed.notify_all()
-        for at in range(NUM_BYES):
-            if at:
-                time.sleep(BYE_GAP_S)
-            with self._changed:
-                for peer in self._peers.values():
-                    self._channel.send(peer, Kind.BYE, 0)
         if self._thread is not None:
+            for at in range(NUM_BYES):
+                if at:
+                    time.sleep(BYE_GAP_S)
+                self._send_all(self._protocol.bye())
             self._thread.join()
-        self._channel.close()
+        self._peers.close()
 
-    # Sending. What has an underscore is called with the lock held, `_deliver` excepted.
+    # Sending and waiting, with the lock held.
 
-    def _wait_for_grant(self, server: Peer, round: int, deadline: float) -> bool:
-        pause_s = READY_FIRST_S
-        ready_at = -math.inf
-        while self._granted_round < round:
-            now = time.monotonic()
-            if self._is_over(server, round) or now >= deadline:
-                return False
-            if now >= ready_at:
-                ready_at = now + pause_s
-                pause_s = min(2 * pause_s, READY_LAST_S)
-                self._channel.send(server, Kind.READY, round)
-            self._wait(min(ready_at, deadline) - now)
-        # A later grant tells that this round is closed as well as DONE does.
-        return self._granted_round == round and not self._is_over(server, round)
+    def _most_at_once(self, bytes_per_s: float) -> int:
+        in_burst = Pacer.BURST_S * bytes_per_s / self._datagram_bytes(self._layout.payload_bytes)
+        return min(max(int(in_burst), 1), MOST_SENT)
 
-    def _deliver(
+    def _datagram_bytes(self, payload_bytes: int) -> int:
+        return HEADER_BYTES + payload_bytes + self._layout.tag_bytes
+
+    def _transmit(
         self,
         round: int,
         vector_d: np.ndarray,
-        outgoings: dict[Peer, Outgoing],
-        rate_kbps: int,
+        queue: SendQueue,
+        bytes_per_s: float,
         deadline: float,
-        silence_s: float,
     ) -> None:
-        """Sends a vector to each peer in turn until all have enough, are silent, or it is late."""
+        """Sends what is in the queue until it has finished or the deadline has passed."""
         data = packet.encode_floats(vector_d, self._setup.wire)
-        pacer = Pacer(rate_kbps * 125)  # 1 kbit is 125 bytes
-        started = time.monotonic()
-
-        def silent_at(peer: Peer) -> float:
-            return outgoings[peer].asked_at + silence_s
-
-        active = list(outgoings)
-        leave_at = math.inf
-        with self._changed:
-            for peer, outgoing in outgoings.items():
-                peer.outgoing, peer.outgoing_round = outgoing, round
+        size, c = self._layout.payload_bytes, self._layout.num_datagrams
+        pacer = Pacer(bytes_per_s)
         while True:
-            with self._changed:
-                self._check_open()
-                now = time.monotonic()
-                active = [
-                    peer
-                    for peer in active
-                    if now < silent_at(peer) and not self._has_enough(peer, round)
-                ]
-                num_done = sum(peer.done_round >= round for peer in outgoings)
-                if 2 * num_done > len(outgoings) and leave_at == math.inf:
-                    # Who never has enough must not hold up the others for long.
-                    leave_at = now + 3 * (now - started) + silence_s
-                if not active or now >= min(deadline, leave_at):
-                    break
-                due = [peer for peer in active if outgoings[peer].next_at() <= now]
-                if not due:
-                    wake_at = min(min(outgoings[p].next_at(), silent_at(p)) for p in active)
-                    self._wait(min(wake_at, deadline, leave_at) - now)
-                    continue
-                peer = due[0]
-                active.remove(peer)
-                active.append(peer)
-                index = outgoings[peer].head()
-                at = 0 if index is None else index * self._payload_bytes
-                payload = b"" if index is None else data[at : at + self._payload_bytes]
-                send_at = min(pacer.when(now, self._channel.around + len(payload)), deadline)
-                while now < send_at and not self._has_enough(peer, round):
-                    self._wait(send_at - now)
-                    now = time.monotonic()
-                if now >= deadline or self._has_enough(peer, round):
-                    continue
-                if index is None:
-                    num_ends = outgoings[peer].num_ends + 1
-                    self._channel.send(peer, Kind.END, round, num_ends, self._assembler.c)
-                else:
-                    self._channel.send(peer, Kind.DATA, round, index, self._assembler.c, payload)
-                outgoings[peer].sent(index, now)
-        with self._changed:
-            for peer in outgoings:
-                peer.outgoing = None
+            self._check_open()
+            now = time.monotonic()
+            if now >= deadline:
+                return
+            what, *rest = queue.next(now)
+            if what == "finished":
+                return
+            if what == "wait":
+                self._wait(min(rest[0], deadline))
+                continue
+            row, of = rest
+            if what == "end":
+                self._peers.send(Outgoing(row, Kind.END, round, of, c))
+                continue
+            payloads = [data[seq * size : (seq + 1) * size] for seq in of]
+            due = sum(self._datagram_bytes(len(payload)) for payload in payloads)
+            send_at = min(pacer.when(now, due), deadline)
+            if self._wait_for(send_at, partial(queue.is_finished, row)):
+                queue.take_back()
+                continue
+            with self._without_lock():
+                for seq, payload in zip(of, payloads, strict=True):
+                    self._peers.send(Outgoing(row, Kind.DATA, round, seq, c, payload))
 
-    def _has_enough(self, peer: Peer, round: int) -> bool:
-        has_all = peer.outgoing is None or peer.outgoing.next_at() == math.inf
-        return has_all or self._is_over(peer, round)
+    def _send_all(self, datagrams: Iterable[Outgoing]) -> None:
+        for outgoing in datagrams:
+            self._peers.send(outgoing)
 
-    def _is_over(self, peer: Peer, round: int) -> bool:
-        return peer.done_round >= round or peer.has_left
+    def _ask_until(self, until: float, is_so: Callable[[], bool]) -> None:
+        """Asks for what the worker waits for, until `is_so()` or the time is up."""
+        worker = self._worker("asking")
+        while not is_so() and (now := time.monotonic()) < until:
+            self._send_all(worker.tick(now))
+            self._wait_for(min(until, worker.wake_at()), is_so)
+        worker.stop_asking()
 
-    def _wait(self, seconds: float) -> None:
+    def _wait_for(self, until: float, is_so: Callable[[], bool]) -> bool:
+        """Waits until `is_so()`, which it returns, or the time is up."""
+        while not is_so():
+            if time.monotonic() >= until:
+                return False
+            self._wait(until)
+        return True
+
+    def _wait(self, until: float) -> None:
+        """Waits until something has changed or the time is up, but a second at most."""
         self._check_open()
-        self._changed.wait(min(max(seconds, 0.0), 1.0))
+        self._changed.wait(min(max(until - time.monotonic(), 0.0), 1.0))
         self._check_open()
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ValueError("the endpoint was closed while it was in use. Make a new one.")
+    @contextlib.contextmanager
+    def _without_lock(self) -> Iterator[None]:
+        self._changed.release()
+        try:
+            yield
+        finally:
+            self._changed.acquire()
 
     @contextlib.contextmanager
     def _verb(self, name: str) -> Iterator[None]:
-        """Ends whatever is not to be done now, or at the same time as something else, by an error.
+        """Holds the lock for a verb, one at a time.
 
         Raises:
           ValueError: the endpoint is closed, was not started, or is in use by another thread.
@@ -453,142 +378,60 @@ class Endpoint(interface.Endpoint):
                     "it. Wait for that."
                 )
             self._is_busy = True
-        try:
-            yield
-        finally:
-            self._is_busy = False
+            try:
+                yield
+            finally:
+                self._is_busy = False
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the endpoint was closed while it was in use. Make a new one.")
+
+    def _server(self, verb: str) -> ServerProtocol:
+        if isinstance(self._protocol, ServerProtocol):
+            return self._protocol
+        raise ValueError(f"{verb} is for the server; this is rank {self._setup.rank}.")
+
+    def _worker(self, verb: str) -> WorkerProtocol:
+        if isinstance(self._protocol, WorkerProtocol):
+            return self._protocol
+        raise ValueError(f"{verb} is for a worker; this is rank {self._setup.rank}.")
 
     # Receiving, on a thread of its own.
 
     def _receive_all(self) -> None:
         while not self._is_closed:
-            if not self._channel.wait(POLL_MS):
+            if not self._peers.wait(POLL_MS):
                 continue
-            while not self._is_closed and (came := self._channel.receive()) is not None:
-                with self._changed:
-                    self._take(*came, time.monotonic())
+            with self._changed:
+                changed = False
+                for _ in range(MOST_RECEIVED):
+                    came = self._peers.receive()
+                    if came is None:
+                        break
+                    changed |= self._take(*came, time.monotonic())
+                if changed or self._closes_sooner():
+                    self._changed.notify_all()
 
-    def _take(self, data: bytes, source: tuple[str, int], now: float) -> None:
-        """Judges a datagram in the order of ``WIRE.md``, counts it, and only then acts on it."""
-        opened = self._channel.open(data, source)
-        if opened is None:
-            return
-        peer, header, payload = opened
-        reason = self._judge(peer, header, payload)
-        peer.counts[reason] += 1
-        if reason == ACCEPTED:
-            if peer.outgoing is not None:
-                peer.outgoing.asked_at = math.inf
-            if header.kind in (Kind.DATA, Kind.END, Kind.READY):
-                peer.has_spoken = True
-            if header.kind != Kind.DATA:
-                peer.last_counter = header.counter
-            self._act(peer, header, payload, now)
+    def _take(self, data: bytes, source: tuple[str, int], now: float) -> bool:
+        """Judges a datagram and answers it; returns whether something has changed."""
+        envelope = self._peers.open(data, source)
+        if envelope.verdict != ACCEPTED:
+            self._protocol.reject(envelope.row, envelope.verdict)
+            return False
+        assert envelope.header is not None
+        handled = self._protocol.handle(envelope.row, envelope.header, envelope.payload, now)
+        self._send_all(handled.to_send)
+        return handled.changed
 
-    def _judge(self, peer: Peer, header: Header, payload: bytes) -> str:
-        """Returns the first reason that applies, or "accepted"; DATA is then in its place."""
-        kind, rank, _, round, seq, total, counter = header
-        assembler = self._assembler
-        if not packet.is_well_formed(header, payload, assembler.c, self._payload_bytes):
-            return "malformed"
-        if kind == Kind.DATA:
-            if assembler.is_well_formed(round, seq, total, payload):
-                self._open_model(round)
-            return assembler.accept(max(rank, 1) - 1, round, seq, total, payload)
-        if counter <= peer.last_counter:
-            return "replayed"
-        if kind == Kind.END:
-            self._open_model(round)
-            return "early" if assembler.standing(round) == "early" else ACCEPTED
-        return ACCEPTED
+    def _closes_sooner(self) -> bool:
+        """Whether `collect` waits, and should look sooner than it does by itself.
 
-    def _act(self, peer: Peer, header: Header, payload: bytes, now: float) -> None:
-        kind, rank, _, round, seq, total, _ = header
-        if kind == Kind.DATA:
-            self._act_on_data(peer, max(rank, 1) - 1, now)
-            return
-        if kind == Kind.END:
-            self._act_on_end(peer, max(rank, 1) - 1, round, seq, now)
-        elif kind == Kind.PROBE:
-            self._channel.send(peer, Kind.ECHO, 0, seq, 0, payload)
-        elif kind == Kind.ECHO:
-            peer.echoed.add(IP_UDP_BYTES + self._channel.around + len(payload))
-        elif kind == Kind.GRANT and round >= self._granted_round:
-            self._granted_round, self._granted_kbps = round, seq
-        elif kind == Kind.READY:
-            if round == self._assembler.round:
-                if seq == packet.PAUSE and self._rule is not None:
-                    self._rule.pauses(max(rank, 1) - 1)
-                self._channel.send(peer, Kind.GRANT, round, self._rate_kbps)
-            elif round <= self._assembler.closed_round:
-                self._channel.send(peer, Kind.DONE, self._assembler.closed_round)
-        elif kind == Kind.NACK:
-            indices = packet.read_nack(seq, payload, total)
-            if peer.outgoing is not None and peer.outgoing_round == round and indices is not None:
-                peer.outgoing.ask(indices.tolist())
-        elif kind == Kind.DONE:
-            peer.done_round = max(peer.done_round, round)
-        elif kind == Kind.BYE:
-            peer.has_left = True
-        self._changed.notify_all()
-
-    def _act_on_data(self, peer: Peer, row: int, now: float) -> None:
-        missing = self._assembler.missing(row)
-        if self._rule is not None:
-            # Waking the caller for each datagram would cost more than the datagram.
-            is_news = len(self._assembler.whole) == self._tell_at
-            if self._rule.heard(row, now, missing) or is_news:
-                self._changed.notify_all()
-        elif not self._is_server and missing == 0:
-            self._whole = (self._assembler.round, self._model_at)
-            self._assembler.close()
-            self._channel.send(peer, Kind.DONE, self._whole[0])
-            self._changed.notify_all()
-
-    def _act_on_end(self, peer: Peer, row: int, round: int, num_ends: int, now: float) -> None:
-        assembler = self._assembler
-        max_loss = self._max_loss_now()
-        if assembler.standing(round) == "late":
-            if max_loss < 1:  # the DONE that ended it may have been lost
-                self._channel.send(peer, Kind.DONE, assembler.closed_round)
-            return
-        if self._rule is not None and num_ends > 0:  # else only a report is asked for
-            self._rule.ended(row, now)
-        if max_loss == 1:
-            return
-        if assembler.missing(row) <= max_loss * assembler.c:
-            if num_ends > 0 or assembler.missing(row) == 0:  # else more may be on its way
-                self._channel.send(peer, Kind.DONE, assembler.round)
-        elif now >= peer.nacked_at + NACK_GAP_S:
-            peer.nacked_at = now
-            missing_c = ~assembler.arrived(row)
-            for first, bitmap in packet.nack_payloads(missing_c, self._payload_bytes):
-                self._channel.send(peer, Kind.NACK, assembler.round, first, assembler.c, bitmap)
-
-    def _max_loss_now(self) -> float:
-        return self._max_loss if self._is_server else 0.0
-
-    # A worker's models.
-
-    def _new_model(self) -> np.ndarray:
-        return np.zeros(self._setup.dim, np.float32)
-
-    def _open_model(self, round: int) -> None:
-        """Worker: makes room for a later model; nothing happens for one that is not later."""
-        if self._is_server or round <= max(self._assembler.round, self._assembler.closed_round):
-            return
-        keep = self._held
-        if keep is None and self._whole is not None:
-            keep = self._whole[1]
-        self._model_at = 1 if keep == 0 else 0
-        if self._whole is not None and self._whole[1] == self._model_at:
-            self._whole = None  # the caller holds the other one, so the newer model takes its place
-        self._assembler.open(round, [self._models[self._model_at]])
-
-    def _check_role(self, verb: str, server: bool) -> None:
-        if server != self._is_server:
-            whose = "the server" if server else "a worker"
-            raise ValueError(f"{verb} is for {whose}; this is rank {self._setup.rank}.")
+        Waking it for each datagram would cost more than the datagram.
+        """
+        if not isinstance(self._protocol, ServerProtocol) or self._wakes_at == -math.inf:
+            return False
+        return self._protocol.wake_at(time.monotonic()) < self._wakes_at
 
 
 def _check_rate(rate_kbps: int) -> None:

@@ -11,7 +11,9 @@ class Pacer:
       burst_s: seconds; as much as was overslept can be made up for.
     """
 
-    def __init__(self, bytes_per_s: float, burst_s: float = 0.0005) -> None:
+    BURST_S = 0.0005
+
+    def __init__(self, bytes_per_s: float, burst_s: float = BURST_S) -> None:
         """Starts with a whole burst earned."""
         if not bytes_per_s > 0:
             raise ValueError(

@@ -114,27 +114,28 @@ def read_nack(first: int, payload: bytes, total: int) -> np.ndarray | None:
     return None if indices.size and indices[-1] >= total else indices
 
 
-def is_well_formed(header: Header, payload: bytes, c: int, max_payload_bytes: int) -> bool:
+def is_well_formed(
+    header: Header, payload: bytes, c: int, max_payload_bytes: int, *, from_server: bool
+) -> bool:
     """Returns whether a datagram is what its kind, sender and the vector's length demand.
 
-    Of DATA only the sender is looked at: the assembler judges the rest.
+    DATA is not: the assembler judges it.
 
     Args:
-      header: of the datagram; rank 0 is the server.
+      header: of the datagram.
       payload: what follows the header, without the tag.
       c: datagrams of a vector.
       max_payload_bytes: of a DATA datagram, and so of a NACK.
+      from_server: whether the server has sent it, or else a worker.
     """
-    kind, rank, _, round, seq, total, _ = header
+    kind, _, _, round, seq, total, _ = header
     match kind:
-        case Kind.DATA:
-            return True
         case Kind.PROBE | Kind.ECHO:
             return round == 0 and total == 0 and not any(payload)
         case Kind.GRANT:
-            return rank == 0 and round > 0 and seq > 0 and total == 0 and not payload
+            return from_server and round > 0 and seq > 0 and total == 0 and not payload
         case Kind.READY:
-            return rank != 0 and round > 0 and seq <= PAUSE and total == 0 and not payload
+            return not from_server and round > 0 and seq <= PAUSE and total == 0 and not payload
         case Kind.DONE:
             return round > 0 and seq == 0 and total == 0 and not payload
         case Kind.BYE:

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from lossympi import planes
+from lossympi import backend
 from tests.dropin.results import results_of
 
 SCRIPT = Path(__file__).with_name("parts_script.py")
 
 
-@pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
+@pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())
 def test_gradients_that_leave_in_parts_train_as_whole_ones(tmp_path):
     results, _ = results_of(3, tmp_path, SCRIPT, TF_NUM_INTEROP_THREADS="2")
     for rank, ways in results.items():

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from lossympi import plane
+from lossympi.backend import choose_plane
 from lossympi.endpoint import ClosePolicy, Setup
 from lossympi.plane.cipher import Sealer, tag_bytes
 from lossympi.plane.packet import Header, pack, unpack
-from lossympi.planes import choose_plane
 
 SESSION = 0x12345678
 HOST = "127.0.0.1"

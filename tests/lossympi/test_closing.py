@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossympi import Network
+from lossympi.closing import closed_by
 from lossympi.memory import DATAGRAM_BYTES, connect
 
 SECOND_EACH = 8 * DATAGRAM_BYTES  # bit/s at which a datagram takes a second
@@ -46,30 +47,30 @@ class Scripted:
         return tuple(array.copy() for array in self.script)
 
 
+def is_idle(row, max_missing, grace_s, now):
+    """Whether a row is settled and nothing came for the grace; an infinite one knows the future."""
+    highest = max([k for k, s in enumerate(row) if s < math.inf], default=None)
+    has_ended = highest is not None and row[highest] <= now
+    missing = sum(s > now for s in row)
+    if missing > 0 and not (has_ended and missing <= max_missing):
+        return False
+    if grace_s == math.inf:
+        return not any(now < s < math.inf for s in row)
+    return now - max(s for s in row if s <= now) >= grace_s
+
+
 def slow_close(came, max_missing, quorum, grace_s, deadline_s):
     """The oracle: looks at every row at every second, as a server with a clock would."""
     last_s = int(max([s for row in came for s in row if s < math.inf], default=0))
-    if deadline_s == math.inf and grace_s == math.inf:
-        grace_s = last_s + 1
-        idle = True  # what an infinite grace knows: nothing more comes
-    else:
-        idle = False
     for now in range(10_000):
         if all(s <= now for row in came for s in row):
             return "complete", now
-        heard = []
-        for row in came:
-            highest = max([k for k, s in enumerate(row) if s < math.inf], default=None)
-            ended = highest is not None and row[highest] <= now
-            missing = sum(s > now for s in row)
-            if missing == 0 or (ended and missing <= max_missing):
-                heard.append(max(s for s in row if s <= now))
-        if len(heard) >= quorum and not idle and now - max(heard) >= grace_s:
+        if sum(is_idle(row, max_missing, grace_s, now) for row in came) >= quorum:
             return "early", now
         if now >= deadline_s:
             return "deadline", deadline_s
-        if deadline_s == math.inf and now > last_s + (0 if idle else grace_s):
-            return ("early" if idle and len(heard) >= quorum else "deadline"), last_s
+        if deadline_s == math.inf and now > last_s + (grace_s if grace_s < math.inf else 0):
+            return "deadline", last_s
     raise AssertionError("no round takes so long")
 
 
@@ -88,8 +89,6 @@ def test_a_round_closes_when_a_server_with_a_clock_closes_it(data):
     quorum = data.draw(st.one_of(st.none(), st.integers(1, n)))
     grace_s = data.draw(st.one_of(st.integers(0, 4), st.just(math.inf)))
     deadline_s = data.draw(st.one_of(st.integers(1, 14), st.just(math.inf)))
-    if grace_s == math.inf and (deadline_s < math.inf or quorum not in (None, n)):
-        grace_s = 2  # an infinite grace knows the future, the oracle does not
 
     collected = one_round(
         n,
@@ -323,3 +322,29 @@ def test_who_sends_nothing_takes_no_time_of_others():
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         connect(2, 352, **options)
+
+
+@pytest.mark.parametrize(
+    ("num_live", "num_complete", "num_settled", "quorum", "is_late", "reason"),
+    [
+        (3, 3, 3, 3, True, "complete"),  # comes before the deadline
+        (3, 2, 3, 3, True, "early"),
+        (3, 2, 2, 3, False, None),
+        (3, 2, 2, 3, True, "deadline"),
+        (3, 1, 2, 2, False, "early"),
+        (2, 1, 2, 3, False, "early"),  # the third is dead
+        (0, 0, 0, 1, False, None),  # nobody is enough for no quorum
+        (0, 0, 0, 1, True, "deadline"),
+    ],
+)
+def test_the_rule_of_all_links(num_live, num_complete, num_settled, quorum, is_late, reason):
+    assert closed_by(num_live, num_complete, num_settled, quorum, is_late) == reason
+
+
+def test_each_row_of_a_quorum_is_idle_for_the_grace_and_no_other_need_be():
+    """As over UDP: what still comes for the others does not put off the close."""
+    came_s_nc = np.array([[0.0, 1.0, math.inf, 2.0], [0.0, 4.0, 2.0, 3.0]])  # ENDs at 2 and at 3
+    network = Scripted(came_s_nc, np.full((2, 4), math.inf), np.zeros((2, 4), bool))
+    stats = one_round(2, 4, network, quorum=1, grace_s=1.5).stats
+    assert (stats.closed_by, stats.elapsed_s) == ("early", 3.5)
+    assert stats.workers[1].late == 1

@@ -9,50 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lossympi import ConnectError, addresses, connect, connection, mpi, planes
+from lossympi import ConnectError, addresses, backend, connect, connection, mpi
 from lossympi.plane import cipher as python_cipher
 from lossympi.plane.endpoint import Endpoint as PythonEndpoint
+from tests.lossympi.ranks import on_ranks
 
-TIMEOUT_S = 20.0
 DIM = 1000
-
-
-class FakeComm:
-    """What connect uses of an mpi4py communicator, between threads."""
-
-    def __init__(self, rank, size, shared):
-        self.rank, self.size = rank, size
-        self._barrier, self._slots = shared
-
-    def allgather(self, value):
-        self._slots[self.rank] = value
-        self._barrier.wait(TIMEOUT_S)
-        everyones = list(self._slots)
-        self._barrier.wait(TIMEOUT_S)  # before anybody writes again
-        return everyones
-
-    def bcast(self, value):
-        return self.allgather(value)[0]
-
-
-def on_ranks(size, call):
-    """Returns what `call(comm)` returned or raised on each of the ranks."""
-    shared = threading.Barrier(size), [None] * size
-    outcomes = [None] * size
-
-    def run(rank):
-        try:
-            outcomes[rank] = call(FakeComm(rank, size, shared))
-        except Exception as error:
-            outcomes[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(TIMEOUT_S)
-        assert not thread.is_alive(), "a rank waits for another"
-    return outcomes
 
 
 def on_rank(rank, value, other):
@@ -114,9 +76,9 @@ def test_ranks_are_joined(plane, auth):
 @pytest.mark.parametrize(
     ("rank", "arguments", "words"),
     [
-        (1, {"dim": 999}, "rank 0 and rank 1 passed dim=1000 and dim=999"),
-        (2, {"mtu": 1400}, "rank 0 and rank 2 passed mtu=1500 and mtu=1400"),
-        (0, {"auth": "none"}, "rank 0 and rank 1 passed auth='none' and auth='aead'"),
+        (1, {"dim": 999}, "rank 0 and rank 1 have dim=1000 and dim=999"),
+        (2, {"mtu": 1400}, "rank 0 and rank 2 have mtu=1500 and mtu=1400"),
+        (0, {"auth": "none"}, "rank 0 and rank 1 have auth='none' and auth='aead'"),
         (1, {"wire": "float16", "quorum": 1}, "quorum=None and quorum=1, wire='float32' and wire="),
     ],
 )
@@ -177,7 +139,7 @@ def test_what_mpi_has_not_is_refused(arguments, words):
 def test_ranks_agree_on_the_transport():
     transport = on_rank(2, "mpi", "udp")
     said = words_of(on_ranks(3, lambda comm: connect(comm, DIM, transport=transport(comm))))
-    assert "rank 0 and rank 2 passed transport='udp' and transport='mpi'" in said
+    assert "rank 0 and rank 2 have transport='udp' and transport='mpi'" in said
 
 
 def test_mpi_that_was_started_for_one_thread_is_refused(monkeypatch):
@@ -411,7 +373,7 @@ def test_a_server_without_memory_ends_all(monkeypatch):
     def fail(shape):
         raise MemoryError(f"no room for {shape}")
 
-    monkeypatch.setattr("lossympi.udp.aligned_zeros", fail)
+    monkeypatch.setattr("lossympi.udp_link.aligned_zeros", fail)
     said = words_of(on_ranks(3, lambda comm: connect(comm, DIM)))
     assert said == "rank 0 cannot connect: no room for (2, 1000)"
 
@@ -499,7 +461,7 @@ def of_another_container(*_):
     raise ValueError("it runs in another container")
 
 
-needs_core = pytest.mark.skipif(bool(planes.why_not_native()), reason=planes.why_not_native())
+needs_core = pytest.mark.skipif(bool(backend.why_not_native()), reason=backend.why_not_native())
 
 
 @needs_core
@@ -528,7 +490,7 @@ def test_where_memory_cannot_be_shared_auto_takes_mpi(missing, words, monkeypatc
     elif missing == "core":
         monkeypatch.setattr(connection, "why_not_native", lambda: "it was not built")
     else:
-        monkeypatch.setattr("lossympi.shared._open_file", of_another_container)
+        monkeypatch.setattr("lossympi.shm_link._open_file", of_another_container)
     monkeypatch.setattr(connection, "_join_mpi", lambda comm, *_: "MPI")
 
     def play(transport):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from lossympi import plane
+from lossympi.backend import choose_plane
 from lossympi.endpoint import Setup
 from lossympi.plane.assembler import Assembler
-from lossympi.planes import choose_plane
 
 MOST = 2**31
 FLOATS = 352

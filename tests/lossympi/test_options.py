@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from lossympi import Options
+from lossympi import LinkError, Options
+from lossympi.collectives import Collectives
 from lossympi.endpoint import REASONS, Closed
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.udp_link import UdpServer, UdpWorker
+from tests.lossympi.ranks import on_ranks
 
 NAN, INF = math.nan, math.inf
 # Of each option: values at the ends of its range, values beyond them, and a word of the error.
@@ -48,11 +50,20 @@ def test_range(name):
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_difference(name):
+def test_ranks_that_differ_in_an_option_are_told_which(name):
     default = getattr(Options(), name)
     other = next(value for value in RANGES[name][0] if value != default)
-    assert Options().differences(Options(**{name: other})) == {name: (default, other)}
-    assert Options(**{name: other}).differences(Options(**{name: other})) == {}
+
+    def agree(*of_ranks):
+        def on_rank(comm):
+            options = Options(**{name: of_ranks[comm.rank]})
+            Collectives(comm, LinkError).agree("options", dataclasses.asdict(options))
+
+        return on_ranks(2, on_rank)
+
+    assert agree(other, other) == [None, None]
+    for error in agree(default, other):
+        assert f"; rank 0 and rank 1 have {name}={default!r} and {name}={other!r}. " in str(error)
 
 
 @pytest.mark.parametrize(

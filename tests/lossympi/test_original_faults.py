@@ -194,7 +194,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
 
 import numpy as np
 from lossympi.endpoint import Setup
-from lossympi.planes import choose_plane
+from lossympi.backend import choose_plane
 
 ends = [choose_plane("{plane}").Endpoint(Setup(rank, 1, "127.0.0.1", 1, 1000)) for rank in (0, 1)]
 for rank in (0, 1):

@@ -8,16 +8,16 @@ import time
 import numpy as np
 import pytest
 
-from lossympi import planes
+from lossympi import backend
 from lossympi.options import Options
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.udp_link import UdpServer, UdpWorker
 from tests.lossympi.conftest import PLANES, Job
 from tests.lossympi.rounds import Caller
 
 D = 352 * 100 + 7  # the last datagram is short
 FAST_BPS = 1e9
 
-pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
+pytestmark = pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())
 
 
 @pytest.fixture(params=["native", "native workers"])
@@ -78,9 +78,9 @@ def test_a_gradient_arrives_however_it_is_written(link, background, order):
         sent_d[:] = np.nan  # what is not written must not leave
         for first, count in ORDERS[order]:
             sent_d[first : first + count] = grad_d[first : first + count]
-            assert worker.fill(sent_d, first, count) == 0
+            assert worker.send_part(sent_d, first, count) == 0
         sent_d[:] = grad_d
-        np.testing.assert_array_equal(worker.exchange(sent_d), vector([2, round]))
+        np.testing.assert_array_equal(worker.run(sent_d), vector([2, round]))
         assert worker.native.round == round + 1
     for round, (row_d, stats) in enumerate(served.result()):
         np.testing.assert_array_equal(row_d, vector(round))
@@ -93,12 +93,12 @@ def test_a_part_arrives_while_the_rest_is_not_there(link, background):
     endpoint = server._endpoint
     served = collect(server, 1, background)
     grad_d = vector(0)
-    worker.fill(grad_d, D - 352 * 50, 352 * 50)
+    worker.send_part(grad_d, D - 352 * 50, 352 * 50)
     deadline = time.monotonic() + 5
     while endpoint.counters()[1]["accepted"] < 49:  # the first of them is not whole
         assert time.monotonic() < deadline
     assert server.waiting_for() == [0]
-    worker.exchange(grad_d)
+    worker.run(grad_d)
     np.testing.assert_array_equal(served.result()[0][0], grad_d)
 
 
@@ -108,9 +108,9 @@ def test_a_pause_is_not_the_end(link, background, max_loss):
     served = collect(server, 1, background)
     grad_d = vector(0)
     for first, count in ranges(9_000)[::-1]:
-        worker.fill(grad_d, first, count)
+        worker.send_part(grad_d, first, count)
         time.sleep(0.3)
-    worker.exchange(grad_d)
+    worker.run(grad_d)
     row_d, stats = served.result()[0]
     np.testing.assert_array_equal(row_d, grad_d)
     assert (stats.closed_by, stats.workers[0].delivered) == ("complete", 1.0)
@@ -123,8 +123,8 @@ def test_losses_of_parts_are_borne_as_others(link, background, max_loss):
     for round in range(3):
         grad_d = vector(round)
         for first, count in ranges(9_000, 20_000)[::-1]:
-            assert worker.fill(grad_d, first, count) == 0
-        np.testing.assert_array_equal(worker.exchange(grad_d), vector([2, round]))
+            assert worker.send_part(grad_d, first, count) == 0
+        np.testing.assert_array_equal(worker.run(grad_d), vector([2, round]))
     for round, (row_d, stats) in enumerate(served.result()):
         there_d = row_d == vector(round)
         assert there_d.mean() == pytest.approx(stats.workers[0].delivered)
@@ -139,8 +139,8 @@ def test_a_long_gradient_leaves_though_calls_are_short(link, background):
     for round, parts in enumerate([ranges(), []]):
         grad_d = vector(round)
         for first, count in parts:
-            worker.fill(grad_d, first, count)
-        worker.exchange(grad_d)
+            worker.send_part(grad_d, first, count)
+        worker.run(grad_d)
     for round, (row_d, stats) in enumerate(served.result()):
         np.testing.assert_array_equal(row_d, vector(round))
         assert stats.workers[0].duplicate == 0
@@ -152,15 +152,15 @@ def test_a_step_that_ends_half_way_is_made_up_for_by_the_next(link, background, 
     server, worker = link()
     served = collect(server, 2, background)
     cut = 352 * 50 + 100  # within a datagram
-    worker.fill(vector(8), 0, cut)
+    worker.send_part(vector(8), 0, cut)
     again_d = np.full(D, np.nan, np.float32)
     for first, count in ranges(cut - 50, cut + 100) if in_parts else []:
         again_d[first : first + count] = vector(9)[first : first + count]
-        assert worker.fill(again_d, first, count, step=1) == 0
-    np.testing.assert_array_equal(worker.exchange(vector(9)), vector([2, 0]))
+        assert worker.send_part(again_d, first, count, step=1) == 0
+    np.testing.assert_array_equal(worker.run(vector(9)), vector([2, 0]))
     for first, count in ranges(cut):
-        worker.fill(vector(10), first, count, step=2)
-    worker.exchange(vector(10))
+        worker.send_part(vector(10), first, count, step=2)
+    worker.run(vector(10))
     both_d = np.where(np.arange(D) < 352 * 50, vector(8), vector(9))  # what had left stays
     for (row_d, stats), expected_d in zip(served.result(), (both_d, vector(10)), strict=True):
         np.testing.assert_array_equal(row_d, expected_d)
@@ -173,8 +173,8 @@ def test_parts_of_a_round_that_is_over_are_not_sent(link, background):
     assert served.result()[0][1].workers[0].delivered == 0
     grad_d = vector(0)
     for first, count in ranges(9_000):
-        assert worker.fill(grad_d, first, count) == 0
-    np.testing.assert_array_equal(worker.exchange(grad_d), vector([2, 0]))
+        assert worker.send_part(grad_d, first, count) == 0
+    np.testing.assert_array_equal(worker.run(grad_d), vector([2, 0]))
 
 
 def test_what_ends_a_wait_ends_a_part(link):
@@ -182,7 +182,7 @@ def test_what_ends_a_wait_ends_a_part(link):
         raise RuntimeError(f"enough: {is_sending} {has_left}")
 
     _, worker = link(idle=idle)
-    assert worker.fill(vector(0), 0, D) == 2
+    assert worker.send_part(vector(0), 0, D) == 2
     assert worker.message.value == b"RuntimeError: enough: True False"
 
 
@@ -196,5 +196,5 @@ def test_a_server_that_left_is_told_to_a_part(link):
 
     server, worker = link(idle=idle)
     server.close()
-    assert worker.fill(vector(0), 0, D) == 2
+    assert worker.send_part(vector(0), 0, D) == 2
     assert told.is_set()

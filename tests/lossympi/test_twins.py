@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lossympi.closing import closed_by
 from lossympi.endpoint import ClosePolicy
 from lossympi.plane import cipher, packet
 from lossympi.plane.assembler import Assembler
@@ -210,6 +211,16 @@ def test_the_native_assembler_has_no_other_rows(row):
     assert assembler.accept(row, 1, 0, C, bytes(4 * K)) == "foreign"
     with pytest.raises(IndexError):
         assembler.missing(row)
+
+
+COUNTS = st.integers(0, 5)
+
+
+@given(COUNTS, COUNTS, COUNTS, st.integers(1, 6), st.booleans())
+@settings(max_examples=400)
+def test_what_closes_a_round(num_live, num_complete, num_settled, quorum, is_late):
+    state = num_live, num_complete, num_settled, quorum, is_late
+    assert core.closed_by(*state) == closed_by(*state)
 
 
 TIMES = st.sampled_from([0.0, 0.0, 0.125, 0.25, 0.5, 1.0, 3.0])

@@ -279,9 +279,9 @@ def waits():
 def differ():
     """The failure of a rank is the failure of all, and they are told whose it is."""
     for change, words in (
-        ({"transport": "udp"}, f"passed transport={TRANSPORT!r} and transport='udp'"),
-        ({"dim": 99}, "rank 0 and rank 2 passed dim=100 and dim=99"),
-        ({"patience": 4}, "rank 0 and rank 2 passed patience=3 and patience=4"),
+        ({"transport": "udp"}, f"have transport={TRANSPORT!r} and transport='udp'"),
+        ({"dim": 99}, "rank 0 and rank 2 have dim=100 and dim=99"),
+        ({"patience": 4}, "rank 0 and rank 2 have patience=3 and patience=4"),
         ({"mtu": 1400}, "rank 2 cannot connect: without UDP nothing is lost, and there is no mtu"),
         ({"plane": "native"}, "rank 2 cannot connect: a plane is of UDP"),
     ):

@@ -97,7 +97,7 @@ def serve_sleeper(link, timeout_s):
 def options_differ(plane):
     """The failure of a rank is the failure of all, and they are told whose it is."""
     error = connect_error(plane=plane, timeout_s=3.0 if RANK == 2 else 30.0)
-    assert "rank 0 and rank 2 passed timeout_s=30.0 and timeout_s=3.0" in error, error
+    assert "rank 0 and rank 2 have timeout_s=30.0 and timeout_s=3.0" in error, error
 
 
 def firewall(plane):

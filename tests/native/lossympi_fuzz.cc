@@ -1,11 +1,11 @@
 // Feeds core/protocol.h, as a server and as a worker, with datagrams and times of the fuzzer's
-// choice, and checks after each that nothing but what WIRE.md allows has changed. No socket, no
-// clock, no threads. Built by scripts/fuzz-lossympi.
+// choice, and checks after each that nothing but what WIRE.md allows has changed or is sent. No
+// socket, no clock, no threads. Built by scripts/fuzz-lossympi.
 //
-// An input is a shape (one byte), then steps. A step is a byte and what it needs: below 200 so many
-// bytes of a datagram; from there on a tick of the virtual clock or a call of the owner, by kSteps.
-// Session, length and tag of a datagram are put right for the most part (see Feed), as a fuzzer
-// would never find them.
+// An input is a layout (one byte), then steps. A step is a byte and what it needs: below 200 so
+// many bytes of a datagram; from there on, by its remainder, a tick of the virtual clock or a call
+// of the owner. Session, length and tag of a datagram are put right for the most part (see Feed),
+// as a fuzzer would never find them.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -17,24 +17,30 @@
 #include <optional>
 #include <vector>
 
-#include "lossympi/core/outbox.h"
 #include "lossympi/core/packet.h"
+#include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
+#include "lossympi/core/send_queue.h"
 
 namespace {
 
 using lossympi::Closed;
 using lossympi::ClosePolicy;
-using lossympi::CloseRule;
 using lossympi::Counts;
-using lossympi::Cut;
+using lossympi::Framing;
+using lossympi::Handled;
 using lossympi::kHeaderBytes;
 using lossympi::Kind;
 using lossympi::kNumVerdicts;
-using lossympi::Outbox;
+using lossympi::Outgoing;
+using lossympi::PeerLayout;
 using lossympi::Protocol;
-using lossympi::Shape;
+using lossympi::Reason;
+using lossympi::SendQueue;
+using lossympi::ServerProtocol;
+using lossympi::Verdict;
 using lossympi::Wire;
+using lossympi::WorkerProtocol;
 
 constexpr uint32_t kSession = 0x12345678;
 constexpr size_t kTag = 1;        // a byte: the sum of all before it
@@ -87,14 +93,18 @@ class Guarded {
   std::vector<float> floats_, kept_;
 };
 
-class Fuzzed : private lossympi::Surroundings {
+class Fuzzed {
  public:
-  Fuzzed(const Shape& shape)
-      : shape_(shape),
-        protocol_(shape, this),
-        c_(shape.cut.NumDatagrams()),
-        rows_(static_cast<size_t>(shape.num_peers() * shape.cut.dim)),
-        nacked_at_(shape.num_peers(), -1) {
+  explicit Fuzzed(const PeerLayout& layout)
+      : layout_(layout),
+        c_(layout.framing.NumDatagrams()),
+        rows_(static_cast<size_t>(layout.num_peers() * layout.framing.dim)),
+        nacked_at_(layout.num_peers(), -1) {
+    if (layout.is_server()) {
+      protocol_ = &server_.emplace(layout);
+    } else {
+      protocol_ = &worker_.emplace(layout);
+    }
     rows_.Keep();
   }
 
@@ -109,84 +119,88 @@ class Fuzzed : private lossympi::Surroundings {
         now_ += argument * 0.1;
         break;
       case 2:
-        shape_.is_server() ? Open(argument) : Take();
+        server_ ? Open(argument) : Take();
         break;
       case 3:
-        if (shape_.is_server() && open_) {
-          protocol_.AbandonRound();
-          open_ = false;
-        }
+        server_ ? Abandon() : Ask(argument);
         break;
       case 4:
         Transmit(argument);
         break;
       case 5:
-        if (outbox_) Act();
+        if (protocol_->queue() != nullptr) Act();
         break;
       case 6:
-        if (outbox_) StopTransmitting();
+        if (protocol_->queue() != nullptr) StopTransmitting();
         break;
       default:
-        protocol_.ForgetEchoes();
+        protocol_->ForgetEchoes();
+        CheckProbes();
     }
     Tick();
   }
 
   void CheckAtTheEnd() {
     uint64_t counted = 0;
-    for (int row = -1; row < shape_.num_peers(); ++row) {
-      const Counts& counts = row < 0 ? protocol_.counts_of_nobody() : protocol_.counts(row);
+    for (int row = -1; row < layout_.num_peers(); ++row) {
+      const Counts& counts = row < 0 ? protocol_->counts_of_nobody() : protocol_->counts(row);
       for (const uint64_t count : counts) counted += count;
       // What is told to be a peer's is not counted for the link, and the reverse.
       for (int v = 0; v < kNumVerdicts; ++v) {
-        const bool of_link = v >= 1 && v <= static_cast<int>(lossympi::Verdict::kForeign);
+        const bool of_link = v >= 1 && v <= static_cast<int>(Verdict::kForeign);
         if ((row < 0) != of_link) CHECK(counts[v] == 0);
       }
     }
     CHECK(counted == num_fed_);
-    if (outbox_) StopTransmitting();
+    if (protocol_->queue() != nullptr) StopTransmitting();
+    CHECK(protocol_->Bye().size() == static_cast<size_t>(layout_.num_peers()));
   }
 
  private:
-  bool CameFrom(int row) override {
-    CHECK(row >= 0 && row < shape_.num_peers());
-    return from_ == row;
-  }
-  bool TagFits(int row, const uint8_t* data, size_t size, uint64_t) override {
-    CHECK(row == from_);
-    return SumOf(data, size) == data[size];
-  }
-  void Reply(int row, Kind kind, uint64_t round, uint32_t seq, uint32_t total,
-             const uint8_t* payload, size_t bytes) override {
-    CHECK(row >= 0 && row < shape_.num_peers());
-    // It can be read: the address sanitizer has seen to it.
-    [[maybe_unused]] volatile const uint8_t sum = SumOf(payload, bytes);
-    const size_t size = kHeaderBytes + bytes + kTag;
+  // What may answer a datagram.
+  void CheckAnswer(const Outgoing& answer) {
+    CHECK(answer.row == from_);
+    const size_t bytes = answer.payload.size(), size = kHeaderBytes + bytes + kTag;
     CHECK(size <= kLongest);
-    const bool server = shape_.is_server();
-    switch (kind) {
+    switch (answer.kind) {
       case Kind::kEcho:
-        CHECK(round == 0 && total == 0 && size == fed_bytes_);
+        CHECK(answer.round == 0 && answer.total == 0 && size == fed_bytes_);
         break;
       case Kind::kGrant:
-        CHECK(server && open_ && round == open_round_ && bytes == 0);
+        CHECK(server_ && open_ && answer.round == open_round_ && bytes == 0);
         break;
       case Kind::kDone:
-        CHECK(round > 0 && seq == 0 && total == 0 && bytes == 0);
+        CheckDone(answer);
         break;
       case Kind::kNack: {
-        CHECK(total == c_ && seq < c_ && bytes <= shape_.cut.FullPayload());
-        if (seq == 0 || now_ != nacked_at_[row]) {
-          CHECK(nacked_at_[row] < 0 || now_ >= nacked_at_[row] + 0.00025 - 1e-9);
+        CHECK(answer.total == c_ && answer.seq < c_ && bytes <= layout_.framing.FullPayload());
+        double& nacked_at = nacked_at_[answer.row];
+        if (answer.seq == 0 || now_ != nacked_at) {
+          CHECK(nacked_at < 0 || now_ >= nacked_at + 0.00025 - 1e-9);
         }
-        nacked_at_[row] = now_;
+        nacked_at = now_;
         uint32_t wanted = 0;
-        CHECK(lossympi::ReadNack(seq, payload, bytes, total, [&](uint32_t) { ++wanted; }));
-        CHECK(wanted > 0 && wanted <= protocol_.missing(row));
+        CHECK(lossympi::ReadNack(answer.seq, answer.payload.data(), bytes, answer.total,
+                                 [&](uint32_t) { ++wanted; }));
+        CHECK(wanted > 0 && wanted <= protocol_->missing(answer.row));
         break;
       }
       default:
         CHECK(false);  // nothing else answers a datagram
+    }
+  }
+
+  void CheckDone(const Outgoing& done) const {
+    CHECK(done.kind == Kind::kDone && done.row >= 0 && done.row < layout_.num_peers());
+    CHECK(done.round > 0 && done.seq == 0 && done.total == 0 && done.payload.empty());
+  }
+
+  void CheckProbes() const {
+    const lossympi::Datagrams probes = protocol_->Probe();
+    CHECK(probes.size() == 2 * static_cast<size_t>(layout_.num_peers()));
+    for (const Outgoing& probe : probes) {
+      CHECK(probe.kind == Kind::kProbe && probe.round == 0 && probe.total == 0);
+      CHECK(kHeaderBytes + probe.payload.size() + kTag <= kLongest);
     }
   }
 
@@ -197,53 +211,81 @@ class Fuzzed : private lossympi::Surroundings {
                        0.05,
                        0.25 * (argument % 5),
                        1 + argument / 5 % 3,
-                       std::vector<bool>(shape_.num_peers(), true)};
-    for (int row = 0; row < shape_.num_peers(); ++row) policy.live[row] = argument >> row & 1;
-    open_round_ = protocol_.newest_round() + 1 + argument / 128;
+                       std::vector<bool>(layout_.num_peers(), true)};
+    for (int row = 0; row < layout_.num_peers(); ++row) policy.live[row] = argument >> row & 1;
+    open_round_ = server_->newest_round() + 1 + argument / 128;
     opened_at_ = now_;
     deadline_ = policy.deadline;
     open_ = true;
-    protocol_.OpenRound(open_round_, rows_.begin(), policy, 1000, now_);
+    const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, 1000, now_);
+    CHECK(grants.size() == static_cast<size_t>(layout_.num_peers()));
+    for (const Outgoing& grant : grants) {
+      CHECK(grant.kind == Kind::kGrant && grant.round == open_round_ && grant.seq == 1000);
+    }
     rows_.Keep();
+  }
+
+  void Abandon() {
+    if (!open_) return;
+    server_->AbandonRound();
+    open_ = false;
+  }
+
+  // A worker's owner waits for a grant or a model, or has what it waited for.
+  void Ask(uint8_t argument) {
+    asked_round_ = 1 + argument / 4;
+    if (argument % 4 == 0) return worker_->StopAsking();
+    argument % 4 == 1 ? worker_->AskForModel(asked_round_, now_)
+                      : worker_->AskForGrant(asked_round_, now_);
   }
 
   // A worker's owner takes a model and keeps it.
   void Take() {
-    if (protocol_.whole_round() == 0) return;
-    CHECK(protocol_.whole_round() > taken_round_);
-    taken_round_ = protocol_.whole_round();
-    protocol_.TakeModel();
-    taken_.assign(protocol_.model(), protocol_.model() + shape_.cut.dim);
+    if (worker_->whole_round() == 0) return;
+    CHECK(worker_->whole_round() > taken_round_);
+    taken_round_ = worker_->whole_round();
+    worker_->TakeModel();
+    taken_.assign(worker_->model(), worker_->model() + layout_.framing.dim);
   }
 
   void Transmit(uint8_t argument) {
-    if (outbox_) return;
+    const uint64_t round = 1 + argument / 16;
+    const size_t most = 1 + argument % 5;
+    if (worker_) {
+      SendQueue& queue = worker_->Gradient(round, most, argument / 8 % 2 == 0, now_);
+      if (argument % 3 == 0) {
+        queue.Add({argument % c_, argument / 3 % c_});  // the rest may never be written
+      } else {
+        queue.AddRest();
+      }
+      served_.assign(1, true);
+      CHECK(worker_->Pause(round).size() == 3);
+      return;
+    }
+    if (server_->queue() != nullptr) return;
     std::vector<int> rows;
-    for (int row = 0; row < shape_.num_peers(); ++row) {
+    for (int row = 0; row < layout_.num_peers(); ++row) {
       if (argument >> row & 1) rows.push_back(row);
     }
-    outbox_round_ = 1 + argument / 16;
-    outbox_.emplace(rows, c_, 1 + argument % 5, argument / 8 % 2 == 0, 0.5, now_);
-    if (argument % 3 == 0) {
-      outbox_->Add({argument % c_, argument / 3 % c_});  // the rest is never written
-    } else {
-      outbox_->AddRest();
-    }
-    protocol_.SetOutbox(&*outbox_, outbox_round_);
-    served_.assign(shape_.num_peers(), false);
+    server_->StartBroadcast(round, rows, most, 0.5, now_);
+    served_.assign(layout_.num_peers(), false);
     for (const int row : rows) served_[row] = true;
   }
 
   void Act() {
-    const Outbox::Action& action = outbox_->Next(now_);
-    if (action.what == Outbox::What::kFinished) return StopTransmitting();
-    if (action.what == Outbox::What::kWait) {
+    SendQueue& queue = *protocol_->queue();
+    const SendQueue::Action& action = queue.Next(now_);
+    if (action.what == SendQueue::What::kFinished) {
+      if (server_) StopTransmitting();  // a worker may add more
+      return;
+    }
+    if (action.what == SendQueue::What::kWait) {
       CHECK(action.wake_at > now_);
       return;
     }
-    CHECK(served_[action.row] && !outbox_->is_finished(action.row));
-    if (action.what == Outbox::What::kEnd) {
-      CHECK(action.num_ends > 0 && outbox_->all_sent(action.row));
+    CHECK(served_[action.row] && !queue.is_finished(action.row));
+    if (action.what == SendQueue::What::kEnd) {
+      CHECK(action.num_ends > 0 && queue.all_sent(action.row));
       return;
     }
     CHECK(!action.seqs.empty());
@@ -252,15 +294,15 @@ class Fuzzed : private lossympi::Surroundings {
       // Only the last of all may be short, so it is the last of a burst.
       CHECK(action.seqs[i] + 1 < c_ || i + 1 == action.seqs.size());
     }
-    if (action.seqs.size() == 3) outbox_->TakeBack();
+    if (action.seqs.size() == 3) queue.TakeBack();
   }
 
   void StopTransmitting() {
-    for (int row = 0; row < shape_.num_peers(); ++row) {
-      if (!served_[row]) CHECK(!outbox_->is_done(row));
+    if (worker_) return worker_->EndGradient();
+    const std::vector<uint8_t> done = server_->EndBroadcast();
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      if (!served_[row]) CHECK(!done[row]);
     }
-    protocol_.SetOutbox(nullptr, 0);
-    outbox_.reset();
   }
 
   // `size` bytes of the input, or as many as there are, made a datagram. The byte before them says
@@ -287,14 +329,14 @@ class Fuzzed : private lossympi::Surroundings {
   void MakePlausible(uint8_t how, std::vector<uint8_t>* datagram) {
     lossympi::Header header = lossympi::Unpack(datagram->data());
     header.session = kSession;
-    header.rank = static_cast<uint16_t>(shape_.RankOf(from_ % shape_.num_peers()));
-    from_ %= shape_.num_peers();
+    header.rank = static_cast<uint16_t>(layout_.RankOf(from_ % layout_.num_peers()));
+    from_ %= layout_.num_peers();
     if (header.kind == Kind::kData && (how & 0x40) != 0) {
       header.total = c_;
     } else if (header.kind == Kind::kData) {
       header.seq %= c_;
       header.total = c_;
-      datagram->resize(kHeaderBytes + shape_.cut.PayloadOf(header.seq), 0x3c);
+      datagram->resize(kHeaderBytes + layout_.framing.PayloadOf(header.seq), 0x3c);
     } else if (header.kind == Kind::kEnd || header.kind == Kind::kNack) {
       header.total = c_;
     }
@@ -308,30 +350,46 @@ class Fuzzed : private lossympi::Surroundings {
       uint32_t missing;
     };
     std::array<Before, 3> before;
-    for (int row = 0; row < shape_.num_peers(); ++row) {
-      before[row] = {protocol_.counts(row), protocol_.missing(row)};
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      before[row] = {protocol_->counts(row), protocol_->missing(row)};
     }
-    const uint64_t whole = protocol_.whole_round();
+    const uint64_t whole = worker_ ? worker_->whole_round() : 0;
     fed_bytes_ = size;
-    protocol_.Handle(data, size, now_);
+    Judge(data, size);
     ++num_fed_;
-    for (int row = 0; row < shape_.num_peers(); ++row) {
-      if (shape_.is_server()) CheckRow(row, before[row].counts, before[row].missing, data);
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      if (server_) CheckRow(row, before[row].counts, before[row].missing, data);
     }
-    if (!shape_.is_server()) CheckModel(whole);
+    if (worker_) CheckModel(whole);
+  }
+
+  // As an endpoint does.
+  void Judge(const uint8_t* data, size_t size) {
+    const lossympi::Envelope envelope = lossympi::OpenEnvelope(layout_, data, size);
+    if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
+    CHECK(envelope.row >= 0 && envelope.row < layout_.num_peers());
+    if (envelope.row != from_) return protocol_->Reject(-1, Verdict::kForeign);
+    const size_t end = envelope.signed_bytes;
+    CHECK(end >= kHeaderBytes && end + kTag == size);
+    if (SumOf(data, end) != data[end]) return protocol_->Reject(envelope.row, Verdict::kForged);
+    const Handled handled = protocol_->Handle(envelope.row, envelope.header, data + kHeaderBytes,
+                                              end - kHeaderBytes, now_);
+    for (const Outgoing& answer : handled.to_send) CheckAnswer(answer);
+    // But for NACKs, which d bounds, one datagram has at most one answer.
+    CHECK(handled.to_send.size() <= 1 || handled.to_send[0].kind == Kind::kNack);
+    CHECK(handled.verdict == Verdict::kAccepted || handled.to_send.empty());
   }
 
   // Nothing has changed in the row but the place of what was accepted.
   void CheckRow(int row, const Counts& counts, uint32_t missing, const uint8_t* data) {
-    const bool accepted = protocol_.counts(row)[0] == counts[0] + 1;
+    const bool accepted = protocol_->counts(row)[0] == counts[0] + 1;
     const bool is_data = accepted && lossympi::Unpack(data).kind == Kind::kData;
-    CHECK(protocol_.missing(row) == missing - is_data);
-    using lossympi::Verdict;
+    CHECK(protocol_->missing(row) == missing - is_data);
     const auto rose = [&](Verdict verdict) {
-      return protocol_.counts(row)[static_cast<int>(verdict)] != counts[static_cast<int>(verdict)];
+      return protocol_->counts(row)[static_cast<int>(verdict)] != counts[static_cast<int>(verdict)];
     };
-    if (rose(Verdict::kEarly)) CHECK(lossympi::Unpack(data).round > protocol_.newest_round());
-    if (rose(Verdict::kLate)) CHECK(lossympi::Unpack(data).round <= protocol_.newest_round());
+    if (rose(Verdict::kEarly)) CHECK(lossympi::Unpack(data).round > server_->newest_round());
+    if (rose(Verdict::kLate)) CHECK(lossympi::Unpack(data).round <= server_->newest_round());
     if (!is_data) {
       CHECK(from_ != row || rows_.IsKeptBut(0, 0));
       return;
@@ -339,11 +397,12 @@ class Fuzzed : private lossympi::Surroundings {
     CHECK(open_ && row == from_);
     const lossympi::Header header = lossympi::Unpack(data);
     CHECK(header.round == open_round_ && header.seq < c_);
-    const size_t first = static_cast<size_t>(row * shape_.cut.dim + header.seq * shape_.cut.floats);
-    const auto floats = static_cast<size_t>(shape_.cut.FloatsOf(header.seq));
+    const size_t first =
+        static_cast<size_t>(row * layout_.framing.dim + header.seq * layout_.framing.floats);
+    const auto floats = static_cast<size_t>(layout_.framing.FloatsOf(header.seq));
     CHECK(rows_.IsKeptBut(first, first + floats));
     std::array<float, 16> sent;
-    lossympi::Widen(data + kHeaderBytes, floats, shape_.cut.wire, sent.data());
+    lossympi::Widen(data + kHeaderBytes, floats, layout_.framing.wire, sent.data());
     CHECK(std::memcmp(rows_.begin() + first, sent.data(), floats * sizeof(float)) == 0);
     rows_.Keep();
   }
@@ -351,29 +410,35 @@ class Fuzzed : private lossympi::Surroundings {
   void CheckModel(uint64_t whole_before) {
     // What the owner holds stays as it is.
     if (!taken_.empty()) {
-      CHECK(std::memcmp(taken_.data(), protocol_.model(), taken_.size() * sizeof(float)) == 0);
+      CHECK(std::memcmp(taken_.data(), worker_->model(), taken_.size() * sizeof(float)) == 0);
     }
-    const uint64_t whole = protocol_.whole_round();
+    const uint64_t whole = worker_->whole_round();
     if (whole != 0) CHECK(whole >= whole_before && whole > taken_round_);
-    if (whole != 0) CHECK(protocol_.missing(0) == 0);
-    CHECK(!protocol_.server_left() || protocol_.IsOver(1));
+    if (whole != 0) CHECK(worker_->missing(0) == 0);
+    CHECK(!worker_->server_left() || worker_->IsOver(1));
   }
 
   void Tick() {
-    if (!shape_.is_server()) return;
-    if (open_) CHECK(protocol_.wake_at(now_) <= std::max(now_, opened_at_ + deadline_));
-    const bool closes = protocol_.Tick(now_);
-    CHECK(!closes || open_);
-    if (open_ && !closes) CHECK(now_ < opened_at_ + deadline_);
-    if (!closes) return;
+    if (worker_) {
+      const auto asks = worker_->Tick(now_);
+      CHECK(asks.size() <= 1 && worker_->wake_at() > now_);
+      if (!asks.empty()) CHECK(asks[0].kind == Kind::kReady && asks[0].round == asked_round_);
+      return;
+    }
+    if (open_) CHECK(server_->wake_at(now_) <= std::max(now_, opened_at_ + deadline_));
+    const auto dones = server_->Tick(now_);
+    CHECK(dones.empty() || open_);
+    for (const Outgoing& done : dones) CheckDone(done);
+    if (open_ && server_->is_open()) CHECK(now_ < opened_at_ + deadline_);
+    if (!open_ || server_->is_open()) return;
     open_ = false;
-    const Closed closed = *std::move(protocol_.closed());
-    CHECK(closed.reason != CloseRule::Reason::kOpen && closed.elapsed == now_ - opened_at_);
-    CHECK(closed.arrived.size() == static_cast<size_t>(shape_.num_peers()) * c_);
-    for (int row = 0; row < shape_.num_peers(); ++row) {
+    const Closed closed = *server_->closed();
+    CHECK(closed.reason != Reason::kOpen && closed.elapsed == now_ - opened_at_);
+    CHECK(closed.arrived.size() == static_cast<size_t>(layout_.num_peers()) * c_);
+    for (int row = 0; row < layout_.num_peers(); ++row) {
       uint32_t arrived = 0;
       for (uint32_t seq = 0; seq < c_; ++seq) arrived += closed.arrived[row * size_t{c_} + seq];
-      CHECK(arrived + protocol_.missing(row) == c_);
+      CHECK(arrived + protocol_->missing(row) == c_);
       CHECK(arrived == 0 || closed.heard[row]);
       const double settled = closed.settled[row];
       CHECK(std::isnan(settled) || (settled >= 0 && settled <= closed.elapsed + 1e-9));
@@ -381,8 +446,10 @@ class Fuzzed : private lossympi::Surroundings {
     }
   }
 
-  const Shape shape_;
-  Protocol protocol_;
+  const PeerLayout layout_;
+  std::optional<ServerProtocol> server_;
+  std::optional<WorkerProtocol> worker_;
+  Protocol* protocol_;  // the one that is there
   const uint32_t c_;
   Guarded rows_;
   double now_ = 1, opened_at_ = 0, deadline_ = 0;
@@ -391,26 +458,25 @@ class Fuzzed : private lossympi::Surroundings {
   size_t fed_bytes_ = 0;
   uint64_t num_fed_ = 0, counter_ = 0;
   bool open_ = false;
-  uint64_t open_round_ = 0, taken_round_ = 0, outbox_round_ = 0;
+  uint64_t open_round_ = 0, taken_round_ = 0, asked_round_ = 0;
   std::vector<float> taken_;
-  std::optional<Outbox> outbox_;
   std::vector<bool> served_;
 };
 
-Shape ShapeOf(uint8_t byte) {
+PeerLayout LayoutOf(uint8_t byte) {
   constexpr int64_t kDims[] = {1, 15, 16, 17, 40, 130, 300, 33};
   const auto wire = static_cast<Wire>(byte / 8 % 3);
   const bool server = byte & 0x80;
   const int num_workers = 1 + byte / 32 % 3;
-  const Cut cut{kDims[byte % 8], wire == Wire::kFloat32 ? 8 : 16, wire};
-  return {server ? 0 : num_workers, num_workers, kSession, cut, kLongest, kTag};
+  const Framing framing{kDims[byte % 8], wire == Wire::kFloat32 ? 8 : 16, wire};
+  return {server ? 0 : num_workers, num_workers, kSession, framing, kLongest, kTag};
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input{data, size};
-  Fuzzed fuzzed(ShapeOf(input.Byte()));
+  Fuzzed fuzzed(LayoutOf(input.Byte()));
   while (input.size > 0) fuzzed.Step(input.Byte(), &input);
   fuzzed.CheckAtTheEnd();
   return 0;

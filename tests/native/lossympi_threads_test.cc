@@ -16,8 +16,8 @@ namespace {
 
 using lossympi::Closed;
 using lossympi::ClosePolicy;
-using lossympi::CloseRule;
 using lossympi::Endpoint;
+using lossympi::Reason;
 using lossympi::Setup;
 using lossympi::Suite;
 using lossympi::Wire;
@@ -99,8 +99,8 @@ void TestRounds(double drop, double max_loss) {
         job.server->Collect(round, stack.data(), policy, kRateKbps / kWorkers, on_whole, kNothing);
     CHECK(told <= closed.arrived.size() / kWorkers);
     CHECK(told > 0);
-    CHECK(closed.reason != CloseRule::Reason::kDeadline);
-    CHECK(max_loss > 0 || closed.reason == CloseRule::Reason::kComplete);
+    CHECK(closed.reason != Reason::kDeadline);
+    CHECK(max_loss > 0 || closed.reason == Reason::kComplete);
     size_t lost = 0;
     for (int row = 0; row < kWorkers; ++row) {
       for (int64_t i = 0; i < kDim; ++i) {

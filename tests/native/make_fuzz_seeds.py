@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parent / "fuzz_seeds"
 PROBE, ECHO, GRANT, READY, DATA, END, NACK, DONE, BYE = range(1, 10)
 # Steps of the fuzzer: how far the clock goes on in 0.1 ms and in 0.1 s, and what the owner does.
 SHORT, LONG, OWN, ABANDON, TRANSMIT, ACT, STOP = (bytes([200 + i]) for i in range(7))
+ASK = ABANDON  # what a worker's owner does in its place
 SERVER, FLOAT16 = 0x80, 8
 DIM_1, DIM_40, DIM_130 = 0, 4, 5  # 1, 5 and 17 datagrams of 8 floats
 
@@ -49,6 +50,9 @@ SEEDS = {
     "worker_sends": bytes([DIM_40]) + datagram(GRANT, 1, 1000) + TRANSMIT + b"\x01"
     + (ACT + b"\0") * 9 + datagram(NACK, 1, 0, payload=b"\x1f") + (ACT + b"\0") * 9
     + datagram(DONE, 1) + ACT + b"\0" + datagram(BYE, 0),
+    "worker_asks": bytes([DIM_40]) + ASK + b"\x06" + (SHORT + b"\x10") * 5 + datagram(GRANT, 2, 9)
+    + ASK + b"\x04" + TRANSMIT + b"\x13" + (ACT + b"\0") * 3 + TRANSMIT + b"\x13" + ACT + b"\0"
+    + ASK + b"\x09" + (LONG + b"\x01") * 2 + vector(range(5), 3) + OWN + b"\0" + STOP + b"\0",
     "one_float": bytes([SERVER | DIM_1 | 16]) + OWN + b"\x01" + vector([0]) + datagram(END, 1, 1),
     "hostile": bytes([SERVER | 32 | DIM_40]) + OWN + b"\x03" + datagram(PROBE, 0, 9, 0, bytes(68))
     + datagram(DATA, 1, 2**32 - 1, 2**32 - 1, bytes(32)) + datagram(DATA, 2**64 - 1, 0)

@@ -12,6 +12,7 @@ from aggregathor import ops
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
 from aggregathor.ops.exchange import NativeChannel
+from tests.native_rounds import Writer
 
 SHAPES = [(3, 2), (), (0, 4), (5,)]
 DIM = 12
@@ -409,38 +410,29 @@ def test_gradients_of_every_form(opened):
 
 
 class FunctionsOfC:
-    """A transport that the op calls by address, with memory of its own; the first n are torn."""
+    """Native rounds that the op calls by address, with memory of its own; the first n are torn."""
 
-    fill = 0
-
-    def __init__(self, torn=0, code=0):
+    def __init__(self, torn=0, code=0, has=("run", "outgoing", "is_intact")):
         self.out_d, self.in_d = np.zeros(DIM, np.float32), np.zeros(DIM, np.float32)
-        self.context = 1234
-        self.calls = []
-        of = ctypes.c_void_p
+        self.calls, self._torn, self._code = [], torn, code
+        functions = {name: getattr(self, f"_{name}") for name in has}
+        self._c = Writer(1234, DIM, **functions)
+        self.address = self._c.address
 
-        @ctypes.CFUNCTYPE(ctypes.c_int, of, of, of, of)
-        def exchange(context, sent, received, message):
-            self.calls.append((context, sent == self.out_d.ctypes.data, sent is None))
-            self.in_d += self.out_d
-            ctypes.c_void_p.from_address(received).value = self.in_d.ctypes.data
-            ctypes.memmove(message, b"no more", 7)
-            return code
+    def _run(self, context, sent, received, message):
+        self.calls.append((context, sent == self.out_d.ctypes.data, sent is None))
+        self.in_d += self.out_d
+        ctypes.c_void_p.from_address(received).value = self.in_d.ctypes.data
+        ctypes.memmove(message, b"no more", 7)
+        return self._code
 
-        @ctypes.CFUNCTYPE(of, of)
-        def outgoing(context):
-            assert context == 1234
-            return self.out_d.ctypes.data
+    def _outgoing(self, context):
+        assert context == 1234
+        return self.out_d.ctypes.data
 
-        @ctypes.CFUNCTYPE(ctypes.c_int, of)
-        def is_intact(context):
-            assert context == 1234
-            return len(self.calls) > torn
-
-        self._kept = exchange, outgoing, is_intact
-        self.exchange, self.outgoing, self.is_intact = (
-            ctypes.cast(each, ctypes.c_void_p).value for each in self._kept
-        )
+    def _is_intact(self, context):
+        assert context == 1234
+        return len(self.calls) > self._torn
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -461,26 +453,22 @@ def test_what_a_function_of_c_says_is_raised(opened):
 
 
 class TakesParts(FunctionsOfC):
-    """One that is told of parts; the first of them fails where there is a code."""
+    """One that takes parts; the first of them fails where there is a code."""
 
     def __init__(self, code=0):
-        super().__init__()
         self.parts, self.steps = [], []
         self.came = threading.Event()
-        of, whole = ctypes.c_void_p, ctypes.c_int64
+        self._part_code = code
+        super().__init__(has=("run", "send_part", "outgoing", "is_intact"))
 
-        @ctypes.CFUNCTYPE(ctypes.c_int, of, of, whole, whole, whole, of)
-        def fill(context, sent, step, first, count, message):
-            assert (context, sent) == (1234, self.out_d.ctypes.data)
-            part = self.out_d[first : first + count].tolist()
-            self.parts.append((len(self.calls), first, part))
-            self.steps.append(step)
-            self.came.set()
-            ctypes.memmove(message, b"not that", 8)
-            return code if len(self.parts) == 1 else 0
-
-        self._fill = fill
-        self.fill = ctypes.cast(fill, ctypes.c_void_p).value
+    def _send_part(self, context, sent, step, first, count, message):
+        assert (context, sent) == (1234, self.out_d.ctypes.data)
+        part = self.out_d[first : first + count].tolist()
+        self.parts.append((len(self.calls), first, part))
+        self.steps.append(step)
+        self.came.set()
+        ctypes.memmove(message, b"not that", 8)
+        return self._part_code if len(self.parts) == 1 else 0
 
 
 @pytest.fixture
@@ -599,8 +587,7 @@ def test_a_part_stays_within_the_vector(first, opened):
 
 
 def test_only_where_to_write_may_be_of_c(opened):
-    native = FunctionsOfC()
-    native.exchange = native.is_intact = 0
+    native = FunctionsOfC(has=("outgoing",))
     taken = []
 
     def function(sent_d):
@@ -611,6 +598,11 @@ def test_only_where_to_write_may_be_of_c(opened):
     sent = values(np.random.default_rng(3))
     np.testing.assert_array_equal(flat(channel.exchange(sent, specs())), flat(sent) + 1)
     assert taken == [native.out_d.ctypes.data]
+
+
+def test_native_rounds_of_another_length_are_refused(opened):
+    with pytest.raises(ValueError, match="not 13 floats"):
+        opened("native", None, dim=13, native=FunctionsOfC())
 
 
 def test_a_gradient_of_another_shape_is_named():

@@ -11,12 +11,12 @@ from aggregathor.monitor.observer import Observer
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
-from lossympi import planes
+from lossympi import backend
 from lossympi.options import Options
 
-pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
-if planes.core() is not None:
-    from lossympi.shared import SharedServer, SharedWorker
+pytestmark = pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())
+if backend.native() is not None:
+    from lossympi.shm_link import SharedServer, SharedWorker
 
 N, D = 3, 10
 SETTING = Setting(num_workers=N, f=1, gar="median")

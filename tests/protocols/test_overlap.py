@@ -17,7 +17,7 @@ from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
 from lossympi.link import columns_of
 from lossympi.options import Options
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.udp_link import UdpServer, UdpWorker
 from tests.lossympi.conftest import PLANES, Job
 
 N, D, ROUNDS = 4, 100_003, 3

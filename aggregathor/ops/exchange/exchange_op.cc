@@ -191,17 +191,19 @@ class Call {
   bool has_ended_ = false;
 };
 
-// A transport and its thread, which takes calls in their order.
+// What makes rounds, and the thread on which it does, which takes calls in their order.
 class Channel {
  public:
-  explicit Channel(const AggregathorTransport& transport) : transport_(transport) {}
+  Channel(const LossympiNativeRound& native, AggregathorFunction function)
+      : native_(native), function_(function) {}
 
   static void Start(const std::shared_ptr<Channel>& channel) {
-    // Detached: the process may end while the transport waits for others.
+    // Detached: the process may end while a round waits for others.
     std::thread([channel] { channel->Run(); }).detach();
   }
 
-  int64_t d() const { return transport_.d; }
+  int64_t d() const { return native_.d; }
+  bool sends_parts() const { return native_.send_part != nullptr; }
 
   void Post(std::shared_ptr<Call> call) {
     if (!Add({call, {}})) call->End(Closed());
@@ -266,10 +268,10 @@ class Channel {
     if (!part_status_.ok()) return;
     float* const sent_d = Outgoing();
     ToFloats(part.value, sent_d + part.first);
-    if (transport_.fill == nullptr) return;
+    if (!sends_parts()) return;
     part_status_ = StatusOf([&](char* message) {
-      return transport_.fill(transport_.context, sent_d, part.step, part.first,
-                             part.value.NumElements(), message);
+      return native_.send_part(native_.context, sent_d, part.step, part.first,
+                               part.value.NumElements(), message);
     });
   }
 
@@ -279,10 +281,10 @@ class Channel {
     const float* received_d = nullptr;
     absl::Status status;
     if (call->sends()) status = std::exchange(part_status_, {});
-    if (status.ok()) status = Exchange(sent_d, call->has_outputs() ? &received_d : nullptr);
+    if (status.ok()) status = Run(sent_d, call->has_outputs() ? &received_d : nullptr);
     if (call->has_outputs()) {
       while (status.ok() && call->GiveOutputs(received_d) && !IsIntact()) {
-        status = Exchange(nullptr, &received_d);
+        status = Run(nullptr, &received_d);
       }
     }
     call->End(status);
@@ -290,41 +292,43 @@ class Channel {
 
   // Where what leaves next is written.
   float* Outgoing() {
-    float* theirs = transport_.outgoing ? transport_.outgoing(transport_.context) : nullptr;
+    float* theirs = native_.outgoing ? native_.outgoing(native_.context) : nullptr;
     if (theirs != nullptr) return theirs;
     if (sent_d_ == nullptr) sent_d_.reset(new (std::align_val_t{64}) float[d()]);
     return sent_d_.get();
   }
 
-  absl::Status Exchange(const float* sent_d, const float** received_d) {
+  absl::Status Run(const float* sent_d, const float** received_d) {
     absl::Status status = StatusOf([&](char* message) {
-      return transport_.exchange(transport_.context, sent_d, received_d, message);
+      return native_.run ? native_.run(native_.context, sent_d, received_d, message)
+                         : function_(sent_d, received_d, message);
     });
     if (status.ok() && received_d != nullptr && *received_d == nullptr) {
-      return absl::InternalError("the transport of this exchange returned nothing");
+      return absl::InternalError("what makes the rounds of this exchange returned nothing");
     }
     return status;
   }
 
-  // f(message) is a function of the transport.
+  // f(message) is a function of native_round.h.
   template <typename F>
   static absl::Status StatusOf(F f) {
-    char message[AGGREGATHOR_MESSAGE_BYTES] = "";
+    char message[LOSSYMPI_MESSAGE_BYTES] = "";
     const int code = f(message);
-    message[AGGREGATHOR_MESSAGE_BYTES - 1] = '\0';
+    message[LOSSYMPI_MESSAGE_BYTES - 1] = '\0';
     return code == 0 ? absl::OkStatus()
                      : absl::Status(static_cast<absl::StatusCode>(code), message);
   }
 
   bool IsIntact() const {
-    return transport_.is_intact == nullptr || transport_.is_intact(transport_.context) != 0;
+    return native_.is_intact == nullptr || native_.is_intact(native_.context) != 0;
   }
 
   struct Free {
     void operator()(float* memory) const { operator delete[](memory, std::align_val_t{64}); }
   };
 
-  const AggregathorTransport transport_;
+  const LossympiNativeRound native_;
+  const AggregathorFunction function_;
   std::unique_ptr<float[], Free> sent_d_;  // the thread's own, as is
   absl::Status part_status_;               // of the parts since the last call that sent
   std::mutex mutex_;
@@ -465,11 +469,21 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorFill").Device(tf::DEVICE_CPU), FillOp);
 }  // namespace
 }  // namespace aggregathor
 
-int64_t aggregathor_channel_open(const AggregathorTransport* transport) {
-  auto channel = std::make_shared<aggregathor::Channel>(*transport);
+int64_t aggregathor_channel_open(const LossympiNativeRound* native, AggregathorFunction function,
+                                 int64_t d) {
+  LossympiNativeRound round{};
+  round.d = d;
+  if (native != nullptr) round = *native;
+  if (round.d != d) return 0;
+  auto channel = std::make_shared<aggregathor::Channel>(round, function);
   const int64_t handle = aggregathor::Table::Get().Add(channel);
   aggregathor::Channel::Start(channel);
   return handle;
+}
+
+int aggregathor_channel_sends_parts(int64_t handle) {
+  std::shared_ptr<aggregathor::Channel> channel;
+  return aggregathor::Table::Get().Find(handle, &channel).ok() && channel->sends_parts();
 }
 
 int aggregathor_channel_close(int64_t handle, double wait_s) {

@@ -27,13 +27,14 @@ Form = tf.TensorSpec  # until dropin/shared_variables.py names it so
 
 
 class Native(Protocol):
-    """What stands behind a channel in C: addresses of functions, see `exchange.h`; 0 for none."""
+    """What makes rounds in C.
 
-    exchange: int
-    fill: int
-    outgoing: int
-    is_intact: int
-    context: int
+    Attributes:
+      address: of a ``LossympiNativeRound`` (`lossympi/native_round.h`), which is there as long as
+        this object is.
+    """
+
+    address: int
 
 
 class Channel(Protocol):
@@ -64,7 +65,9 @@ class NativeChannel:
           library: the same library.
           function: what is called.
           dim: d.
-          native: C functions; where ``exchange`` is among them, the function is not called.
+          native: rounds in C; where it makes them, the function is not called.
+        Raises:
+          ValueError: ``native`` is of vectors of another length.
         """
         self._ops = ops
         self._library = library
@@ -73,18 +76,15 @@ class NativeChannel:
         self._views: dict[int, np.ndarray] = {}
         self._result_d: np.ndarray | None = None  # the op reads it after the call
         self._native = native  # it lives as long as its functions may be called
-        self._callback = _EXCHANGE(self._call)
-        transport = _Transport(ctypes.cast(self._callback, ctypes.c_void_p), None, dim)
-        if native is not None:
-            transport.exchange = native.exchange or transport.exchange
-            transport.context = native.context
-            transport.outgoing = native.outgoing
-            transport.is_intact = native.is_intact
-            transport.fill = native.fill
+        self._callback = _FUNCTION(self._call)
+        _declare(library)
+        address = native.address if native is not None else None
+        self._handle = library.aggregathor_channel_open(address, self._callback, dim)
+        if self._handle == 0:
+            raise ValueError(f"the native rounds are of vectors that have not {dim} floats")
         # With one thread TensorFlow runs what waits for a gradient after the last of them.
-        self._has_fill = bool(transport.fill) and _num_op_threads() > 1
-        library.aggregathor_channel_open.restype = ctypes.c_int64
-        self._handle = library.aggregathor_channel_open(ctypes.byref(transport))
+        sends_parts = library.aggregathor_channel_sends_parts(self._handle)
+        self._sends_parts = bool(sends_parts) and _num_op_threads() > 1
         _open.append(self)
 
     def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
@@ -108,7 +108,7 @@ class NativeChannel:
 
     def _leaves_early(self, part: _Part) -> bool:
         """Whether a part of what is sent is worth its own op, which sends it once it is there."""
-        return self._has_fill and part.size >= LEAST_PART and not tf.executing_eagerly()
+        return self._sends_parts and part.size >= LEAST_PART and not tf.executing_eagerly()
 
     def _fill(self, parts: Sequence[_Part]) -> list[tf.Operation]:
         # A `tf.function` runs them in this order, and backpropagation comes from the end.
@@ -119,15 +119,11 @@ class NativeChannel:
 
     def close(self, wait_s: float) -> None:
         """Lets later exchanges fail; a call that runs has this long to end."""
-        close = self._library.aggregathor_channel_close
-        close.argtypes = (ctypes.c_int64, ctypes.c_double)
         # One that runs on still needs the function.
-        if close(self._handle, wait_s) and self in _open:
+        if self._library.aggregathor_channel_close(self._handle, wait_s) and self in _open:
             _open.remove(self)
 
-    def _call(
-        self, context: int | None, sent: int | None, received: int | None, message: int
-    ) -> int:
+    def _call(self, sent: int | None, received: int | None, message: int) -> int:
         """Is called by the channel's thread."""
         self._result_d = None
         try:
@@ -188,23 +184,16 @@ class PythonChannel:
         return np.zeros(0, np.float32) if result is None else np.array(_checked(result, self._dim))
 
 
-_MESSAGE_BYTES = 1024  # AGGREGATHOR_MESSAGE_BYTES
-_EXCHANGE = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-)
+_MESSAGE_BYTES = 1024  # LOSSYMPI_MESSAGE_BYTES
+_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 
-class _Transport(ctypes.Structure):
-    """As in `exchange.h`."""
-
-    _fields_ = (
-        ("exchange", ctypes.c_void_p),
-        ("context", ctypes.c_void_p),
-        ("d", ctypes.c_int64),
-        ("outgoing", ctypes.c_void_p),
-        ("is_intact", ctypes.c_void_p),
-        ("fill", ctypes.c_void_p),
-    )
+def _declare(library: ctypes.CDLL) -> None:
+    """Gives the functions of `exchange.h` their types."""
+    library.aggregathor_channel_open.argtypes = (ctypes.c_void_p, _FUNCTION, ctypes.c_int64)
+    library.aggregathor_channel_open.restype = ctypes.c_int64
+    library.aggregathor_channel_sends_parts.argtypes = (ctypes.c_int64,)
+    library.aggregathor_channel_close.argtypes = (ctypes.c_int64, ctypes.c_double)
 
 
 class _Part(NamedTuple):

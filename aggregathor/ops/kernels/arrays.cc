@@ -4,13 +4,12 @@
 #include <utility>
 #include <vector>
 
+#include "aggregathor/ops/export.h"
 #include "aggregathor/ops/kernels/geometric_median.h"
 #include "aggregathor/ops/kernels/kernels.h"
 #include "aggregathor/ops/kernels/pool.h"
 #include "aggregathor/ops/kernels/selection.h"
 #include "aggregathor/ops/kernels/window_names.h"
-
-#define AGGREGATHOR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace aggregathor {
 namespace {

@@ -5,10 +5,9 @@
 #include <utility>
 #include <vector>
 
+#include "aggregathor/ops/export.h"
 #include "aggregathor/ops/kernels/digest.h"
 #include "aggregathor/ops/tf/op_util.h"
-
-#define AGGREGATHOR_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace aggregathor {
 namespace {

@@ -4,11 +4,13 @@
 
 #include <stdint.h>
 
-#include "aggregathor/ops/exchange/exchange.h"
+#include "aggregathor/ops/export.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+enum { AGGREGATHOR_LOCK_MESSAGE_BYTES = 1024 };
 
 // What the process's kernels are to check.
 typedef struct AggregathorLock {
@@ -38,7 +40,7 @@ typedef struct AggregathorLock {
 // Returns how many registrations are checked; or -1, and then nothing has changed and `message`
 // says why.
 AGGREGATHOR_EXPORT int64_t aggregathor_lock_install(const AggregathorLock* lock,
-                                                    char message[AGGREGATHOR_MESSAGE_BYTES]);
+                                                    char message[AGGREGATHOR_LOCK_MESSAGE_BYTES]);
 
 // Allows the calling thread to write, or ends that; calls may be nested. Returns 0 for a wrong
 // token, which changes nothing.

@@ -545,11 +545,11 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorLockReference").Device(tf::DEVICE_DEFAU
 }  // namespace aggregathor
 
 int64_t aggregathor_lock_install(const AggregathorLock* lock,
-                                 char message[AGGREGATHOR_MESSAGE_BYTES]) {
+                                 char message[AGGREGATHOR_LOCK_MESSAGE_BYTES]) {
   int64_t num_checked = 0;
   const absl::Status status = aggregathor::Registry::Get().Install(*lock, &num_checked);
   if (status.ok()) return num_checked;
-  const absl::string_view reason = status.message().substr(0, AGGREGATHOR_MESSAGE_BYTES - 1);
+  const absl::string_view reason = status.message().substr(0, AGGREGATHOR_LOCK_MESSAGE_BYTES - 1);
   message[reason.copy(message, reason.size())] = '\0';
   return -1;
 }

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lossympi.backend import choose_plane
 from lossympi.endpoint import REASONS, Setup
 from lossympi.plane.packet import Kind, decode_floats, encode_floats
-from lossympi.planes import choose_plane
 
 DIM = 352 * 40 + 5
 C = 41
@@ -294,7 +294,7 @@ CONTROL_C = """
 import os, signal, sys, threading, time
 import numpy as np
 from lossympi.endpoint import ClosePolicy, Setup
-from lossympi.planes import choose_plane
+from lossympi.backend import choose_plane
 
 rank, verb = {rank}, {verb!r}
 endpoint = choose_plane({plane!r}).Endpoint(Setup(rank, 1, "127.0.0.1", 1, 10))
@@ -551,7 +551,7 @@ def test_who_waits_is_told_of_a_close_and_of_another(job, policy, name):
 AT_EXIT = """
 import sys, threading, time
 from lossympi.endpoint import Setup
-from lossympi.planes import choose_plane
+from lossympi.backend import choose_plane
 
 worker = choose_plane("{plane}").Endpoint(Setup(1, 1, "127.0.0.1", 1, 10))
 worker.add_peer(0, "127.0.0.1", 9, b"", b"")

@@ -176,7 +176,8 @@ FORMED = [
 
 
 def well_formed(kind, rank, round, seq, total, payload):
-    return is_well_formed(Header(kind, rank, 0, round, seq, total, 1), payload, C, MAX)
+    header = Header(kind, rank, 0, round, seq, total, 1)
+    return is_well_formed(header, payload, C, MAX, from_server=rank == 0)
 
 
 @pytest.mark.parametrize("fields", FORMED)
@@ -207,5 +208,5 @@ def test_what_a_peer_may_not_send_is_malformed(fields):
 
 def test_a_nack_is_no_longer_than_data():
     header = Header(Kind.NACK, 0, 0, 1, 0, 8 * 100, 1)
-    assert is_well_formed(header, bytes(64), 800, 64)
-    assert not is_well_formed(header, bytes(65), 800, 64)
+    assert is_well_formed(header, bytes(64), 800, 64, from_server=True)
+    assert not is_well_formed(header, bytes(65), 800, 64, from_server=True)

@@ -8,7 +8,7 @@ import pytest
 
 from lossympi import LinkError
 from lossympi.options import Options
-from lossympi.udp import UdpServer, UdpWorker
+from lossympi.udp_link import UdpServer, UdpWorker
 
 DIM = 1000
 PARAMS = np.zeros(DIM, np.float32)

@@ -1,8 +1,9 @@
-"""What a server knows of a round of whole gradients while it collects them."""
+"""What the links share whose gradients come whole or not at all: MPI's and shared memory's."""
 
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,55 @@ from typing import Any
 
 import numpy as np
 
-from lossympi.link import RoundStats, WorkerStats
+from lossympi.checked_link import CheckedServerLink
+from lossympi.closing import closed_by
+from lossympi.link import Ahead, Collected, RoundStats, WorkerStats, aligned_zeros
+from lossympi.options import Options
+
+
+class LosslessServerLink(CheckedServerLink):
+    """The server's end."""
+
+    def __init__(self, num_workers: int, dim: int, options: Options) -> None:
+        """Allocates the stack."""
+        super().__init__(num_workers, dim, options.patience)
+        self._options = options
+        self._quorum = options.quorum or num_workers
+        self._stack_nd = aligned_zeros((num_workers, dim))
+        self._open: OpenRound | None = None
+
+    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+        """Returns the gradients of `round` that came before every live worker's had, or the quorum
+        had, or `timeout_s` had passed.
+        """
+        opened = OpenRound(round, np.array(self._liveness.live))
+        self._open = opened
+        try:
+            closed_by, elapsed_s = self._take_until_closed(opened)
+        finally:
+            self._open = None
+        self._liveness.observe(opened.heard_n)
+        stats = opened.stats(closed_by, elapsed_s, self._options.timeout_s)
+        return Collected(round, self._stack_nd, opened.arrived_n[:, None], self.dim, stats)
+
+    @abstractmethod
+    def _take_until_closed(self, opened: OpenRound) -> tuple[str, float]:
+        """Writes what comes into the stack and notes it in the round.
+
+        Returns:
+          What closed the round, and how many seconds after its opening.
+        """
+
+    def _waiting_for(self) -> list[int]:
+        """Returns the rows of live workers whose gradient has not come."""
+        opened = self._open
+        return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
+
+    def _forget(self, row: int) -> None:
+        """The open round does not wait for it either."""
+        opened = self._open
+        if opened is not None:
+            opened.live_n[row] = False
 
 
 @dataclass(eq=False)
@@ -55,29 +104,26 @@ class OpenRound:
         self.heard_n[row] = True
         self.settled_s_n[row] = self.elapsed_s()
 
-    def count(self, row: int, reason: str) -> None:
-        """Counts a message that was dropped."""
-        self.counts[row][reason] += 1
+    def count(self, row: int, reason: str, count: int = 1) -> None:
+        """Counts messages that were dropped."""
+        self.counts[row][reason] += count
         # Who comes late lives. What is wrong, or comes early, does not count as a sign of life.
-        self.heard_n[row] |= reason == "late"
+        self.heard_n[row] |= reason == "late" and count > 0
 
     def missing_n(self) -> np.ndarray:
         """Returns whom it still waits for, bool [n]."""
         return self.live_n & ~self.arrived_n
 
-    def closed_by(self, quorum: int | None) -> str:
-        """Returns what closes the round now, "" if nothing does."""
-        num_live, num_missing = np.count_nonzero(self.live_n), np.count_nonzero(self.missing_n())
-        if num_live and not num_missing:
-            return "complete"
-        if num_live and num_live - num_missing >= min(quorum or num_live, num_live):
-            return "early"
-        return ""
+    def closed_by(self, quorum: int, is_late: bool) -> str | None:
+        """Returns what closes the round now, None if nothing does."""
+        num_live = int(self.live_n.sum())
+        num_arrived = num_live - int(self.missing_n().sum())
+        return closed_by(num_live, num_arrived, num_arrived, quorum, is_late)
 
     def stats(self, closed_by: str, elapsed_s: float, deadline_s: float) -> RoundStats:
         """Returns how it went."""
         workers = tuple(
-            worker_stats(*of)
+            _worker_stats(*of)
             for of in zip(
                 self.arrived_n.tolist(),
                 self.heard_n.tolist(),
@@ -90,10 +136,10 @@ class OpenRound:
         return RoundStats(self.round, closed_by, elapsed_s, deadline_s, workers)
 
 
-def worker_stats(
+def _worker_stats(
     arrived: bool, heard: bool, live: bool, settled_s: float, counts: Mapping[str, int]
 ) -> WorkerStats:
-    """Returns what is told of a worker whose gradients come whole or not at all."""
+    """Returns the statistics of a worker whose gradients come whole or not at all."""
     rest = {reason: count for reason, count in counts.items() if count}
     return WorkerStats(
         delivered=float(arrived),

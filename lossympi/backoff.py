@@ -8,7 +8,7 @@ import time
 from lossympi.doorbell import Doorbell
 
 
-class Idling:
+class Backoff:
     """Gives the processor away until it is time to look again.
 
     Where the others are on this host they ring: after they have sent something, and where they need

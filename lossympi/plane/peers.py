@@ -1,18 +1,21 @@
-"""The socket and the peers behind it: seals what is sent, and tells whose it is that came."""
+"""The socket and the peers behind it: seals what is sent, and finds out whose it is that came."""
+
+from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 import select
 import socket
 import struct
+from typing import NamedTuple
 
-from lossympi.endpoint import REASONS, Setup
+from lossympi.endpoint import Setup
 from lossympi.plane import packet
 from lossympi.plane.assembler import ACCEPTED
-from lossympi.plane.cipher import Sealer, tag_bytes
+from lossympi.plane.cipher import Sealer
 from lossympi.plane.drop import Drops
-from lossympi.plane.outgoing import Outgoing
-from lossympi.plane.packet import HEADER_BYTES, IP_UDP_BYTES, Header, Kind
+from lossympi.plane.packet import Header
+from lossympi.plane.protocol import Envelope, Outgoing, PeerLayout
 
 SEND_BUFFER_WAIT_MS = 50
 
@@ -21,43 +24,30 @@ IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
 SO_RCVBUFFORCE, SO_RXQ_OVFL = 33, 40
 
 
-class Peer:
-    """What is known of one peer."""
+class _Peer(NamedTuple):
+    """Where a peer is, and what is sealed for it and by it."""
 
-    def __init__(self, address: tuple[str, int], send_seal: Sealer, receive_seal: Sealer) -> None:
-        """Starts with a peer that is not known to live."""
-        self.address = address
-        self.send_seal = send_seal
-        self.receive_seal = receive_seal
-        self.num_sent = 0  # the counter of what was sent last
-        self.last_counter = 0  # the highest that was accepted, DATA's left out: they may overtake
-        self.counts = dict.fromkeys((ACCEPTED, *REASONS), 0)
-        self.has_spoken = False  # since the round was opened
-        self.has_left = False
-        self.done_round = 0
-        self.nacked_at = -math.inf
-        self.echoed: set[int] = set()  # sizes of IP packets
-        self.outgoing: Outgoing | None = None
-        self.outgoing_round = 0
+    address: tuple[str, int]
+    send_seal: Sealer
+    receive_seal: Sealer
+    counters: itertools.count  # of what is sent; two threads send
 
 
-class Channel:
-    """Datagrams to and from known peers. It has no lock; its owner has.
+class Peers:
+    """Datagrams to and from known peers, by row.
 
     Attributes:
       port: that the socket is bound to.
-      peers: by rank.
-      counts: of what is nobody's.
-      around: bytes of a datagram that are not payload.
+      num_dropped: datagrams that the drop hook has lost.
+      overflow: datagrams that the kernel's buffer had no room for.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, layout: PeerLayout) -> None:
         """Binds the socket to a free port."""
-        self.peers: dict[int, Peer] = {}
-        self.counts = dict.fromkeys((ACCEPTED, *REASONS, "dropped", "overflow"), 0)
-        self.around = HEADER_BYTES + tag_bytes(setup.cipher)
+        self.num_dropped = self.overflow = 0
         self._setup = setup
-        self._max_bytes = setup.mtu - IP_UDP_BYTES
+        self._layout = layout
+        self._peers: dict[int, _Peer] = {}
         self._drops = Drops(setup.drop, setup.drop_seed, setup.rank) if setup.drop else None
         self._socket = _bind(setup)
         self.port: int = self._socket.getsockname()[1]
@@ -65,9 +55,7 @@ class Channel:
         self._readable.register(self._socket, select.POLLIN)
         self._writable.register(self._socket, select.POLLOUT)
 
-    def add_peer(
-        self, rank: int, address: str, port: int, send_key: bytes, receive_key: bytes
-    ) -> None:
+    def add(self, rank: int, address: str, port: int, send_key: bytes, receive_key: bytes) -> None:
         """Makes a peer known, or known anew.
 
         Raises:
@@ -81,23 +69,21 @@ class Channel:
             raise ValueError(f"a port must be in 0..65535, got {port}. Pass the endpoint's.")
         cipher = self._setup.cipher
         seals = Sealer(cipher, send_key), Sealer(cipher, receive_key)
-        self.peers[rank] = Peer((numeric, port), *seals)
+        row = self._layout.peers.index(rank)
+        self._peers[row] = _Peer((numeric, port), *seals, itertools.count(1))
 
-    def send(
-        self,
-        peer: Peer,
-        kind: Kind,
-        round: int,
-        seq: int = 0,
-        total: int = 0,
-        payload: bytes = b"",
-    ) -> None:
+    def absent(self) -> list[int]:
+        """Returns the ranks of peers that were not added."""
+        return [rank for row, rank in enumerate(self._layout.peers) if row not in self._peers]
+
+    def send(self, outgoing: Outgoing) -> None:
         """Sends a datagram; what the kernel does not take is lost, as it might be on the way."""
-        peer.num_sent += 1
-        setup = self._setup
-        header = Header(kind, setup.rank, setup.session, round, seq, total, peer.num_sent)
+        row, kind, round, seq, total, payload = outgoing
+        peer, setup = self._peers[row], self._setup
+        counter = next(peer.counters)
+        header = Header(kind, setup.rank, setup.session, round, seq, total, counter)
         body = packet.pack(header) + payload
-        datagram = body + peer.send_seal.tag(peer.num_sent, body)
+        datagram = body + peer.send_seal.tag(counter, body)
         try:
             self._socket.sendto(datagram, peer.address)
         except BlockingIOError:  # the kernel's buffer is full: the network card is slower than this
@@ -112,7 +98,7 @@ class Channel:
         return bool(self._readable.poll(timeout_ms))
 
     def receive(self) -> tuple[bytes, tuple[str, int]] | None:
-        """Returns a datagram that has come and its source, or None; may be called without a lock.
+        """Returns a datagram that has come and its source, or None.
 
         What the drop hook loses is counted and passed over. A datagram that is longer than the MTU
         allows is cut, to be one byte too long.
@@ -120,38 +106,30 @@ class Channel:
         while True:
             try:
                 data, extras, _, source = self._socket.recvmsg(
-                    self._max_bytes + 1, socket.CMSG_SPACE(4)
+                    self._layout.longest_datagram + 1, socket.CMSG_SPACE(4)
                 )
             except OSError:  # nothing is left, or what became of something sent: lost all the same
                 return None
             for level, kind, value in extras:
                 if level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL:
-                    self.counts["overflow"] = struct.unpack("=I", value[:4])[0]
+                    self.overflow = struct.unpack("=I", value[:4])[0]
             if self._drops is None or not self._drops.next():
                 return data, source
-            self.counts["dropped"] += 1
+            self.num_dropped += 1
 
-    def open(self, data: bytes, source: tuple[str, int]) -> tuple[Peer, Header, bytes] | None:
-        """Returns whose a datagram is, its header and its payload, or counts why it is nobody's."""
-        if len(data) < self.around:
-            self.counts["truncated"] += 1
-            return None
-        if len(data) > self._max_bytes:
-            self.counts["oversized"] += 1
-            return None
-        if data[0] != packet.VERSION:
-            self.counts["version"] += 1
-            return None
-        header = packet.unpack(data)
-        peer = self.peers.get(header.rank)
-        if header.session != self._setup.session or peer is None or peer.address != source:
-            self.counts["foreign"] += 1
-            return None
-        end = len(data) - self.around + HEADER_BYTES
-        if not peer.receive_seal.fits(header.counter, data[:end], data[end:]):
-            peer.counts["forged"] += 1
-            return None
-        return peer, header, data[HEADER_BYTES:end]
+    def open(self, data: bytes, source: tuple[str, int]) -> Envelope:
+        """Returns whose a datagram is and what it says; not "accepted" if that is not so."""
+        envelope = self._layout.open(data)
+        if envelope.verdict != ACCEPTED:
+            return envelope
+        assert envelope.header is not None
+        peer = self._peers.get(envelope.row)
+        if peer is None or peer.address != source:
+            return Envelope("foreign")
+        end = len(data) - self._layout.tag_bytes
+        if not peer.receive_seal.fits(envelope.header.counter, data[:end], data[end:]):
+            return envelope._replace(verdict="forged")
+        return envelope
 
     def close(self) -> None:
         """Closes the socket."""

@@ -1,6 +1,6 @@
 // A vector that is written part by part: which datagrams of it can leave. No socket, no clock.
-#ifndef LOSSYMPI_CORE_FILLING_H_
-#define LOSSYMPI_CORE_FILLING_H_
+#ifndef LOSSYMPI_CORE_WRITE_TRACKER_H_
+#define LOSSYMPI_CORE_WRITE_TRACKER_H_
 
 #include <cstdint>
 #include <vector>
@@ -9,9 +9,9 @@
 
 namespace lossympi {
 
-class Filling {
+class WriteTracker {
  public:
-  explicit Filling(Cut cut);
+  explicit WriteTracker(Framing framing);
 
   // Floats [first, first + count), of 0..d-1, have been written, each once.
   void Add(int64_t first, int64_t count);
@@ -19,11 +19,11 @@ class Filling {
   const std::vector<uint32_t>& whole() const { return whole_; }  // datagrams, as they became so
 
  private:
-  const Cut cut_;
+  const Framing framing_;
   std::vector<int64_t> lacking_;  // [c], floats that have not been written
   std::vector<uint32_t> whole_;
 };
 
 }  // namespace lossympi
 
-#endif  // LOSSYMPI_CORE_FILLING_H_
+#endif  // LOSSYMPI_CORE_WRITE_TRACKER_H_

@@ -42,7 +42,7 @@ def why_not_native() -> str:
     return f"it was not built ({_WHY_NOT}). {_HOW_TO_BUILD}" if _WHY_NOT else ""
 
 
-def core() -> Any:
+def native() -> Any:
     """Returns the native module, which ``why_not_native`` has nothing against."""
     return _core
 

@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from lossympi import LinkError, planes
+from lossympi import LinkError, backend
 from lossympi.options import Options
-from tests.lossympi.rounds import Caller, outgoing
+from tests.lossympi.rounds import Caller
+from tests.native_rounds import Reader
 
-pytestmark = pytest.mark.skipif(planes.core() is None, reason=planes.why_not_native())
-if planes.core() is not None:
-    from lossympi.shared import SharedServer, SharedWorker
+pytestmark = pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())
+if backend.native() is not None:
+    from lossympi.shm_link import SharedServer, SharedWorker
 
 D = 1003
 
@@ -95,8 +96,8 @@ def test_late_early_and_double_gradients_are_counted_and_change_nothing():
 
 def test_a_worker_that_goes_on_writing_changes_its_row_only_until_it_is_copied():
     with link(2, 2_000_000, timeout_s=10.0) as (server, (honest, attacker)):
-        native = attacker.native(lambda *_: None)
-        mailbox_d = outgoing(native, 2_000_000)
+        rounds = Reader(attacker.native(lambda *_: None))
+        mailbox_d = rounds.outgoing_d()
         stop = threading.Event()
 
         def scribble():
@@ -143,8 +144,8 @@ def test_a_worker_can_neither_write_the_model_nor_shrink_what_it_shares():
 
 def test_nonsense_in_bell_and_counters_delays_nobody_for_long():
     with link(2, timeout_s=5.0) as (server, (honest, attacker)):
-        native = attacker.native(lambda *_: None)
-        address = outgoing(native, D).ctypes.data
+        rounds = Reader(attacker.native(lambda *_: None))
+        address = rounds.outgoing()
         header = (ctypes.c_uint8 * 64).from_address(address - 64)
         stop = threading.Event()
 
@@ -208,7 +209,7 @@ def test_nothing_is_left_open_where_memory_runs_out_half_way(monkeypatch):
 def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
     with link(1) as (server, (worker,)):
         caller = Caller(worker)
-        outgoing_d = outgoing(caller.native, D)
+        outgoing_d = caller.outgoing_d()
         rows, models = [], []
 
         def serve():
@@ -221,7 +222,7 @@ def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
         for round in range(3):
             assert caller.native.round == round
             outgoing_d[:] = vector([1, round])
-            models.append(caller.exchange(outgoing_d).copy())
+            models.append(caller.run(outgoing_d).copy())
             assert caller.is_intact()
         thread.join()
         np.testing.assert_array_equal(rows, [vector([1, round]) for round in range(3)])
@@ -231,16 +232,17 @@ def test_c_makes_rounds_in_place_and_sees_what_was_overwritten():
         assert caller.is_intact()
         server.broadcast(4, vector(4))  # into the vector of round 2
         assert not caller.is_intact()
-        np.testing.assert_array_equal(caller.exchange(None), vector(4))
+        np.testing.assert_array_equal(caller.run(None), vector(4))
         assert caller.native.round == 5
 
 
 def test_the_server_may_write_the_model_in_place():
     with link(1) as (server, (worker,)):
-        native = server.native()
-        assert native.exchange == native.fill == native.is_intact == 0
+        native = Reader(server.native())
+        assert native.d == D
+        assert native.run is native.send_part is native.is_intact is None
         for round in range(4):
-            params_d = outgoing(native, D)
+            params_d = native.outgoing_d()
             params_d[:] = vector(round)
             server.broadcast(round, params_d)
             np.testing.assert_array_equal(worker.receive(round).params_d, vector(round))
@@ -258,7 +260,7 @@ def test_who_waits_in_c_is_asked_whether_to_go_on():
     with link(1) as (_, (worker,)):
         caller = Caller(worker, idle)
         begun = time.monotonic()
-        assert caller.exchange(vector(0)) == 2
+        assert caller.run(vector(0)) == 2
         assert 0.5 < time.monotonic() - begun < 5
         assert caller.message.value.startswith(b"RuntimeError: it is not worth it")
         assert 1020 <= len(caller.message.value.decode().encode()) <= 1023
@@ -273,7 +275,7 @@ def test_who_waits_in_c_hears_that_the_server_has_left():
     with link(1) as (server, (worker,)):
         threading.Timer(0.05, server.close).start()
         begun = time.monotonic()
-        assert Caller(worker, idle).exchange(vector(0)) == 2
+        assert Caller(worker, idle).run(vector(0)) == 2
         assert time.monotonic() - begun < 0.15  # not at the end of a slice
         with pytest.raises(LinkError, match="has closed the link"):
             worker.send(1, vector(1))

@@ -1,7 +1,7 @@
 // What is left to be sent of one vector, to whom, and when: END, NACK and DONE of WIRE.md. No
 // socket, no clock: the time is passed in, in seconds.
-#ifndef LOSSYMPI_CORE_OUTBOX_H_
-#define LOSSYMPI_CORE_OUTBOX_H_
+#ifndef LOSSYMPI_CORE_SEND_QUEUE_H_
+#define LOSSYMPI_CORE_SEND_QUEUE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace lossympi {
 
-class Outbox {
+class SendQueue {
  public:
   // When all is sent, two ENDs at once, as one may be lost, and a third a little later; then, until
   // there is an answer, one after twice the time each time.
@@ -24,13 +24,15 @@ class Outbox {
   // row is Done, or not Heard for `silence` after an END. Once most rows are Done, t after the
   // start, the others have until 4 t + silence: a worker that never has enough must not hold up the
   // others for long.
-  Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once, bool until_done,
-         double silence, double now);
+  SendQueue(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
+            bool until_done, double silence, double now);
 
   void Add(const std::vector<uint32_t>& seqs);  // they may leave
   void AddRest();                               // so may all others, and then END
 
-  void Nacked(int row, uint32_t seq);  // ignored before an END, which alone is answered
+  // Ignored before an END, which alone is answered; and of what has left since the last END: it was
+  // on its way when that was answered.
+  void Nacked(int row, uint32_t seq);
   void Done(int row);
   void Leave(int row);  // it will not answer any more
   void Heard(int row);
@@ -46,7 +48,7 @@ class Outbox {
   // What to do now; it is taken to be done. The action is valid until the next call. Rows take
   // turns. kFinished before AddRest: nothing is left of what was added.
   const Action& Next(double now);
-  void TakeBack();  // what the last kSend told to send has not been sent
+  void TakeBack();  // what the last kSend named has not been sent
 
   bool is_finished(int row) const;  // nothing more is sent to it; true for a row not served
   bool is_done(int row) const;      // false for a row that is not served
@@ -55,28 +57,29 @@ class Outbox {
   size_t most_at_once() const { return most_at_once_; }
 
  private:
-  enum Want : uint8_t { kNot, kNow, kLater };
+  enum Want : uint8_t { kNot, kNow, kLater, kOnItsWay };
   struct Flow {
     int row;
-    std::vector<Want> wanted;  // [c]
-    uint32_t num_wanted = 0;   // now
-    uint32_t next = 0;         // where the search for a wanted one goes on
-    uint32_t num_sent = 0;     // datagrams
-    uint32_t report_at = 0;    // datagrams sent
-    uint32_t num_ends = 0;     // in all
-    int ends_now = 0;          // since datagrams were sent last
-    double end_at;             // when the next END is due
-    bool asked = false;        // an END was sent, for whatever reason
-    double asked_at;           // the first since the row was heard; infinity for none
-    bool finished = false;     // nothing is sent any more
-    bool done = false;         // because the row said so
+    std::vector<Want> wanted;              // [c]
+    std::vector<uint32_t> on_their_way{};  // what has left since the last END, and more perhaps
+    uint32_t num_wanted = 0;               // now
+    uint32_t next = 0;                     // where the search for a wanted one goes on
+    uint32_t num_sent = 0;                 // datagrams
+    uint32_t report_at = 0;                // datagrams sent
+    uint32_t num_ends = 0;                 // in all
+    int ends_now = 0;                      // since datagrams were sent last
+    double end_at;                         // when the next END is due
+    bool asked = false;                    // an END was sent, for whatever reason
+    double asked_at;                       // the first since the row was heard; infinity for none
+    bool finished = false;                 // nothing is sent any more
+    bool done = false;                     // because the row said so
   };
   Flow* Find(int row);
-  const Flow* Find(int row) const { return const_cast<Outbox*>(this)->Find(row); }
+  const Flow* Find(int row) const { return const_cast<SendQueue*>(this)->Find(row); }
   double Pause(int num_ends) const;
   static void Add(Flow& flow, uint32_t seq);
   void TakeBurst(Flow& flow, double now);
-  const Action& Ask(Flow& flow, uint32_t num_ends, double now);
+  const Action& Ask(Flow& flow, uint32_t num_ends, double now);  // by an END
 
   const size_t most_at_once_;
   const bool until_done_;
@@ -91,4 +94,4 @@ class Outbox {
 
 }  // namespace lossympi
 
-#endif  // LOSSYMPI_CORE_OUTBOX_H_
+#endif  // LOSSYMPI_CORE_SEND_QUEUE_H_

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from lossympi.backoff import Backoff
+from lossympi.checked_link import CheckedWorkerLink
 from lossympi.doorbell import Doorbell
-from lossympi.idling import Idling
-from lossympi.link import (
-    Ahead,
-    Collected,
-    Idle,
-    LinkError,
-    Model,
-    aligned_zeros,
-    check_array,
-    check_broadcasts,
-    check_collects,
-    check_round,
-    check_server,
-    check_wait,
-)
-from lossympi.open_round import OpenRound
+from lossympi.link import LinkError, Model, aligned_zeros
+from lossympi.lossless_link import LosslessServerLink, OpenRound
 from lossympi.options import Options
-from lossympi.timeout import Liveness
+from lossympi.topology import Topology
 
 _MODEL, _BYE = 0, 1  # tags, from the server
 _HEADER = 16  # floats before the parameters: int64 round, then nothing up to a multiple of 64 bytes
@@ -39,24 +28,26 @@ _SILENCE_S = 0.05
 _MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can be closed
 
 
-class MpiServer:
-    """The server's end; ``connect`` makes it."""
+class MpiServer(LosslessServerLink):
+    """The server's end; ``connect`` makes it.
+
+    MPI writes a gradient into its row. One that is still on its way when its round closes, because
+    its worker stopped meanwhile, cannot be called back: it keeps the stack, and what has arrived is
+    copied to a new one. That costs a copy of the stack in such a round, and 4 n d bytes until the
+    transfer ends; at most n such stacks.
+    """
 
     def __init__(
-        self, comm: Any, num_workers: int, dim: int, options: Options, bell: Doorbell
+        self, comm: Any, topology: Topology, dim: int, options: Options, bell: Doorbell
     ) -> None:
-        """Takes over a communicator that nobody else uses, whose rank 0 it is, and a bell."""
-        self.num_workers = num_workers
-        self.dim = dim
+        """Takes over a communicator that nobody else uses, whose only server it is, and a bell."""
+        super().__init__(topology.workers, dim, options)
+        self._topology = topology
         self._comm = comm
-        self._options = options
         self._bell = bell
         self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
         self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
         self._num_tags = _num_tags(comm)
-        self._stack_nd = aligned_zeros((num_workers, dim))
-        self._liveness = Liveness(num_workers, patience=options.patience)
-        self._open: OpenRound | None = None
         self._dropped: list[Any] = []  # receives of what is not wanted; they write nothing
         # Receives that a close has overtaken, with the stack that they still write into.
         self._overtaken: dict[int, tuple[Any, np.ndarray]] = {}
@@ -64,42 +55,9 @@ class MpiServer:
         self._parcels: list[_Parcel] = []
         self._sending: dict[int, tuple[Any, _Parcel]] = {}
         self._behind: set[int] = set()  # rows that the newest parameters have not been sent to
-        self._delivered_n = np.zeros(num_workers, bool)  # in the round collected last
-        self._collected_round = -1
-        self._broadcast_round = -1
-        self._closed = False
+        self._delivered_n = np.zeros(self.num_workers, bool)  # in the round collected last
 
-    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
-        """Returns the gradients of `round` that came before every live worker's had, or the quorum
-        had, or `timeout_s` had passed.
-
-        MPI writes a gradient into its row. One that is still on its way at the close, because its
-        worker stopped meanwhile, cannot be called back: it keeps the stack, and what has arrived is
-        copied to a new one.
-
-        Raises:
-          ValueError: the link is closed, or the round was collected before.
-        Cost: a copy of the stack in a round that a gradient's transfer outlasts, and 4 n d bytes
-          until it ends; at most n such stacks.
-        """
-        self._check_not_closed()
-        check_round(round)
-        check_collects(round, self._collected_round)
-        self._collected_round = round
-        opened = OpenRound(round, np.array(self._liveness.live))
-        self._open = opened
-        try:
-            closed_by = self._take_until_closed(opened)
-            elapsed_s = opened.elapsed_s()
-        finally:
-            self._open = None
-            self._leave_overtaken(opened)
-        self._delivered_n = opened.arrived_n
-        self._liveness.observe(opened.heard_n)
-        stats = opened.stats(closed_by, elapsed_s, self._options.timeout_s)
-        return Collected(round, self._stack_nd, opened.arrived_n[:, None], self.dim, stats)
-
-    def broadcast(self, round: int, params_d: np.ndarray) -> None:
+    def _broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], to every live worker that has taken those
         sent to it before.
 
@@ -107,17 +65,9 @@ class MpiServer:
         round is collected. Those that have delivered their gradient are waited for until they have
         taken the parameters, but not much longer than most of them take.
 
-        Raises:
-          ValueError: the link is closed, the parameters have another shape or dtype, or the round
-            is not later than the one broadcast before.
         Cost: a copy of the parameters, kept until all have taken it; at most n + 1 are kept, one
           more than workers have stopped while they took one.
         """
-        self._check_not_closed()
-        check_round(round)
-        check_array("params_d", params_d, np.float32, (self.dim,))
-        check_broadcasts(round, self._broadcast_round)
-        self._broadcast_round = round
         self._end_sends()
         self._newest = self._free_parcel()
         self._newest.round[0] = round
@@ -128,60 +78,45 @@ class MpiServer:
         taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
         self._wait_for_sends(taking - self._behind)
 
-    def waiting_for(self) -> list[int]:
-        """Returns the rows of live workers whose gradient has not come in the open round.
-
-        It may be called from another thread. Empty if no round is open.
-        """
-        opened = self._open
-        return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
-
-    def forget(self, row: int) -> None:
-        """Waits for a worker no more, be it in the open round, until it is heard again."""
-        self._liveness.forget(row)
-        opened = self._open
-        if opened is not None:
-            opened.live_n[row] = False
-
-    def native(self) -> None:
-        """C has nothing to write to."""
-
-    def close(self) -> None:
-        """Tells the workers that it leaves, and ends the link.
+    def _close(self) -> None:
+        """Tells the workers that it leaves.
 
         Live workers have `timeout_s` to take the parameters that were sent to them.
         """
-        if self._closed:
-            return
-        self._closed = True
         byes = [
-            _send(self._comm, [None, 0, MPI.BYTE], row + 1, _BYE) for row in range(self.num_workers)
+            _send(self._comm, [None, 0, MPI.BYTE], rank, _BYE)
+            for rank in self._topology.worker_ranks
         ]
-        self._bell.ring(range(1, self.num_workers + 1))
+        self._bell.ring(self._topology.worker_ranks)
         self._wait_for_sends({row for row in self._sending if self._liveness.live[row]})
         self._bell.close()
         _keep_for_ever(byes, self._sending, self._overtaken, self._dropped)
 
     # Gradients.
 
-    def _take_until_closed(self, opened: OpenRound) -> str:
+    def _take_until_closed(self, opened: OpenRound) -> tuple[str, float]:
+        try:
+            return self._wait_for_gradients(opened), opened.elapsed_s()
+        finally:
+            self._leave_overtaken(opened)
+            self._delivered_n = opened.arrived_n
+
+    def _wait_for_gradients(self, opened: OpenRound) -> str:
         """Returns what closed the round."""
-        idle = Idling(self._bell)
+        backoff = Backoff(self._bell)
         while True:
             heard = self._take_messages(opened)
             heard |= self._end_receives(opened)
             self._end_sends()
             self._send_newest(opened.live_n | opened.heard_n)
-            closed_by = opened.closed_by(self._options.quorum)
-            if closed_by:
-                return closed_by
             left_s = self._options.timeout_s - opened.elapsed_s()
-            if left_s <= 0:
-                return "deadline"
+            closed_by = opened.closed_by(self._quorum, left_s <= 0)
+            if closed_by is not None:
+                return closed_by
             if heard:
-                idle.begin()
+                backoff.begin()
             else:
-                idle.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
+                backoff.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
     def _take_messages(self, opened: OpenRound) -> bool:
         """Takes what has come; returns whether anything had."""
@@ -202,10 +137,11 @@ class MpiServer:
         A Byzantine worker chooses length, tag and time, so all is checked before anything is
         written.
         """
-        row = status.Get_source() - 1
-        if not 0 <= row < self.num_workers:
-            self._drop(message, row)
+        rank = status.Get_source()
+        if rank not in self._topology.worker_ranks:
+            self._drop(message, rank)
             return
+        row = self._topology.row_of(rank)
         age = _age(status.Get_tag(), opened.round, self._num_tags)
         reason = ""
         if status.Get_count(self._vector) != 1:
@@ -216,7 +152,7 @@ class MpiServer:
             reason = "duplicate"
         if reason:
             opened.count(row, reason)
-            self._drop(message, row)
+            self._drop(message, rank)
             return
         try:
             request = message.Irecv([self._stack_nd[row], 1, self._vector])
@@ -230,15 +166,15 @@ class MpiServer:
             opened.count(row, "malformed")
         else:
             opened.coming[row] = request
-            self._bell.ring([row + 1])  # whose help it takes
+            self._bell.ring([rank])  # whose help it takes
 
-    def _drop(self, message: Any, row: int) -> None:
+    def _drop(self, message: Any, rank: int) -> None:
         """Receives nothing of a message, which sets its sender free."""
         try:
             self._dropped.append(message.Irecv([None, 0, MPI.BYTE]))
         except MPI.Exception:
             return
-        self._bell.ring([row + 1])
+        self._bell.ring([rank])
 
     def _end_receives(self, opened: OpenRound) -> bool:
         """Notes which receives have ended; returns whether any had."""
@@ -279,11 +215,12 @@ class MpiServer:
             if not to_n[row]:
                 continue
             self._behind.discard(row)
-            request = _send(self._comm, [parcel.floats, 1, self._parcel], row + 1, _MODEL)
+            rank = self._topology.rank_of(row)
+            request = _send(self._comm, [parcel.floats, 1, self._parcel], rank, _MODEL)
             if request is not None:
                 parcel.users += 1
                 self._sending[row] = request, parcel
-                sent.append(row + 1)
+                sent.append(rank)
         self._bell.ring(sent)
         self._end_sends()  # a short message has left at once
 
@@ -297,7 +234,7 @@ class MpiServer:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
         begun = time.monotonic()
         limit_s, most_known = self._options.timeout_s, False
-        idle = Idling(self._bell)
+        backoff = Backoff(self._bell)
         while True:
             self._end_sends()
             left = rows & self._sending.keys()
@@ -307,7 +244,7 @@ class MpiServer:
             if not most_known and 2 * len(left) < len(rows):
                 most_known = True
                 limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
-            idle.pause(limit_s - elapsed_s, False, True)
+            backoff.pause(limit_s - elapsed_s, False, True)
 
     def _free_parcel(self) -> _Parcel:
         """Returns one that nothing is sent from, and gives back the memory of other such."""
@@ -315,18 +252,16 @@ class MpiServer:
         self._parcels = free + [parcel for parcel in self._parcels if parcel.users]
         return free[0]
 
-    def _check_not_closed(self) -> None:
-        if self._closed:
-            raise ValueError("the server has closed this link. Connect a new one.")
 
-
-class MpiWorker:
+class MpiWorker(CheckedWorkerLink):
     """A worker's end; ``connect`` makes it."""
 
-    def __init__(self, comm: Any, rank: int, dim: int, options: Options, bell: Doorbell) -> None:
-        """Takes over a communicator, whose rank 0 is the server, and a bell; nobody else has it."""
-        self.rank = rank
-        self.dim = dim
+    def __init__(
+        self, comm: Any, topology: Topology, dim: int, options: Options, bell: Doorbell
+    ) -> None:
+        """Takes over a communicator with one server, and a bell; nobody else has them."""
+        super().__init__(topology.row_of(comm.rank), dim, options.give_up_s)
+        [self._server] = topology.server_ranks
         self._comm = comm
         self._options = options
         self._bell = bell
@@ -335,112 +270,66 @@ class MpiWorker:
         self._num_tags = _num_tags(comm)
         self._grad_d = aligned_zeros((dim,))
         self._sending: Any = None
-        self._held: Model | None = None  # what `receive` returned last
         self._held_in, self._next_in = _Parcel(dim), _Parcel(dim)
         self._receiving: Any = None  # into the latter
         self._next_is_whole = False
         self._left = False
-        self._closed = False
 
-    def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
-        """Sends the gradient of `round`, float32 [d], once the one before has left.
+    def _send(self, round: int, grad_d: np.ndarray, wait_s: float) -> bool | None:
+        """Copies the gradient and sends the copy, once the one before has left.
 
-        Args:
-          round: its number.
-          grad_d: the gradient; it is copied.
-          wait_s: how long to wait for that; None for as long as it takes.
         Returns:
           True, even if the server may have closed the round; None if `wait_s` has passed first.
-        Raises:
-          ValueError: the end is closed, or the gradient has another shape or dtype.
-          LinkError: the server has left, or takes nothing for `give_up_s`.
         """
-        self._check_not_closed()
-        check_round(round)
-        check_array("grad_d", grad_d, np.float32, (self.dim,))
-        check_wait(wait_s)
-        awaited = f"take the gradient before that of round {round}"
-        if not self._wait(lambda: self._sending is None, awaited, wait_s):
+        begun = time.monotonic()
+        has_left = self._wait(lambda: self._sending is None, wait_s)
+        if not has_left or self._left:
+            self._check_server(f"take the gradient before that of round {round}", begun)
             return None
-        if self._left:
-            check_server(self.rank, awaited, True, 0.0, self._options.give_up_s)
         self._grad_d[:] = grad_d
-        self._sending = self._comm.Isend([self._grad_d, 1, self._vector], 0, round % self._num_tags)
-        self._bell.ring([0])
+        self._sending = self._comm.Isend(
+            [self._grad_d, 1, self._vector], self._server, round % self._num_tags
+        )
+        self._bell.ring([self._server])
         self._progress()
         return True
 
-    def receive(self, round: int, wait_s: float | None = None) -> Model | None:
-        """Returns the newest parameters, of `round` or later.
-
-        A worker that was away gets those of a later round: the next gradient that the server wants
-        is that of ``model.round + 1``.
-
-        Args:
-          round: the first that is wanted.
-          wait_s: how long to wait for it; None for as long as it takes.
-        Returns:
-          The parameters, which stay as they are until the next call that returns others; None if
-          `wait_s` has passed first.
-        Raises:
-          ValueError: the end is closed.
-          LinkError: the server has left, or sends nothing for `give_up_s`.
-        """
-        self._check_not_closed()
-        check_round(round)
-        check_wait(wait_s)
-        if self._held is not None and self._held.round >= round:
-            self._progress()
-            if self._next_is_whole and self._next_in.round[0] > self._held.round:
-                self._turn()
-            return self._held
+    def _receive(self, round: int, wait_s: float) -> Model | None:
+        """Returns the newest parameters in the memory that they came into."""
 
         def is_there() -> bool:
             return self._next_is_whole and self._next_in.round[0] >= round
 
-        if not self._wait(is_there, f"send the parameters of round {round}", wait_s):
-            return None
-        self._turn()
-        return self._held
+        return self._turn() if self._wait(is_there, wait_s) else None
 
-    def native(self, idle: Idle) -> None:
-        """C has nothing to call."""
+    def _server_left(self) -> bool:
+        return self._left
 
-    def close(self) -> None:
-        """Ends this worker's end only; the server has `timeout_s` to take the last gradient."""
-        if self._closed:
-            return
-        self._closed = True
+    def _close(self) -> None:
+        """Gives the server `timeout_s` to take the last gradient."""
         begun = time.monotonic()
-        idle = Idling(self._bell)
+        backoff = Backoff(self._bell)
         while self._sending is not None and not self._left:
             left_s = self._options.timeout_s - (time.monotonic() - begun)
             if left_s <= 0:
                 break
-            idle.pause(left_s, bool(self._receiving), True)
+            backoff.pause(left_s, bool(self._receiving), True)
             self._progress()
         self._bell.close()
         _keep_for_ever(self._sending, self._grad_d, self._receiving, self._next_in)
 
-    def _wait(self, is_so: Any, awaited: str, wait_s: float | None) -> bool:
-        """Waits until `is_so()`; False if `wait_s` has passed first.
-
-        Raises:
-          LinkError: the server has left, or `give_up_s` has passed.
-        """
+    def _wait(self, is_so: Callable[[], bool], wait_s: float) -> bool:
+        """Waits until `is_so()`; False if `wait_s` has passed first, or the server has left."""
         begun = time.monotonic()
-        give_up_s = self._options.give_up_s
-        limit_s = give_up_s if wait_s is None else min(wait_s, give_up_s)
-        idle = Idling(self._bell)
+        backoff = Backoff(self._bell)
         while True:
             self._progress()
             if is_so():
                 return True
-            elapsed_s = time.monotonic() - begun
-            check_server(self.rank, awaited, self._left, elapsed_s, give_up_s)
-            if elapsed_s >= limit_s:
+            left_s = wait_s - (time.monotonic() - begun)
+            if self._left or left_s <= 0:
                 return False
-            idle.pause(limit_s - elapsed_s, bool(self._receiving), bool(self._sending))
+            backoff.pause(left_s, bool(self._receiving), bool(self._sending))
 
     def _progress(self) -> None:
         """Takes what has come from the server, of parameters the newest, and sees what has left."""
@@ -452,14 +341,14 @@ class MpiWorker:
                 if self._receiving is not None:
                     is_whole = self._receiving.Test()
                     if is_whole or starts:  # the server waits for the one, and is needed after
-                        self._bell.ring([0])
+                        self._bell.ring([self._server])
                     starts = False
                     if not is_whole:
                         return
                     self._receiving = None
                     self._next_is_whole = True
                 status = MPI.Status()
-                message = self._comm.Improbe(0, MPI.ANY_TAG, status)
+                message = self._comm.Improbe(self._server, MPI.ANY_TAG, status)
                 if message is None:
                     return
                 if status.Get_tag() == _BYE:
@@ -475,17 +364,13 @@ class MpiWorker:
                 "still runs."
             ) from error
 
-    def _turn(self) -> None:
-        """Makes what has come the model that is held, and its memory the next one's."""
+    def _turn(self) -> Model:
+        """Returns what has come; the memory of what was returned before is the next one's."""
         self._held_in, self._next_in = self._next_in, self._held_in
         self._next_is_whole = False
         params_d = self._held_in.params_d.view()
         params_d.setflags(write=False)
-        self._held = Model(int(self._held_in.round[0]), params_d)
-
-    def _check_not_closed(self) -> None:
-        if self._closed:
-            raise ValueError(f"worker {self.rank} has closed its end. Connect a new link.")
+        return Model(int(self._held_in.round[0]), params_d)
 
 
 class _Parcel:

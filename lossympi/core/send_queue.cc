@@ -1,4 +1,4 @@
-#include "lossympi/core/outbox.h"
+#include "lossympi/core/send_queue.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 }  // namespace
 
-Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
-               bool until_done, double silence, double now)
+SendQueue::SendQueue(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
+                     bool until_done, double silence, double now)
     : most_at_once_(most_at_once),
       until_done_(until_done),
       silence_(silence),
@@ -27,72 +27,72 @@ Outbox::Outbox(const std::vector<int>& rows, uint32_t num_datagrams, size_t most
   }
 }
 
-Outbox::Flow* Outbox::Find(int row) {
+SendQueue::Flow* SendQueue::Find(int row) {
   for (Flow& flow : flows_) {
     if (flow.row == row) return &flow;
   }
   return nullptr;
 }
 
-void Outbox::Add(Flow& flow, uint32_t seq) {
+void SendQueue::Add(Flow& flow, uint32_t seq) {
   if (flow.wanted[seq] != kLater) return;
   flow.wanted[seq] = kNow;
   ++flow.num_wanted;
 }
 
-void Outbox::Add(const std::vector<uint32_t>& seqs) {
+void SendQueue::Add(const std::vector<uint32_t>& seqs) {
   for (Flow& flow : flows_) {
     for (const uint32_t seq : seqs) Add(flow, seq);
   }
 }
 
-void Outbox::AddRest() {
+void SendQueue::AddRest() {
   has_all_ = true;
   for (Flow& flow : flows_) {
     for (uint32_t seq = 0; seq < flow.wanted.size(); ++seq) Add(flow, seq);
   }
 }
 
-void Outbox::Nacked(int row, uint32_t seq) {
+void SendQueue::Nacked(int row, uint32_t seq) {
   Flow* flow = Find(row);
   if (flow == nullptr || !flow->asked || flow->wanted[seq] != kNot) return;
   flow->wanted[seq] = kNow;
   ++flow->num_wanted;
 }
 
-void Outbox::Done(int row) {
+void SendQueue::Done(int row) {
   if (Flow* flow = Find(row)) flow->finished = flow->done = true;
 }
 
-void Outbox::Leave(int row) {
+void SendQueue::Leave(int row) {
   if (Flow* flow = Find(row)) flow->finished = true;
 }
 
-void Outbox::Heard(int row) {
+void SendQueue::Heard(int row) {
   if (Flow* flow = Find(row)) flow->asked_at = kNever;
 }
 
-bool Outbox::is_finished(int row) const {
+bool SendQueue::is_finished(int row) const {
   const Flow* flow = Find(row);
   return flow == nullptr || flow->finished;
 }
 
-bool Outbox::is_done(int row) const {
+bool SendQueue::is_done(int row) const {
   const Flow* flow = Find(row);
   return flow != nullptr && flow->done;
 }
 
-bool Outbox::all_sent(int row) const {
+bool SendQueue::all_sent(int row) const {
   const Flow* flow = Find(row);
   return flow != nullptr && flow->num_sent >= flow->wanted.size();
 }
 
-bool Outbox::has_wanted() const {
+bool SendQueue::has_wanted() const {
   return std::any_of(flows_.begin(), flows_.end(),
                      [](const Flow& flow) { return !flow.finished && flow.num_wanted > 0; });
 }
 
-const Outbox::Action& Outbox::Next(double now) {
+const SendQueue::Action& SendQueue::Next(double now) {
   action_.what = What::kFinished;
   size_t num_done = 0;
   for (const Flow& flow : flows_) num_done += flow.done;
@@ -134,8 +134,12 @@ const Outbox::Action& Outbox::Next(double now) {
   return action_;
 }
 
-const Outbox::Action& Outbox::Ask(Flow& flow, uint32_t num_ends, double now) {
+const SendQueue::Action& SendQueue::Ask(Flow& flow, uint32_t num_ends, double now) {
   flow.asked = true;
+  for (const uint32_t seq : flow.on_their_way) {
+    if (flow.wanted[seq] == kOnItsWay) flow.wanted[seq] = kNot;
+  }
+  flow.on_their_way.clear();
   flow.asked_at = std::min(flow.asked_at, now);
   action_.num_ends = num_ends;
   action_.what = What::kEnd;
@@ -143,28 +147,29 @@ const Outbox::Action& Outbox::Ask(Flow& flow, uint32_t num_ends, double now) {
 }
 
 // After so many ENDs since datagrams were sent last.
-double Outbox::Pause(int num_ends) const {
+double SendQueue::Pause(int num_ends) const {
   if (num_ends < kEnds - 1 || (num_ends == kEnds && !until_done_)) return 0;
   return std::min(kThirdAfter * std::exp2(num_ends - kEnds + 1), kLongestPause);
 }
 
-void Outbox::TakeBack() {
+void SendQueue::TakeBack() {
   Flow& flow = *Find(action_.row);
   for (const uint32_t seq : action_.seqs) {
-    flow.num_wanted += flow.wanted[seq] == kNot;  // it may have been NACKed since
+    flow.num_wanted += flow.wanted[seq] != kNow;  // it may have been NACKed since
     flow.wanted[seq] = kNow;
   }
   flow.num_sent -= static_cast<uint32_t>(action_.seqs.size());
 }
 
-void Outbox::TakeBurst(Flow& flow, double now) {
+void SendQueue::TakeBurst(Flow& flow, double now) {
   action_.seqs.clear();
   const auto c = static_cast<uint32_t>(flow.wanted.size());
   while (action_.seqs.size() < most_at_once_ && flow.num_wanted > 0) {
     const uint32_t seq = flow.next;
     flow.next = seq + 1 < c ? seq + 1 : 0;
     if (flow.wanted[seq] == kNow) {
-      flow.wanted[seq] = kNot;
+      flow.wanted[seq] = kOnItsWay;
+      flow.on_their_way.push_back(seq);
       --flow.num_wanted;
       ++flow.num_sent;
       action_.seqs.push_back(seq);

@@ -1,0 +1,231 @@
+"""What is left to be sent of one vector, to whom, and when. Knows neither socket nor clock.
+
+The twin of ``core/send_queue.h``, which says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NUM_ENDS = 3
+THIRD_AFTER_S, LONGEST_PAUSE_S = 0.0004, 0.010
+NUM_REPORTS, SHORT = 4, 64
+
+_NOT, _NOW, _LATER, _ON_ITS_WAY = range(4)
+
+# ("send", row, datagrams), ("end", row, how many ENDs were sent, this one included, or 0 for a
+# report), ("wait", until when) or ("finished",).
+Action = tuple
+
+
+class SendQueue:
+    """A vector to each of some rows: DATA, END, and what NACK and DONE make of it.
+
+    Rows take turns. With `until_done` what is NACKed is sent again until the row is done, or not
+    heard for `silence_s` after an END. Once most rows are done, t after the start, the others have
+    until 4 t + silence_s.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[int],
+        c: int,
+        most_at_once: int,
+        until_done: bool,
+        silence_s: float,
+        now: float,
+    ) -> None:
+        """Starts with nothing that may leave yet.
+
+        Args:
+          rows: whom it is sent to.
+          c: datagrams of the vector.
+          most_at_once: of them in a "send".
+          until_done: whether ENDs are repeated until somebody stops it; if not, three are the end.
+          silence_s: how long a row may say nothing.
+          now: the time.
+        """
+        self.most_at_once = most_at_once
+        self._until_done = until_done
+        self._silence_s = silence_s
+        self._begun = now
+        self._leave_at = math.inf  # when the rows that are not done are given up
+        self._has_all = False
+        self._flows = [_Flow(row, c, now) for row in rows]
+        self._of_row = {flow.row: flow for flow in self._flows}
+        self._turn = 0
+        self._sent: tuple[_Flow, list[int]] | None = None  # by the last "send"
+
+    def add(self, seqs: Iterable[int]) -> None:
+        """Lets datagrams leave."""
+        for flow in self._flows:
+            for seq in seqs:
+                flow.add(seq)
+
+    def add_rest(self) -> None:
+        """Lets all others leave, and then END."""
+        self._has_all = True
+        for flow in self._flows:
+            for seq in range(flow.c):
+                flow.add(seq)
+
+    def nacked(self, row: int, seq: int) -> None:
+        """Notes that a row misses a datagram.
+
+        Ignored before an END, which alone is answered; and of what has left since the last END: it
+        was on its way when that was answered.
+        """
+        flow = self._of_row.get(row)
+        if flow is not None and flow.asked and flow.wanted[seq] == _NOT:
+            flow.wanted[seq] = _NOW
+            flow.num_wanted += 1
+
+    def done(self, row: int) -> None:
+        """Notes that a row has enough."""
+        if row in self._of_row:
+            self._of_row[row].finished = self._of_row[row].done = True
+
+    def leave(self, row: int) -> None:
+        """Notes that a row will not answer any more."""
+        if row in self._of_row:
+            self._of_row[row].finished = True
+
+    def heard(self, row: int) -> None:
+        """Notes that a row has said something."""
+        if row in self._of_row:
+            self._of_row[row].asked_at = math.inf
+
+    def is_finished(self, row: int) -> bool:
+        """Returns whether nothing more is sent to a row; True for one that is not served."""
+        return row not in self._of_row or self._of_row[row].finished
+
+    def is_done(self, row: int) -> bool:
+        """Returns whether a row has said that it has enough."""
+        return row in self._of_row and self._of_row[row].done
+
+    def all_sent(self, row: int) -> bool:
+        """Returns whether each datagram was sent to a row at least once."""
+        return row in self._of_row and self._of_row[row].num_sent >= self._of_row[row].c
+
+    def has_wanted(self) -> bool:
+        """Returns whether something is to be sent now, to whoever."""
+        return any(not flow.finished and flow.num_wanted > 0 for flow in self._flows)
+
+    def next(self, now: float) -> Action:
+        """Returns what to do now; it is taken to be done.
+
+        "wait": ask again then, or after a NACK or DONE. "finished" before `add_rest`: nothing is
+        left of what was added.
+        """
+        num_done = sum(flow.done for flow in self._flows)
+        if 2 * num_done > len(self._flows) and self._leave_at == math.inf:
+            self._leave_at = now + 3 * (now - self._begun) + self._silence_s
+        if now >= self._leave_at:
+            return ("finished",)
+        wake_at, waits = self._leave_at, False
+        for _ in self._flows:
+            flow = self._flows[self._turn]
+            self._turn = self._turn + 1 if self._turn + 1 < len(self._flows) else 0
+            silent_at = flow.asked_at + self._silence_s if self._until_done else math.inf
+            if now >= silent_at:
+                flow.finished = True
+            if flow.finished:
+                continue
+            if self._until_done and flow.report_at <= flow.num_sent < flow.c:
+                flow.report_at += max(flow.c // NUM_REPORTS, SHORT)
+                return self._ask(flow, 0, now)
+            if flow.num_wanted > 0:
+                seqs = flow.take_burst(self.most_at_once, now)
+                self._sent = flow, seqs
+                return ("send", flow.row, seqs)
+            if not self._has_all:
+                continue
+            if now >= flow.end_at:
+                if not self._until_done and flow.ends_now == NUM_ENDS:
+                    flow.finished = True
+                    continue
+                flow.ends_now += 1
+                flow.end_at = now + self._pause_s(flow.ends_now)
+                flow.num_ends += 1
+                return self._ask(flow, flow.num_ends, now)
+            waits = True
+            wake_at = min(wake_at, flow.end_at, silent_at)
+        return ("wait", wake_at) if waits else ("finished",)
+
+    def take_back(self) -> None:
+        """Undoes the last "send": it has not been sent."""
+        assert self._sent is not None
+        flow, seqs = self._sent
+        for seq in seqs:
+            flow.num_wanted += flow.wanted[seq] != _NOW  # it may have been NACKed since
+            flow.wanted[seq] = _NOW
+        flow.num_sent -= len(seqs)
+
+    def _ask(self, flow: _Flow, num_ends: int, now: float) -> Action:
+        flow.asked = True
+        for seq in flow.on_their_way:
+            if flow.wanted[seq] == _ON_ITS_WAY:
+                flow.wanted[seq] = _NOT
+        flow.on_their_way.clear()
+        flow.asked_at = min(flow.asked_at, now)
+        return ("end", flow.row, num_ends)
+
+    def _pause_s(self, num_ends: int) -> float:
+        """After so many ENDs since datagrams were sent last."""
+        if num_ends < NUM_ENDS - 1 or (num_ends == NUM_ENDS and not self._until_done):
+            return 0.0
+        return min(THIRD_AFTER_S * 2.0 ** (num_ends - NUM_ENDS + 1), LONGEST_PAUSE_S)
+
+
+class _Flow:
+    """What is left to be sent to one row.
+
+    Attributes:
+      wanted: for each datagram whether it is to leave now, later or not, or has since the last END.
+      on_their_way: what has left since the last END, and more perhaps.
+      num_wanted: how many now.
+      num_sent: datagrams, those that were sent again included.
+      report_at: of `num_sent`.
+      num_ends: in all.
+      ends_now: since datagrams were sent last.
+      end_at: when the next END is due.
+      asked: whether an END was sent, for whatever reason.
+      asked_at: when the first was since the row was heard, infinity for never.
+      finished: nothing is sent any more.
+      done: because the row said so.
+    """
+
+    def __init__(self, row: int, c: int, now: float) -> None:
+        self.row, self.c = row, c
+        self.wanted = bytearray([_LATER]) * c
+        self.on_their_way: list[int] = []
+        self.num_wanted = self.num_sent = self.num_ends = self.ends_now = 0
+        self.report_at = max(c // NUM_REPORTS, SHORT)
+        self.end_at, self.asked_at = now, math.inf
+        self.asked = self.finished = self.done = False
+        self._next = 0  # where the search for a wanted one goes on
+
+    def add(self, seq: int) -> None:
+        if self.wanted[seq] == _LATER:
+            self.wanted[seq] = _NOW
+            self.num_wanted += 1
+
+    def take_burst(self, most: int, now: float) -> list[int]:
+        """Returns datagrams, ascending; the last of all, which may be short, only at the end."""
+        seqs: list[int] = []
+        while len(seqs) < most and self.num_wanted > 0:
+            seq = self._next
+            self._next = seq + 1 if seq + 1 < self.c else 0
+            if self.wanted[seq] == _NOW:
+                self.wanted[seq] = _ON_ITS_WAY
+                self.on_their_way.append(seq)
+                self.num_wanted -= 1
+                self.num_sent += 1
+                seqs.append(seq)
+            if seq + 1 == self.c and seqs:
+                break
+        if self.num_wanted == 0:
+            self.ends_now = 0
+            self.end_at = now
+        return seqs

@@ -1,0 +1,206 @@
+"""A link between MPI ranks whose gradients and parameters travel over UDP (``WIRE.md``)."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+
+from lossympi import backend
+from lossympi.checked_link import CheckedServerLink, CheckedWorkerLink
+from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
+from lossympi.link import (
+    Ahead,
+    Collected,
+    Idle,
+    Model,
+    NativeWorkerRounds,
+    RoundStats,
+    WorkerStats,
+    aligned_zeros,
+    columns_of,
+    delivered_share,
+)
+from lossympi.options import Options
+from lossympi.rate import Rate
+from lossympi.timeout import Deadline, Grace
+from lossympi.topology import Topology
+
+# WIRE.md counts rounds from 1; a link counts from 0.
+_FIRST = 1
+_TRY_AGAIN = 16  # rounds
+
+
+class UdpServer(CheckedServerLink):
+    """The server's end; ``connect`` makes it."""
+
+    def __init__(
+        self, endpoint: Endpoint, num_workers: int, dim: int, rate_bps: float, options: Options
+    ) -> None:
+        """Takes over a started endpoint that knows its peers."""
+        super().__init__(num_workers, dim, options.patience)
+        self._worker_ranks = Topology(servers=1, workers=num_workers).worker_ranks
+        self._options = options
+        self._endpoint = endpoint
+        self._rate = Rate(rate_bps)
+        self._stack_nd = aligned_zeros((num_workers, dim))
+        self._deadline = Deadline(cap_s=options.timeout_s, floor_s=options.floor_s)
+        self._grace = Grace(options.grace_s)
+        self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
+        self._counters = endpoint.counters()
+        self._awaited: list[int] = []
+
+    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+        """Grants `round` to the workers and returns what came in before it was closed."""
+        live_n = self._liveness.live
+        num_live = max(1, sum(live_n))
+        policy = ClosePolicy(
+            deadline_s=self._deadline.current,
+            grace_s=self._grace.current,
+            quiet_s=self._options.quiet_s,
+            max_loss=self._options.max_loss,
+            quorum=self._options.quorum or self.num_workers,
+            live_n=live_n,
+            # Who is dead may come back, but no share of the rate is kept for it.
+            rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
+        )
+        self._awaited = np.flatnonzero(live_n).tolist()
+        on_whole = None if ahead is None else partial(self._tell, ahead)
+        try:
+            closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy, on_whole)
+        finally:
+            self._awaited = []
+        stats = self._stats(round, closed, policy)
+        settled_n = ~np.isnan(closed.settled_s_n)
+        unsettled = 1 - np.count_nonzero(settled_n & live_n) / num_live
+        self._deadline.observe(closed.elapsed_s, closed.reason, unsettled)
+        self._grace.observe(sum(worker.late for worker in stats.workers))
+        self._liveness.observe(closed.heard_n)
+        return Collected(
+            round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats
+        )
+
+    def _broadcast(self, round: int, params_d: np.ndarray) -> None:
+        """Sends every byte of the parameters to every live worker.
+
+        A worker that stays silent, or has not got all when the timeout has passed, is left behind;
+        the next broadcast catches it up.
+        """
+        to_n = self._served()
+        done_n = self._endpoint.broadcast(
+            round + _FIRST,
+            np.ascontiguousarray(params_d),
+            to_n,
+            max(1, int(self._rate.bps / 1000)),
+            self._options.timeout_s,
+            self._options.silence_s,
+        )
+        self._left_behind_n[done_n] = 0
+        self._left_behind_n[np.array(to_n) & ~done_n] += 1
+
+    def _tell(self, ahead: Ahead, datagrams_k: np.ndarray) -> None:
+        floats = self._options.floats_per_datagram
+        ahead(self._stack_nd, columns_of(datagrams_k, self.dim, floats))
+
+    def _served(self) -> tuple[bool, ...]:
+        """Who gets the parameters: live workers, but rarely those that never have enough of them.
+
+        Waiting for such a worker costs the others time in every round, which a Byzantine one could
+        want. It is tried again in every 16th.
+        """
+        patient_n = self._left_behind_n < self._options.patience
+        again = self._broadcast_round % _TRY_AGAIN == 0
+        return tuple(
+            live and (again or bool(patient))
+            for live, patient in zip(self._liveness.live, patient_n, strict=True)
+        )
+
+    def _waiting_for(self) -> list[int]:
+        """Returns the live rows, which of them have come or not."""
+        return self._awaited
+
+    def _forget(self, row: int) -> None:
+        """The open round goes on to wait for it: its policy is fixed."""
+
+    def _close(self) -> None:
+        """Tells the workers that it leaves."""
+        self._endpoint.close()
+
+    def _stats(self, round: int, closed: Closed, policy: ClosePolicy) -> RoundStats:
+        before, self._counters = self._counters, self._endpoint.counters()
+        others = {
+            reason: count - before[-1].get(reason, 0)
+            for reason, count in self._counters[-1].items()
+            if count > before[-1].get(reason, 0)
+        }
+        self._rate.observe(others.get("overflow", 0))
+        delivered_n = delivered_share(
+            closed.arrived_nc, self.dim, self._options.floats_per_datagram
+        )
+        workers = []
+        for row, rank in enumerate(self._worker_ranks):
+            new = {
+                reason: self._counters[rank][reason] - before[rank][reason]
+                for reason in ("accepted", *REASONS)
+            }
+            workers.append(
+                WorkerStats(
+                    delivered=float(delivered_n[row]),
+                    heard=bool(closed.heard_n[row]),
+                    live=policy.live_n[row],
+                    settled_s=float(closed.settled_s_n[row]),
+                    accepted=new.pop("accepted"),
+                    late=new.pop("late"),
+                    duplicate=new.pop("duplicate"),
+                    rejected={reason: count for reason, count in new.items() if count},
+                )
+            )
+        return RoundStats(
+            round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers), others
+        )
+
+
+class UdpWorker(CheckedWorkerLink):
+    """A worker's end; ``connect`` makes it."""
+
+    def __init__(self, endpoint: Endpoint, rank: int, dim: int, options: Options) -> None:
+        """Takes over a started endpoint that knows the server."""
+        super().__init__(rank, dim, options.give_up_s)
+        self._endpoint = endpoint
+        self._options = options
+
+    def _send(self, round: int, grad_d: np.ndarray, wait_s: float) -> bool | None:
+        """Sends the gradient when the server grants it; `wait_s` is for the grant and the sending.
+
+        Returns:
+          False if the server closed the round before all of it had left; None if `wait_s` has
+          passed first: another call, with the same gradient, goes on.
+        """
+        begun = time.monotonic()
+        sent = self._endpoint.send(
+            round + _FIRST, np.ascontiguousarray(grad_d), self._options.max_loss, wait_s
+        )
+        if not sent:
+            self._check_server(f"grant round {round}", begun)
+            if time.monotonic() - begun >= wait_s:
+                return None
+        return sent
+
+    def _receive(self, round: int, wait_s: float) -> Model | None:
+        """Returns the newest parameters, in the endpoint's own memory."""
+        found = self._endpoint.receive(round + _FIRST, wait_s)
+        return None if found is None else Model(found[0] - _FIRST, found[1])
+
+    def native(self, idle: Idle) -> NativeWorkerRounds | None:
+        """Returns what C may call in place of `send` and `receive`; None with the Python plane."""
+        if backend.native() is None or not isinstance(self._endpoint, backend.native().Endpoint):
+            return None
+        return backend.native().WorkerRounds(self._endpoint, self._options.max_loss, idle)
+
+    def _server_left(self) -> bool:
+        return self._endpoint.server_left()
+
+    def _close(self) -> None:
+        """Tells the server that it leaves."""
+        self._endpoint.close()
