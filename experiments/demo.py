@@ -22,6 +22,8 @@ def _main() -> int:
     parser.add_argument("--output", type=Path, default=Path("results/demo"))
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
+    sys.stdout.write("11 workers, 2 of them Byzantine where there is an attack; 1797 digits\n")
+    sys.stdout.flush()  # the import takes seconds
     import_tensorflow()
     from experiments.config import Config
     from experiments.suite import print_summary, run_all, write_summary
@@ -43,8 +45,6 @@ def _main() -> int:
         Config(gar="multi-krum", **attacked),
         Config(gar="bulyan", **attacked),
     ]
-    sys.stdout.write("11 workers, 2 of them Byzantine where there is an attack; 1797 digits\n")
-    sys.stdout.flush()
     title = "Handwritten digits, 11 workers, 2 Byzantine sending -1e20 times the honest sum"
     results = run_all(configs, arguments.output, overwrite=True)
     if len(results) < len(configs):

@@ -23,7 +23,7 @@ FILES = ("summary.csv", "accuracy.png")
 
 
 def run_all(configs: list[Config], folder: Path, *, overwrite: bool = False) -> list[Result]:
-    """Makes the runs, each in a sub-folder, with the data loaded once.
+    """Makes the runs, each in a sub-folder, with the data loaded once, and names each that begins.
 
     Args:
       configs: of one experiment.
@@ -47,7 +47,8 @@ def run_all(configs: list[Config], folder: Path, *, overwrite: bool = False) -> 
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     results = []
-    for config in configs:
+    for number, config in enumerate(configs, 1):
+        _say(f"[{number}/{len(configs)}] {config.label()}: {config.steps} steps")
         name = f"{config.gar}-{config.attack or 'no-attack'}"
         result = run(config, folder / name, dataset=dataset, overwrite=overwrite)
         if result.stopped_by is not None:
@@ -80,6 +81,12 @@ def print_summary(configs: list[Config], results: list[Result]) -> None:
         attack, accuracy = config.attack or "none", f"{result.accuracy:.1%}"
         table.add_row(config.gar, attack, accuracy, _rate(result, 0))
     Console(file=sys.stdout).print(table)
+
+
+def _say(line: str) -> None:
+    """Writes a line at once, through a pipe too."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _rate(result: Result, digits: int) -> str:

@@ -35,6 +35,7 @@ from aggregathor.version import (
 
 OPS = Path(__file__).parents[1] / "ops"
 REBUILD = "rebuild them with `pip install --force-reinstall --no-deps .` in the checkout"
+BUILD_ALL = "`make native` in the checkout builds for all processors, and CUDA kernels"
 TENSORFLOW_TIMEOUT_S = 180.0  # a first import from a cold network disk takes minutes
 TIMEOUT_S = 30.0
 # What TensorFlow logs, without its fatal errors ("F"), which end the process.
@@ -138,7 +139,8 @@ def _describe_cuda(facts: Facts) -> str:
         return "unknown: build.json does not say"
     if facts.build["cuda"]:
         return f"every rule, by CUDA {facts.build['cuda']}; untried on a GPU, see README.md"
-    return "none in this build: the rules run on the CPU"
+    remedy = f"; {BUILD_ALL}" if facts.gpus else ""
+    return f"none in this build: the rules run on the CPU{remedy}"
 
 
 def findings(facts: Facts) -> list[str]:
@@ -218,10 +220,12 @@ def _describe_build(facts: Facts) -> str:
         return "not built"
     if not facts.build:
         return "built, but build.json is missing or unreadable"
-    sets = ", ".join(facts.build.get("instruction_sets", "?"))
+    sets = facts.build.get("instruction_sets", ["?"])
+    # What `make install` builds is for the processor at hand alone.
+    alone = "" if "baseline" in sets or "?" in sets else f" alone; {BUILD_ALL}"
     return (
         f"for TensorFlow {facts.build.get('tensorflow', '?')}, "
-        f"by {facts.build.get('compiler', '?')}, for {sets}"
+        f"by {facts.build.get('compiler', '?')}, for {', '.join(sets)}{alone}"
     )
 
 

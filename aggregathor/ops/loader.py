@@ -33,6 +33,7 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 # stand-in.
 KERNELS_VARIABLE = "AGGREGATHOR_KERNELS"
 REBUILD = "rebuild it with `pip install --force-reinstall --no-deps .` in the checkout"
+BUILD_ALL = "`make native` in the checkout builds it for all instruction sets"
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,22 @@ def _load() -> tuple[ModuleType, State]:
     except (tf.errors.OpError, OSError) as error:
         return _fall_back(f"{LIBRARY.name} could not be loaded ({error}); {REBUILD}", build)
     in_use = _instruction_set(LIBRARY)
+    built = build.get("instruction_sets", [])
+    if wanted != "auto" and wanted not in built:
+        raise UserError(
+            f"{KERNELS_VARIABLE}={wanted} was asked for and {LIBRARY.name} was built for "
+            f"{', '.join(built) or 'nobody knows what'}; {BUILD_ALL}."
+        )
+    if not in_use:
+        return _fall_back(
+            f"{LIBRARY.name} was built for {', '.join(built)}, which this processor lacks; "
+            f"{BUILD_ALL}",
+            build,
+        )
     if wanted not in ("auto", in_use):
         raise UserError(
-            f"{KERNELS_VARIABLE}={wanted} was asked for and this processor or this build has "
-            f"{in_use} at best (built: {', '.join(build.get('instruction_sets', []))})."
+            f"{KERNELS_VARIABLE}={wanted} was asked for and this processor has {in_use} at best "
+            f"(built: {', '.join(built)})."
         )
     return module, State(in_use, "", build)
 

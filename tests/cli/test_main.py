@@ -17,6 +17,7 @@ from aggregathor.cli import main as cli
 from aggregathor.cli.tf_log import quiet_tensorflow
 from aggregathor.gars import GARS
 from aggregathor.ops.loader import LIBRARY
+from tests.warm.start import executable
 
 ROOT = Path(aggregathor.__file__).parents[1]
 
@@ -475,7 +476,16 @@ def test_doctor_tells_of_a_damaged_build_json(damage, told, tmp_path):
     (package / "ops" / LIBRARY.name).symlink_to(LIBRARY)
     facts = package / "ops" / "build.json"
     facts.write_text(damage(facts.read_text()))
-    done = run("doctor", cwd=tmp_path, AGGREGATHOR_KERNELS="")
+    # The process that the doctor starts has TensorFlow from the beginning.
+    code = f"import sys; sys.executable = {executable()!r}; from aggregathor.cli import main; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(main.main(['doctor']))"],
+        cwd=tmp_path,
+        env=os.environ | {"AGGREGATHOR_KERNELS": "", "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (done.returncode, done.stderr) == (1, "")
     wrong = done.stdout.partition("What is wrong:\n")[2]
     assert wrong.startswith(f"1. {told}")

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import signal
 import sys
 
@@ -23,10 +24,22 @@ RUNS = [
 def folder(tmp_path_factory):
     """What the demo leaves, with the parameters it is shown with."""
     folder = tmp_path_factory.mktemp("demo")
+    said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["demo", f"--output={folder}"])
+        patch.setattr(sys, "stdout", said)  # no terminal
         assert demo.main() == 0
+    (folder / "said").write_text(said.getvalue())
     return folder
+
+
+def test_the_demo_says_what_it_does(folder):
+    lines = (folder / "said").read_text().splitlines()
+    assert lines[0] == "11 workers, 2 of them Byzantine where there is an attack; 1797 digits"
+    labels = [f"{gar}, {'no attack' if attack == 'none' else attack}" for gar, attack in RUNS]
+    said = [f"[{number}/5] {label}: 300 steps" for number, label in enumerate(labels, 1)]
+    assert lines[1:6] == said
+    assert lines[-1] == f"curves: {folder / 'accuracy.png'}"
 
 
 def test_the_demo_leaves_a_summary_a_picture_and_a_folder_a_run(folder):

@@ -15,6 +15,7 @@ from experiments import ranks
 from tests.experiments.folders import ROOT, rows_of, trained
 from tests.experiments.ranks import RUNS
 from tests.mpi.launch import ONE_HOST, PATH, environment
+from tests.warm.start import python as warm_python
 
 FEW_THREADS = {
     "OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1",
@@ -37,7 +38,7 @@ def start(*command):
 
 
 def experiments(num_ranks, *flags):
-    return start(*ONE_HOST, "-n", num_ranks, sys.executable, "-m", "experiments", *flags)
+    return start(*ONE_HOST, "-n", num_ranks, *warm_python(), "-m", "experiments", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,10 @@ def both(tmp_path_factory):
     """Folders of the same runs under mpirun and simulated, and what the processes said."""
     folder = tmp_path_factory.mktemp("runs")
     said = []
-    script = [sys.executable, "-W", "error", "tests/experiments/ranks.py"]
-    for name, launcher in (("real", [*ONE_HOST, "-n", "6"]), ("simulated", [])):
-        process = start(*launcher, *script, folder / name)
+    script = ["-W", "error", "tests/experiments/ranks.py"]
+    ranks = [*ONE_HOST, "-n", "6", *warm_python()]
+    for name, words in (("real", ranks), ("simulated", [sys.executable])):
+        process = start(*words, *script, folder / name)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, f"{out}\n{err}"
         said.append(out)

@@ -13,6 +13,7 @@ from experiments import throughput
 from experiments.baselines import cluster, workload
 from experiments.goals import Goal
 from experiments.throughput import Case, FailedError
+from tests.warm.start import executable, python
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +52,10 @@ def test_a_locked_server_is_as_fast():
 
 def run(baseline, *arguments):
     """Returns the line that a baseline prints."""
-    command = [sys.executable, "-m", f"experiments.baselines.{baseline}", *arguments]
+    # It and the processes that it starts have TensorFlow from the beginning.
+    code = f"import runpy, sys; sys.executable = {executable()!r}; "
+    code += f"runpy.run_module('experiments.baselines.{baseline}', run_name='__main__')"
+    command = [*python(), "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()

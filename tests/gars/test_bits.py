@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from aggregathor import ops
 from tests.gars.kernel_sets import instruction_sets
+from tests.warm.start import python as warm_python
 
 PROGRAM = Path(__file__).with_name("print_digests.py")
 ROOT = PROGRAM.parents[2]
@@ -23,7 +23,7 @@ def printed():
     for kernels, threads in runs:
         variables = {ops.KERNELS_VARIABLE: kernels, "PYTHONPATH": str(ROOT)}
         programs[kernels, threads] = subprocess.Popen(
-            [sys.executable, PROGRAM, str(threads)],
+            [*warm_python(), PROGRAM, str(threads)],
             env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

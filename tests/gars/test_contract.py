@@ -11,6 +11,7 @@ from aggregathor import gars, ops, testing
 from aggregathor.gars import GARS, Condition
 from tests.gars import importable_rules
 from tests.gars.cases import CASES
+from tests.warm.start import executable
 
 # m = 2 rows cannot be averaged at the smallest n of all.
 KEEPERS = [case for case in CASES if case != "multi-krum-2"]
@@ -20,6 +21,12 @@ EXEMPT = {("bulyan-paper", "row order")}
 # Tried in processes of its own: test_bits does so for all rules at once, the last tests here for
 # the clause.
 THREADS = "any number of threads"
+
+
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Other processes have TensorFlow from the beginning."""
+    monkeypatch.setattr(sys, "executable", executable())
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,7 @@ def test_check_gar_passes_every_rule(name):
     testing.check_gar(GARS[name], dtypes=["float32"], largest_n=15, threads=False)
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_report_tells_how_much_was_tried():
     report = testing.check_gar(gars.trimmed_mean, dtypes=["float32"], largest_n=20)
     assert report.name == "trimmed-mean"
@@ -308,6 +316,7 @@ def test_an_error_of_the_rule_is_a_failure_with_its_sizes():
 # Threads: two processes a test.
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_a_rule_that_depends_on_threads_is_caught():
     with pytest.raises(testing.ContractError) as caught:
         testing.check_gar(
@@ -319,6 +328,7 @@ def test_a_rule_that_depends_on_threads_is_caught():
     )
 
 
+@pytest.mark.usefixtures("quick_processes")
 def test_an_error_in_another_process_is_told():
     subject = testing.Subject.of(importable_rules.fails_elsewhere, "n >= 2f + 1", largest_n=20)
     assert testing.CLAUSES[THREADS](subject) == [
@@ -326,6 +336,7 @@ def test_an_error_in_another_process_is_told():
     ]
 
 
+@pytest.mark.usefixtures("quick_processes")
 @pytest.mark.parametrize("module", [None, "__main__", "no_such_module"])
 def test_rules_that_other_processes_cannot_import_are_skipped(module, monkeypatch):
     def rule(stack_nd, f):

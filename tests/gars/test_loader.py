@@ -12,6 +12,7 @@ from aggregathor import gars, ops
 from aggregathor.errors import UserError
 from aggregathor.ops import loader, native, stand_in
 from aggregathor.version import VersionError, read_build_facts
+from tests.gars.kernel_sets import instruction_sets
 
 
 @pytest.fixture
@@ -164,12 +165,37 @@ def test_variable_names_no_kernels(fresh):
         ops.kernels()
 
 
-def test_variable_asks_for_what_is_not_there(fresh):
-    in_use = loader._instruction_set(loader.LIBRARY)
-    other = next(name for name in ops.INSTRUCTION_SETS if name != in_use)
-    fresh.setenv(ops.KERNELS_VARIABLE, other)
-    with pytest.raises(UserError, match=f"{other} was asked for and .* {in_use} at best"):
+def test_variable_asks_for_what_this_processor_lacks(fresh):
+    fresh.setattr(loader, "_instruction_set", lambda _: "baseline")
+    best = instruction_sets()[-1]
+    fresh.setenv(ops.KERNELS_VARIABLE, best)
+    with pytest.raises(UserError, match=f"{best} was asked for and this processor has baseline at"):
         ops.kernels()
+
+
+def library_built_for(fresh, folder, *sets):
+    facts = json.loads(loader.BUILD_FACTS.read_text()) | {"instruction_sets": list(sets)}
+    (folder / "build.json").write_text(json.dumps(facts))
+    fresh.setattr(loader, "BUILD_FACTS", folder / "build.json")
+
+
+def test_variable_asks_for_what_was_not_built(fresh, tmp_path):
+    library_built_for(fresh, tmp_path, "avx512")
+    fresh.setenv(ops.KERNELS_VARIABLE, "avx2")
+    told = r"avx2 was asked for and .*\.so was built for avx512; `make native` in the checkout"
+    with pytest.raises(UserError, match=told):
+        ops.kernels()
+
+
+def test_library_for_other_processors_warns_and_the_stand_in_works(fresh, tmp_path):
+    library_built_for(fresh, tmp_path, "avx512")
+    fresh.setattr(loader, "_instruction_set", lambda _: "")  # as it says then
+    told = "was built for avx512, which this processor lacks; `make native` in the checkout"
+    with pytest.warns(RuntimeWarning, match=told):
+        grad_d = gars.krum([[0.0], [1.0], [2.0], [9.0], [9e9]], f=1)
+    np.testing.assert_array_equal(grad_d, [1.0])
+    assert ops.state().in_use == "tensorflow"
+    assert ops.state().build["instruction_sets"] == ["avx512"]
 
 
 @pytest.mark.parametrize("name", ["native", "tensorflow"])

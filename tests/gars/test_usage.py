@@ -1,7 +1,6 @@
 """Whom the result was made of."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 from aggregathor.gars import GARS
 from tests.gars.cases import ROBUST
+from tests.warm.start import python as warm_python
 
 N, F, D = 11, 2, 65
 HOSTILE = [3, 8]
@@ -115,4 +115,4 @@ for kernels in ("native", "tensorflow"):
             for got, expected in zip(aggregated, before[name]):
                 np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-6, err_msg=name)
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([*warm_python(), "-c", script], check=True)

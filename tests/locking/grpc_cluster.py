@@ -12,6 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+from tests.warm.start import python as warm_python
+
 TASK = Path(__file__).with_name("grpc_task.py")
 ANSWER_S = 60
 # In a RunGraphRequest field 8 is the handle of the master's session, 16 hexadecimal digits.
@@ -46,8 +48,10 @@ class Victim:
         return self._start("ps", cluster)
 
     def _start(self, task, cluster):
+        # The worker is stopped at times, which a process that stands for another cannot pass on.
+        python = warm_python() if task == "ps" else [sys.executable]
         return subprocess.Popen(
-            [sys.executable, str(TASK), task, self.protocol, json.dumps(cluster)],
+            [*python, str(TASK), task, self.protocol, json.dumps(cluster)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -20,6 +19,7 @@ from tensorflow.python.framework import op_def_registry
 from aggregathor import ops
 from aggregathor.locking import KernelLock, NoKernelLock, kernels
 from tests.mpi import launch
+from tests.warm.start import python as warm_python
 
 v1 = tf.compat.v1
 raw = tf.raw_ops
@@ -643,7 +643,7 @@ class TestWithout:
 
 
 def run(what):
-    return launch.check(launch.run([sys.executable, "-W", "error", SCRIPT, what], timeout_s=120))
+    return launch.check(launch.run([*warm_python(), "-W", "error", SCRIPT, what], timeout_s=120))
 
 
 def test_honest_steps_give_the_same_bits():

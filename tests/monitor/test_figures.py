@@ -1,6 +1,5 @@
 import csv
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from aggregathor import checkpoint
 from aggregathor.monitor.figures import Monitor, begin_csv, distances_to
 from aggregathor.protocols.rounds import RoundReport
 from lossympi import RoundStats, WorkerStats
+from tests.warm.start import python as warm_python
 
 
 def report(usage_n, delivered_n, stack_nd=None, grad_d=None, stats=None):
@@ -156,7 +156,7 @@ def round():
 with tf.compat.v1.Session() as session:
     session.run(tf.numpy_function(round, [], tf.float64))
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+    subprocess.run([*warm_python(), "-c", script, str(tmp_path)], check=True, capture_output=True)
     assert len(rows_of(tmp_path / "workers.csv")) == 2
     assert len(scalars_of(tmp_path / "events")) == 2 * 5
 

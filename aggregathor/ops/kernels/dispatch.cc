@@ -1,11 +1,12 @@
 // Picks the kernels of one instruction set when the library is loaded.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "aggregathor/ops/kernels/kernels.h"
 
-// setup.py lists the instruction sets that it compiled, for example FOR_EACH_ISA(X) X(baseline)
-// X(avx2) X(avx512).
+// setup.py lists the instruction sets that it compiled, from the plainest to the best:
+// FOR_EACH_ISA(X) is X(baseline) X(avx2) X(avx512), or less, such as X(avx512) alone.
 #ifndef AGGREGATHOR_FOR_EACH_ISA
 #error "compile this file with -DAGGREGATHOR_FOR_EACH_ISA(X)=..."
 #endif
@@ -44,25 +45,34 @@ namespace supports {
 
 #define AGGREGATHOR_TABLE(ISA) \
   InstructionSetTable{#ISA, &supports::ISA, &ISA::Table<float>, &ISA::Table<double>},
-// From the plainest to the best.
 const InstructionSetTable kTables[] = {AGGREGATHOR_FOR_EACH_ISA(AGGREGATHOR_TABLE)};
 
 // The named one where AGGREGATHOR_KERNELS names one that this processor has (the Python loader
-// has checked the name and says what is wrong with it), else the best.
-const InstructionSetTable& Choose() {
-  const InstructionSetTable* chosen = &kTables[0];
+// has checked the name and says what is wrong with it), else the best; nullptr where this processor
+// has none of them.
+const InstructionSetTable* Choose() {
+  const InstructionSetTable* chosen = nullptr;
   const char* wanted = std::getenv("AGGREGATHOR_KERNELS");
   for (const InstructionSetTable& table : kTables) {
     if (!table.supported()) continue;
     chosen = &table;
     if (wanted != nullptr && std::strcmp(wanted, table.name) == 0) break;
   }
-  return *chosen;
+  return chosen;
+}
+
+const InstructionSetTable* ChosenOrNull() {
+  static const InstructionSetTable* table = Choose();
+  return table;
 }
 
 const InstructionSetTable& Chosen() {
-  static const InstructionSetTable& table = Choose();
-  return table;
+  const InstructionSetTable* table = ChosenOrNull();
+  if (table == nullptr) {  // the Python loader does not let it come to this
+    std::fputs("aggregathor: the kernels were built for other processors than this one\n", stderr);
+    std::abort();
+  }
+  return *table;
 }
 
 }  // namespace
@@ -76,7 +86,10 @@ const Kernels<double>& KernelsFor<double>() {
   return Chosen().of_double();
 }
 
-const char* InstructionSet() { return Chosen().name; }
+const char* InstructionSet() {
+  const InstructionSetTable* table = ChosenOrNull();
+  return table == nullptr ? "" : table->name;
+}
 
 }  // namespace aggregathor
 

@@ -71,7 +71,7 @@ class DigestStore {
 
  private:
   uint64_t Of(tf::OpKernelContext* ctx, int input) const {
-    const tf::StringPiece bytes = ctx->input(input).tensor_data();
+    const absl::string_view bytes = ctx->input(input).tensor_data();
     return Digest(key_, bytes.data(), static_cast<int64_t>(bytes.size()), IntraOpPool(ctx));
   }
 
@@ -84,10 +84,11 @@ class DigestStore {
   std::unordered_map<int64_t, uint64_t> digests_;  // under mutex_
 };
 
-class Table {
+class DigestStores {
  public:
-  static Table& Get() {
-    static Table* table = new Table;  // never freed: a step may run while the process ends
+  static DigestStores& Get() {
+    static DigestStores* table =
+        new DigestStores;  // never freed: a step may run while the process ends
     return *table;
   }
   int64_t Add(std::shared_ptr<DigestStore> store) {
@@ -158,7 +159,7 @@ class DigestStoreOp : public tf::OpKernel {
   }
 
   void Compute(tf::OpKernelContext* ctx) override {
-    const std::shared_ptr<DigestStore> store = Table::Get().Find(handle_);
+    const std::shared_ptr<DigestStore> store = DigestStores::Get().Find(handle_);
     if (store != nullptr) (store.get()->*kUse)(ctx, places_);  // else the training has ended
   }
 
@@ -175,27 +176,27 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorCompareDigests").Device(tf::DEVICE_CPU)
 }  // namespace
 
 // Opens a store that records in every `every`-th AggregathorRecordDigests; returns its handle.
-AGGREGATHOR_EXPORT int64_t aggregathor_digests_open(int64_t every, OnChange on_change) {
-  return Table::Get().Add(std::make_shared<DigestStore>(every, on_change));
+extern "C" AGGREGATHOR_EXPORT int64_t aggregathor_digests_open(int64_t every, OnChange on_change) {
+  return DigestStores::Get().Add(std::make_shared<DigestStore>(every, on_change));
 }
 
 // Forgets all digests: the variables are about to be written by somebody who may write them.
-AGGREGATHOR_EXPORT void aggregathor_digests_forget(int64_t handle) {
-  const std::shared_ptr<DigestStore> store = Table::Get().Find(handle);
+extern "C" AGGREGATHOR_EXPORT void aggregathor_digests_forget(int64_t handle) {
+  const std::shared_ptr<DigestStore> store = DigestStores::Get().Find(handle);
   if (store != nullptr) store->Forget();
 }
 
 // Closes the store: ops that come later do nothing, and `on_change` is called no more.
-AGGREGATHOR_EXPORT void aggregathor_digests_close(int64_t handle) {
-  const std::shared_ptr<DigestStore> store = Table::Get().Find(handle);
+extern "C" AGGREGATHOR_EXPORT void aggregathor_digests_close(int64_t handle) {
+  const std::shared_ptr<DigestStore> store = DigestStores::Get().Find(handle);
   if (store == nullptr) return;
-  Table::Get().Remove(handle);
+  DigestStores::Get().Remove(handle);
   store->Close();
 }
 
 // The digest of bytes with a given key, for tests.
-AGGREGATHOR_EXPORT uint64_t aggregathor_digest(const DigestKey* key, const void* bytes,
-                                               int64_t size) {
+extern "C" AGGREGATHOR_EXPORT uint64_t aggregathor_digest(const DigestKey* key, const void* bytes,
+                                                          int64_t size) {
   const auto alone = [](void*, int64_t total, int64_t, Parallel::Body body, void* arg) {
     body(arg, 0, total);
   };
