@@ -87,7 +87,7 @@ def rank() -> int:
 
 def num_workers() -> int:
     """Returns n, the number of workers; 1 in a process that was started alone."""
-    return 1 if _job is None else _job.ranks.num_workers
+    return 1 if _job is None else _job.ranks.topology.workers
 
 
 def is_server() -> bool:
@@ -187,8 +187,8 @@ def shard(data: Any) -> Any:
         return data
     from aggregathor.dropin.data import part_of
 
-    n = _job.ranks.num_workers
-    return part_of(data, n, n - 1 if _job.is_server else _job.ranks.rank - 1)
+    n = _job.ranks.topology.workers
+    return part_of(data, n, n - 1 if _job.is_server else _job.ranks.row)
 
 
 def _check_initialised(caller: str) -> None:

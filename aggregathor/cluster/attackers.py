@@ -32,7 +32,7 @@ class Attacker:
         self._setting = setting
         self._attack = ATTACKS[setting.attack]
         self._honest = setting.num_workers - setting.num_byzantine
-        self._row = ranks.rank - 1
+        self._row = ranks.row
         self._attacks = self._row >= self._honest
         self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self._attacks else None
         # The rule as the server has it, for attacks that ask what it would do.
@@ -89,7 +89,7 @@ class Attacker:
             request.Wait()
         copy_d = np.array(grad_d)
         self._sending = [
-            self._ranks.comm.Isend(copy_d, dest=row + 1, tag=_TAG)
+            self._ranks.comm.Isend(copy_d, dest=self._ranks.topology.rank_of(row), tag=_TAG)
             for row in range(self._honest, self._setting.num_workers)
             if row != self._row
         ]
@@ -100,7 +100,7 @@ class Attacker:
         assert rows_nd is not None
         rows_nd[self._row] = grad_d
         requests = [
-            self._ranks.comm.Irecv(rows_nd[row], source=row + 1, tag=_TAG)
+            self._ranks.comm.Irecv(rows_nd[row], source=self._ranks.topology.rank_of(row), tag=_TAG)
             for row in range(self._setting.num_workers)
             if row != self._row
         ]

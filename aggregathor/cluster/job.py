@@ -17,7 +17,7 @@ from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
-from aggregathor.monitor.observer import observe
+from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer
@@ -69,7 +69,7 @@ class Job:
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
-            num_workers=ranks.num_workers,
+            num_workers=ranks.topology.workers,
             num_byzantine=config.byzantine,
             f=config.f,
             gar=config.gar,
@@ -93,14 +93,17 @@ class Job:
         self.last_round: RoundReport | None = None
         self.halves: list[Half] = []
         self._secret = secrets.randbits(63) if secret is None else secret
-        self._observer = observe(self.meeting, self.config, self.setting)
+        folder = self.meeting.together(
+            lambda: open_folder(config.monitor if ranks.is_server else "")
+        )
+        self._observer = Observer(self.setting, folder, config.monitor_every)
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
 
     @property
     def is_server(self) -> bool:
-        """Whether this process is rank 0."""
+        """Whether this process is the server."""
         return self.ranks.is_server
 
     def connect(self, dim: int, read: Callable[[], np.ndarray]) -> Half:
@@ -130,7 +133,7 @@ class Job:
         return half
 
     def _server_half(self, link: ServerLink, read: Callable[[], np.ndarray]) -> RoundsServer:
-        waits = ServerWaits(self.ranks.gone)
+        waits = ServerWaits(self.ranks)
         with waits.context():
             aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
         server = RoundsServer(

@@ -43,11 +43,11 @@ class Meeting(Collectives):
         """
         if self._ranks.is_server:
             values, failure = self._collect(value)
-            self._ranks.send_object((values, failure), range(1, self.size), _ANSWER)
+            self._ranks.send_object((values, failure), self._ranks.topology.worker_ranks, _ANSWER)
         else:
-            self._ranks.send_object(value, [0], _COME)
+            self._ranks.send_object(value, [ROOT], _COME)
             self._ranks.wait(self._has_answer, "the server and the other ranks, to begin")
-            values, failure = self._ranks.comm.recv(source=0, tag=_ANSWER)
+            values, failure = self._ranks.comm.recv(source=ROOT, tag=_ANSWER)
         if failure:
             raise UserError(failure) if self._ranks.is_server else SaidByServerError(failure)
         return values
@@ -58,16 +58,16 @@ class Meeting(Collectives):
         return self._ranks.comm.Dup()
 
     def _has_answer(self) -> bool:
-        return self._ranks.is_there(0, _ANSWER)
+        return self._ranks.is_there(ROOT, _ANSWER)
 
     def _collect(self, own: Any) -> tuple[list[Any], str]:
         """Returns every rank's value, and why there are none."""
-        values: dict[int, Any] = {0: own}
+        values: dict[int, Any] = {self.rank: own}
         until = time.monotonic() + self._limit_s
         missing: list[int] = []
         warning = SlowWaitWarning(self.rank, lambda: f"rank {_listed(missing)} to begin")
         while True:
-            missing[:] = [rank for rank in range(1, self.size) if rank not in values]
+            missing[:] = [rank for rank in range(self.size) if rank not in values]
             if not missing:
                 return [values[rank] for rank in range(self.size)], ""
             for rank in missing:

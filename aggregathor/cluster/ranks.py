@@ -1,7 +1,7 @@
 """The ranks of the job and what the server tells the workers beside the models: state, and the end.
 
-Rank 0 is the server, trusted by all; ranks 1..n are workers. Workers tell the server nothing here:
-what a worker sends is a gradient, over its link. Only experiments, whose Byzantine workers are our
+The server is trusted by all. Workers tell it nothing here: what a worker sends is a gradient, over
+its link. Only experiments, whose Byzantine workers are our
 own, let a worker hand over what it keeps from round to round.
 """
 
@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aggregathor.errors import UserError
-from lossympi import LinkError, mpi
+from lossympi import LinkError, Topology, mpi
 
 _log = logging.getLogger(__name__)
+_SERVER = 0  # the rank of the one that there is
 _STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
@@ -45,26 +46,31 @@ class Ranks:
 
     Attributes:
       comm: an MPI communicator of our own, for the links to be made of.
-      rank: 0 for the server.
-      num_workers: n.
+      rank: of this process.
+      topology: which rank has which role.
     """
 
     def __init__(self, comm: Any) -> None:
         """Duplicates the communicator; collective."""
         self.comm = comm.Dup()
         self.rank: int = comm.rank
-        self.num_workers: int = comm.size - 1
+        self.topology = Topology.of_size(comm.size)
         self._processes: list[tuple[str, int]] = comm.allgather((socket.gethostname(), os.getpid()))
         self._sending: list[_Sent] = []
         self._reason: str | None = None
         self._reason_bytes = bytearray(_REASON_BYTES)
         # Beside what it is for, it fails at once when the server dies.
-        self._end = None if self.is_server else self.comm.Irecv(self._reason_bytes, 0, _END)
+        self._end = None if self.is_server else self.comm.Irecv(self._reason_bytes, _SERVER, _END)
 
     @property
     def is_server(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank == 0
+        """Whether this process is a server."""
+        return self.topology.is_server(self.rank)
+
+    @property
+    def row(self) -> int:
+        """Worker: its row of every stack, 0..n-1."""
+        return self.topology.row_of(self.rank)
 
     def send_object(self, value: Any, ranks: Iterable[int], tag: int) -> None:
         """Sends a picklable value, and waits until it has left, but not long."""
@@ -97,8 +103,8 @@ class Ranks:
         """
         may_ask = _mpi().Query_thread() == _mpi().THREAD_MULTIPLE
         return [
-            rank - 1
-            for rank in range(1, self.num_workers + 1)
+            self.topology.row_of(rank)
+            for rank in self.topology.worker_ranks
             if self._process_state(rank) in ("Z", "X", "") or (may_ask and self._has_left(rank))
         ]
 
@@ -124,7 +130,7 @@ class Ranks:
           TrainingEnded: it ends instead.
         """
         self.wait(self.state_is_there, "the server, to send the parameters")
-        return _unpacked(self._receive(0, _STATE))
+        return _unpacked(self._receive(_SERVER, _STATE))
 
     def send_kept(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Worker: sends arrays to the server, and waits until it has taken them.
@@ -133,11 +139,12 @@ class Ranks:
           TrainingEnded: it ends instead.
         """
         message = _packed(arrays)
-        request = self.comm.Isend(message, dest=0, tag=_KEPT)
+        request = self.comm.Isend(message, dest=_SERVER, tag=_KEPT)
         self.wait(lambda: self._has_come(request), "the server, to take what it keeps")
 
-    def receive_kept(self, rank: int, wait_s: float) -> dict[str, np.ndarray] | None:
+    def receive_kept(self, row: int, wait_s: float) -> dict[str, np.ndarray] | None:
         """Server: returns the next arrays of a worker; None if none come within the time."""
+        rank = self.topology.rank_of(row)
         until = time.monotonic() + wait_s
         try:
             while not self.comm.Iprobe(rank, _KEPT):
@@ -154,7 +161,7 @@ class Ranks:
         Raises:
           LinkError: the server has died.
         """
-        return self.is_there(0, _STATE)
+        return self.is_there(_SERVER, _STATE)
 
     def ended(self) -> bool:
         """Worker: whether the server has said that the training is over.
@@ -196,11 +203,13 @@ class Ranks:
         """Returns whether all of them have said goodbye."""
         message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
         self._send_all(message, _END)
-        waiting = set(range(1, self.num_workers + 1))
+        waiting = set(self.topology.worker_ranks)
         goodbyes: dict[int, Any] = {}
         whole = True
         begun = time.monotonic()
-        warning = SlowWaitWarning(0, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end")
+        warning = SlowWaitWarning(
+            self.rank, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end"
+        )
         while waiting and time.monotonic() < begun + _GOODBYE_S:
             warning.look()
             for rank in list(waiting):
@@ -229,8 +238,8 @@ class Ranks:
         """Returns whether it has said that all are there."""
         last = bytearray(1)
         try:
-            answer = self.comm.Irecv(last, 0, _LAST)
-            self.comm.Isend(b"\0", 0, _GOODBYE)
+            answer = self.comm.Irecv(last, _SERVER, _LAST)
+            self.comm.Isend(b"\0", _SERVER, _GOODBYE)
             warning = SlowWaitWarning(self.rank, lambda: "the server, to end its script")
             while not self._has_come(answer):
                 warning.look()
@@ -265,9 +274,10 @@ class Ranks:
             raise self._lost() from None
 
     def _lost(self) -> LinkError:
+        server = self.topology.describe(_SERVER)
         return LinkError(
-            f"rank {self.rank} has lost the server (rank 0), whose process has ended. Its own "
-            "output tells why; where there is a checkpoint, the same command goes on from it."
+            f"rank {self.rank} has lost {server}, whose process has ended. Its own output tells "
+            "why; where there is a checkpoint, the same command goes on from it."
         )
 
     def wait(self, until: Callable[[], bool], whom: str) -> None:
@@ -285,7 +295,7 @@ class Ranks:
             time.sleep(_POLL_S)
 
     def _send_all(self, message: bytes, tag: int) -> None:
-        self._send(message, range(1, self.num_workers + 1), tag)
+        self._send(message, self.topology.worker_ranks, tag)
 
     def _send(self, message: bytes, ranks: Iterable[int], tag: int) -> None:
         for rank in ranks:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
 from aggregathor.internals.tensorflow import eager_mode
-from aggregathor.protocols.report import workers
 from aggregathor.protocols.rounds import RoundsServer
 from lossympi import LinkError
 
@@ -20,9 +19,9 @@ _LOOK_S = 1.0  # between two looks of the server's thread
 class ServerWaits:
     """The context in which a server's half waits; its thread looks at the workers' processes."""
 
-    def __init__(self, gone: Callable[[], Iterable[int]]) -> None:
-        """Takes what gives the rows of workers whose processes have ended."""
-        self._gone = gone
+    def __init__(self, ranks: Ranks) -> None:
+        """Takes what knows whether the workers' processes have ended."""
+        self._ranks = ranks
         self._said: set[int] = set()
         self._server: RoundsServer | None = None
         self._warning: SlowWaitWarning | None = None
@@ -36,7 +35,7 @@ class ServerWaits:
     @contextmanager
     def context(self) -> Iterator[None]:
         """Collects and aggregates within: eagerly, also in scripts of v1, which switch that off."""
-        self._warning = SlowWaitWarning(0, self._whom)
+        self._warning = SlowWaitWarning(self._ranks.rank, self._whom)
         try:
             with eager_mode():
                 yield
@@ -56,14 +55,15 @@ class ServerWaits:
 
     def _forget_who_has_gone(self) -> None:
         assert self._server is not None
-        for row in set(self._gone()) - self._said:
+        for row in set(self._ranks.gone()) - self._said:
             self._said.add(row)
-            _log.warning("%s has ended", workers([row]))
+            _log.warning("%s has ended", self._ranks.topology.describe_rows([row]))
             self._server.forget(row)
 
     def _whom(self) -> str:
         assert self._server is not None
-        return f"{workers(self._server.waiting_for())} in round {self._server.round}"
+        whom = self._ranks.topology.describe_rows(self._server.waiting_for())
+        return f"{whom} in round {self._server.round}"
 
 
 class WorkerWaits:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +20,7 @@ from aggregathor.monitor.figures import Monitor, begin_csv
 from aggregathor.monitor.suspicion import Suspicion
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.setting import Setting
-from lossympi import RoundStats
+from lossympi import RoundStats, Topology
 
 _logger = logging.getLogger(__name__)
 
@@ -44,41 +43,6 @@ def open_folder(path: str) -> Path | None:
     return folder
 
 
-class _Meeting(Protocol):
-    rank: int
-
-    def bcast(self, value: Any) -> Any: ...
-
-
-class _Config(Protocol):
-    @property
-    def monitor(self) -> str: ...
-    @property
-    def monitor_every(self) -> int: ...
-
-
-# Until cluster/job.py does this itself:
-#   folder = self.meeting.together(lambda: open_folder(config.monitor if ranks.is_server else ""))
-#   self._observer = Observer(self.setting, folder, config.monitor_every)
-def observe(meeting: _Meeting, config: _Config, setting: Setting) -> Observer:
-    """Makes the observer of a job and, if there is to be one, its folder; collective.
-
-    Raises:
-      UserError: on every rank, if the folder cannot be made.
-    """
-    folder, reason = None, ""
-    if meeting.rank == 0:
-        try:
-            folder = open_folder(config.monitor)
-        except UserError as error:
-            reason = str(error)
-    if config.monitor:
-        reason = meeting.bcast(reason)
-    if reason:
-        raise UserError(reason)
-    return Observer(setting, folder, config.monitor_every)
-
-
 class Observer:
     """All optimizers of a job, as the server sees their rounds."""
 
@@ -95,13 +59,15 @@ class Observer:
 
     def of_rounds(self) -> RoundsObserver:
         """Returns what observes one more optimizer."""
-        n = self._setting.num_workers
+        topology = self._setting.topology
         if self._folder is None:
-            made = RoundsObserver(n)
+            made = RoundsObserver(topology)
         else:
             number = len(self._optimizers) + 1
             folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
-            made = RoundsObserver(n, _Files(folder, n, self._every), self._status)
+            made = RoundsObserver(
+                topology, _Files(folder, topology.workers, self._every), self._status
+            )
         self._optimizers.append(made)
         return made
 
@@ -123,12 +89,12 @@ class RoundsObserver:
     """
 
     def __init__(
-        self, num_workers: int, files: _Files | None = None, status: Status | None = None
+        self, topology: Topology, files: _Files | None = None, status: Status | None = None
     ) -> None:
         """Passes what it sees to files and a status line, if there are any."""
-        self.suspicion = Suspicion(num_workers)
+        self.suspicion = Suspicion(topology.workers)
         self.refused_rounds = 0
-        self._attendance = Attendance()
+        self._attendance = Attendance(topology)
         self._files = files
         self._status = status
 

@@ -14,7 +14,6 @@ import tensorflow as tf
 from aggregathor.errors import UserError
 from aggregathor.gars import Aggregated, Context, State
 from aggregathor.protocols.overlap import StreamingAggregate
-from aggregathor.protocols.report import workers
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from lossympi import Collected, fill
@@ -137,7 +136,9 @@ class Aggregation:
             self.check(len(present))
             aggregated, self.rule_state = self._apply(stack_nd[present], context)
         except UserError as error:
-            raise RuleError(f"nothing came from {workers(missing)}, and {error}") from None
+            raise RuleError(
+                f"nothing came from {self.setting.topology.describe_rows(missing)}, and {error}"
+            ) from None
         usage_n = np.zeros(len(stack_nd))
         usage_n[present] = aggregated.usage_n
         return aggregated._replace(usage_n=usage_n)

@@ -1,8 +1,7 @@
-"""What a server reports of a round, and how it names workers."""
+"""What a server reports of a round."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,13 +32,3 @@ class RoundReport:
     delivered_n: np.ndarray
     stats: RoundStats | None = None
     suspected: tuple[int, ...] = ()
-
-
-def workers(rows: Iterable[int]) -> str:
-    """Returns such as "worker 3 (rank 4)" or "workers 0, 3 (ranks 1, 4)"."""
-    rows = [int(row) for row in rows]
-    if not rows:
-        return "no worker in particular"
-    many = "s" if len(rows) > 1 else ""
-    ranks = ", ".join(str(row + 1) for row in rows)
-    return f"worker{many} {', '.join(map(str, rows))} (rank{many} {ranks})"

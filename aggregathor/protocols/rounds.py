@@ -21,7 +21,7 @@ from aggregathor.gars import Aggregated, State
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.report import RoundReport
 from lossympi import Collected, RoundStats, ServerLink
-from lossympi.link import NativeRound as CFunctions
+from lossympi.link import NativeRound
 
 
 class TrainingStopped(UserError):
@@ -179,7 +179,7 @@ class RoundsServer:
         self.aggregation.restore(state)
         self.round = int(state["round"])
 
-    def native(self, fail: Callable[[Exception], None]) -> CFunctions | None:
+    def native(self, fail: Callable[[Exception], None]) -> NativeRound | None:
         """Returns where C may write the next model for ``publish``, if the link has such a place.
 
         ``fail`` is of the other half: nothing of it can fail.

@@ -13,7 +13,7 @@ import tensorflow as tf
 from aggregathor import gars
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError, near
-from lossympi import FILLS
+from lossympi import FILLS, Topology
 
 MOST_WORKERS = 10_000
 
@@ -50,6 +50,11 @@ class Setting:
     l1: float = 0.0
     l2: float = 0.0
     seed: int = 0
+
+    @property
+    def topology(self) -> Topology:
+        """Which rank has which role, and which row."""
+        return Topology(servers=1, workers=self.num_workers)
 
     @functools.cached_property
     def rule(self) -> gars.Rule:

@@ -19,7 +19,7 @@ import numpy as np
 from aggregathor.gars import State
 from aggregathor.protocols.state import prefixed, under
 from lossympi import LinkError, WorkerLink
-from lossympi.link import NativeWorkerRounds as Rounds
+from lossympi.link import NativeWorkerRounds
 
 SLICE_S = 0.2  # of a wait, between two looks at what else the server says
 _Got = TypeVar("_Got")
@@ -83,7 +83,7 @@ class WorkerHalf:
         self._watch = watch
         self._now = now
         self._round = 0
-        self._native: Rounds | None = None
+        self._native: NativeWorkerRounds | None = None
 
     @property
     def round(self) -> int:
@@ -122,7 +122,7 @@ class WorkerHalf:
         self.round = model.round + 1
         return model.params_d
 
-    def native(self, fail: Callable[[Exception], None]) -> Rounds | None:
+    def native(self, fail: Callable[[Exception], None]) -> NativeWorkerRounds | None:
         """Returns a fast path that does the same without Python, if the link has one.
 
         It does what ``exchange`` does, message for message, and shares ``round`` with it. Not where

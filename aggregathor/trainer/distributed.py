@@ -17,7 +17,6 @@ import tensorflow as tf
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
 from aggregathor.gars import State
-from aggregathor.protocols.report import workers
 from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
@@ -176,12 +175,14 @@ class Server:
         """Takes what the workers keep."""
         momentum_nd = None if self._momentum_nd is None else self._momentum_nd.copy()
         for row in range(self.setting.num_workers):
-            kept = self._job.ranks.receive_kept(row + 1, _STATE_WAIT_S)
+            kept = self._job.ranks.receive_kept(row, _STATE_WAIT_S)
             while kept is not None and kept["step"] < self.steps:  # of a checkpoint before
-                kept = self._job.ranks.receive_kept(row + 1, _STATE_WAIT_S)
+                kept = self._job.ranks.receive_kept(row, _STATE_WAIT_S)
             if kept is None:
                 _log.warning(
-                    "%s keeps something that checkpoint %d lacks", workers([row]), self.steps
+                    "%s keeps something that checkpoint %d lacks",
+                    self.setting.topology.describe_rows([row]),
+                    self.steps,
                 )
                 continue
             if momentum_nd is not None:
@@ -221,7 +222,7 @@ class Worker:
         self._job = job
         self._setting = setting
         self._saves = saves
-        self._row = job.ranks.rank - 1
+        self._row = job.ranks.row
         self._parameters = Parameters(model)
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)

@@ -31,7 +31,7 @@ def main() -> int:
     job = api.current()
     if job is None:
         parser.error("start it by `aggregathor run -n N`: alone it has nothing to apply a rule to")
-    n = job.ranks.num_workers
+    n = job.ranks.topology.workers
     turns = itertools.cycle(rules)
 
     @functools.cache

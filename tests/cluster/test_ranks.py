@@ -18,7 +18,8 @@ ARRAYS = {"w": np.arange(6, dtype=np.float64).reshape(2, 3), "none": np.zeros((0
 def test_roles_and_numbers():
     found = on_all_ranks(3, lambda comm: Ranks(comm))
     assert [ranks.is_server for ranks in found] == [True, False, False]
-    assert {ranks.num_workers for ranks in found} == {2}
+    assert [ranks.topology.workers for ranks in found] == [2, 2, 2]
+    assert [ranks.row for ranks in found[1:]] == [0, 1]
 
 
 def test_workers_receive_the_servers_arrays():
@@ -40,7 +41,7 @@ def test_the_server_receives_what_a_worker_keeps_or_nothing_in_time():
     def run(comm):
         ranks = Ranks(comm)
         if ranks.is_server:
-            return [ranks.receive_kept(rank, 0.3) for rank in (1, 2)]
+            return [ranks.receive_kept(row, 0.3) for row in (0, 1)]
         if ranks.rank == 1:
             ranks.send_kept(ARRAYS)
         return None

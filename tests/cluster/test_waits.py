@@ -8,7 +8,7 @@ import pytest
 from aggregathor.cluster import waits as module
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
-from lossympi import LinkError
+from lossympi import LinkError, Topology
 
 
 class Ranks:
@@ -81,7 +81,8 @@ def test_a_broken_link_is_the_end_if_the_server_has_said_so(ranks):
 def test_the_server_forgets_who_has_gone_while_it_waits(monkeypatch):
     monkeypatch.setattr(module, "_LOOK_S", 0.01)
     forgotten, gone = [], []
-    waits = ServerWaits(lambda: gone)
+    ranks = SimpleNamespace(rank=0, gone=lambda: gone, topology=Topology(servers=1, workers=4))
+    waits = ServerWaits(ranks)
     waits.begin(SimpleNamespace(forget=forgotten.append, waiting_for=list, round=0))
     gone.append(3)
     time.sleep(0.1)

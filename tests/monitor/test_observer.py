@@ -9,11 +9,10 @@ import tensorflow as tf
 
 import aggregathor as agt
 from aggregathor import log as terminal
-from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
 from aggregathor.monitor import observer as observer_module
 from aggregathor.monitor.figures import Monitor
-from aggregathor.monitor.observer import Observer, Status, new_folder, observe, open_folder
+from aggregathor.monitor.observer import Observer, Status, new_folder, open_folder
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
@@ -209,15 +208,10 @@ def test_no_folder_is_made_unless_it_is_asked_for(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("below", ["", "a/b"])
-def test_a_folder_that_cannot_be_made_ends_all_ranks(below, tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(below, tmp_path):
     (tmp_path / "file").write_text("")
-    config = Config(monitor=str(tmp_path / "file" / below))
-    heard = []
-    server = SimpleNamespace(rank=0, bcast=lambda reason: heard.append(reason) or reason)
-    worker = SimpleNamespace(rank=1, bcast=lambda _: heard[0])
-    for meeting in (server, worker):
-        with pytest.raises(UserError, match=r"cannot write .* to .*file.*: .*Give monitor another"):
-            observe(meeting, config, SETTING)
+    with pytest.raises(UserError, match=r"cannot write .* to .*file.*: .*Give monitor another"):
+        open_folder(str(tmp_path / "file" / below))
 
 
 def test_a_folder_that_can_be_made_is_told(tmp_path, capfd, monkeypatch):

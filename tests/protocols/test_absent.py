@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ class Job:
         self.workers = [SharedWorker(link.files, rank, D, checked) for rank in range(N)]
         link.hide()
         self.observer = Observer(SETTING)
-        self.waits = ServerWaits(gone)
+        self.waits = ServerWaits(SimpleNamespace(rank=0, gone=gone, topology=SETTING.topology))
         self.server = RoundsServer(
             link,
             Aggregation(SETTING, D),

@@ -133,7 +133,7 @@ class Checkpoints:
         return self._folder / f"{self._prefix()}{self._fits}-{steps:010d}.npz"
 
     def _prefix(self) -> str:
-        return f"worker_{self._job.ranks.rank - 1:04d}-"
+        return f"worker_{self._job.ranks.row:04d}-"
 
     def _forget_all_but_two(self) -> None:
         """Removes old files: the server's is of the last but one step at worst."""
