@@ -96,7 +96,9 @@ WorkerEnd::Model SharedEnd::Receive(uint64_t round, double seconds) {
 
 int WorkerRounds::Run(const float* sent, const float** received, char* message) {
   int code = 0;
-  if (sent != nullptr) {
+  if (sent == nullptr) {
+    round = wanted_;  // it is this one's model that is waited for again
+  } else {
     wanted_ = round;
     end_->ClearWritten();
     step_.reset();
