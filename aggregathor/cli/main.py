@@ -21,7 +21,9 @@ from aggregathor.version import __version__
 
 if TYPE_CHECKING:
     from aggregathor.attacks import Attack
-    from aggregathor.gars import Gar
+    from types import ModuleType
+
+    from aggregathor.gars import Rule
 
 PIPED_COLUMNS = 10_000  # more than any row: one line each
 GAP_COLUMNS = 2  # between the columns of a table
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("words", nargs=argparse.REMAINDER)
     run.set_defaults(command=_run)
 
-    about = "list the rules: condition, cost, source and parameters"
+    about = "list the rules, and what may come before one: condition, cost, source, parameters"
     gars = commands.add_parser("gars", help=about, description=about, allow_abbrev=False)
     gars.set_defaults(command=_gars)
 
@@ -84,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     advise = commands.add_parser("advise", help=about, description=about, allow_abbrev=False)
     advise.add_argument("--n", type=int, required=True, help="how many workers there are")
     advise.add_argument("--f", type=int, help="how many of them may be Byzantine")
+    advise.add_argument(
+        "--gar",
+        action="append",
+        metavar="RULE",
+        help='this rule alone, or a composition such as "bucketing(s=2)+multi-krum"; may be repeated',
+    )
     advise.set_defaults(command=_advise)
 
     about = "show what is installed, what is wrong with it and how to fix it"
@@ -104,11 +112,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _gars(args: argparse.Namespace) -> int:
-    rows = []
-    for rule in _rules().values():
-        parameters = _parameters(rule.parameters)
-        rows.append([rule.name, str(rule.condition), rule.cost, rule.source, parameters])
-    _show(_console(), ["rule", "needs", "cost", "source", "parameters"], rows)
+    gars = _rules()
+    console = _console()
+    rules = [
+        [rule.name, str(rule.condition), rule.cost, rule.source, _parameters(rule.parameters)]
+        for rule in gars.GARS.values()
+    ]
+    _show(console, ["rule", "needs", "cost", "source", "parameters"], rules)
+    console.print()
+    mixings = [
+        [
+            *(pre.name, str(pre.condition), pre.rows_of("n", **pre.parameters)),
+            *(pre.cost, pre.source, _parameters(pre.parameters)),
+        ]
+        for pre in gars.PRE_AGGREGATIONS.values()
+    ]
+    headers = ["before a rule", "needs", "rows", "cost", "source", "parameters"]
+    _show(console, headers, mixings)
+    console.print()
+    console.print('Composed with "+": "bucketing(s=3)+multi-krum(m=5)".')
     return 0
 
 
@@ -132,24 +154,26 @@ def _advise(args: argparse.Namespace) -> int:
     if f is not None and not 0 <= f < n:
         raise UserError(f"--f is how many of n={n} workers may be Byzantine, 0 <= f < n, got {f}")
 
+    gars = _rules()
+    rules = [gars.compose(text) for text in args.gar or gars.GARS]
     headers = ["rule", "needs", f"largest f for n={n}"]
-    rows = [[rule.name, str(rule.condition), _largest_f(rule, n)] for rule in _rules().values()]
+    rows = [[rule.name, rule.condition, _largest_f(rule, n)] for rule in rules]
     if f is not None:
         headers.append(f"with f={f}")
-        for row, rule in zip(rows, _rules().values(), strict=True):
+        for row, rule in zip(rows, rules, strict=True):
             row.append(_verdict(rule, n, f))
     _show(_console(), headers, rows)
     return 0
 
 
-def _largest_f(rule: Gar, n: int) -> str:
-    largest = rule.condition.largest_f(n)
+def _largest_f(rule: Rule, n: int) -> str:
+    largest = rule.largest_f(n)
     if largest is None:
         return f"none: {_refusal(rule, n, 0)}"
     return str(largest) if rule.robust else "0, no protection"
 
 
-def _verdict(rule: Gar, n: int, f: int) -> str:
+def _verdict(rule: Rule, n: int, f: int) -> str:
     refusal = _refusal(rule, n, f)
     if refusal:
         return refusal
@@ -158,7 +182,7 @@ def _verdict(rule: Gar, n: int, f: int) -> str:
     return "sound"
 
 
-def _refusal(rule: Gar, n: int, f: int) -> str:
+def _refusal(rule: Rule, n: int, f: int) -> str:
     try:
         rule.check(n=n, f=f)
     except UserError as error:
@@ -193,16 +217,17 @@ def _list(console: Console, title: str, findings: Sequence[str]) -> None:
     _print(console, listing)
 
 
-def _rules() -> Mapping[str, Gar]:
+def _rules() -> ModuleType:
+    """Returns ``aggregathor.gars``, which needs TensorFlow."""
     try:
         with quiet_tensorflow():
-            from aggregathor.gars import GARS
+            from aggregathor import gars
     except ImportError as error:
         raise UserError(
             f"the rules need TensorFlow, and it does not import: {error}\n"
             "`aggregathor doctor` says what to do."
         ) from error
-    return GARS
+    return gars
 
 
 def _known_attacks() -> Mapping[str, Attack]:

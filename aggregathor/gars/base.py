@@ -113,6 +113,7 @@ class Gar:
     _function: Callable[..., Any]
     _init: Callable[..., dict[str, np.ndarray]] | None
     _lent: frozenset[str]  # which of "state" and "context" the function takes
+    _check: Callable[..., None] | None
 
     def __call__(self, stack_nd: tf.Tensor, **parameters: Any) -> tf.Tensor:
         """Aggregates [n, d] to [d]; see the function's own docstring."""
@@ -208,7 +209,7 @@ class Gar:
         """Raises what a call with n gradients would raise, without any gradients.
 
         Raises:
-          UserError: f is not a whole number >= 0, or a parameter is unknown.
+          UserError: f is not a whole number >= 0, or a parameter is unknown or out of range.
           ConditionError: n is too small for f.
         """
         if not isinstance(f, (int, np.integer)) or isinstance(f, bool) or not 0 <= f < 2**31:
@@ -219,6 +220,8 @@ class Gar:
         needed = self.minimum if unsafe else self.condition
         if n < needed.least_n(f):
             raise ConditionError(self._too_few(n, f, needed, unsafe))
+        if self._check is not None:
+            self._check(n=n, f=f, **{**self.parameters, **parameters})
 
     def _run(
         self,
@@ -288,6 +291,7 @@ def gar(
     takes_arrays: bool = False,
     takes_columns: bool = False,
     init: Callable[..., dict[str, np.ndarray]] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., tf.Tensor]]:
     """Makes a rule of a function ``(stack_nd, *, f, **parameters) -> Aggregated``.
 
@@ -309,6 +313,8 @@ def gar(
       takes_arrays: whether the function also takes an array float32 [n, d], and then gives arrays.
       takes_columns: whether it also takes ``Columns`` of one, which it may give to kernels only.
       init: ``init(n, d, **parameters)`` gives the state of a rule that has any: arrays by name.
+      check: ``check(n=, f=, **parameters)`` raises ``UserError`` for parameters that are out of
+        range, before the training.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., tf.Tensor]:
@@ -342,6 +348,7 @@ def gar(
             _function=function,
             _init=init,
             _lent=lent,
+            _check=check,
         )
         registered[name] = rule
         return checked

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aggregathor.errors import UserError, near
 from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.gars.distances import usage_of
 from aggregathor.ops import kernels_for
 
 VARIANTS = ("aggregathor", "paper")
+
+
+def _check_variant(*, n: int, f: int, variant: Any) -> None:
+    if variant not in VARIANTS:
+        raise UserError(f"bulyan: variant={variant!r}: {near(str(variant), VARIANTS)}")
 
 
 @gar(
@@ -17,6 +24,7 @@ VARIANTS = ("aggregathor", "paper")
     cost="O(n^2 d)",
     source="El Mhamdi et al. 2018",
     takes_arrays=True,
+    check=_check_variant,
 )
 def bulyan(stack_nd: Values, *, f: int, variant: str = "aggregathor") -> Aggregated:
     r"""Coordinate-wise mean of the beta candidates nearest to the candidates' upper median.
@@ -56,8 +64,6 @@ def bulyan(stack_nd: Values, *, f: int, variant: str = "aggregathor") -> Aggrega
     >>> bulyan([[0.], [1.], [2.], [3.], [4.], [5.], [9e9]], f=1).numpy()
     array([2.5], dtype=float32)
     """
-    if variant not in VARIANTS:
-        raise UserError(f"bulyan: variant={variant!r}: {near(str(variant), VARIANTS)}")
     kernels = kernels_for(stack_nd)
     groups = kernels.bulyan_select(kernels.sq_distances(stack_nd), f=f, variant=variant)
     grad_d = kernels.bulyan_tail(stack_nd, groups, f=f)

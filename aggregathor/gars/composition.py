@@ -92,7 +92,7 @@ class Rule:
             raise ConditionError(self._too_few(n, rows, f, unsafe, str(error))) from None
 
     def largest_f(self, n: int) -> int | None:
-        """The largest f that n gradients satisfy the condition for; None where none does."""
+        """The largest f that the rule can be applied with to n gradients; None where none is."""
         if not self.gar.condition.a:
             return 0 if self._holds(n, 0) else None
         largest = None
@@ -180,7 +180,7 @@ class Rule:
     def _holds(self, n: int, f: int) -> bool:
         try:
             self.gar.check(n=self._rows(n, f), f=f, **self.parameters)
-        except ConditionError:
+        except UserError:  # too few, or a parameter that is too large for so few
             return False
         return True
 

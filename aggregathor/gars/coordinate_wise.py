@@ -8,12 +8,18 @@ update) where nothing is, or where that median is infinite because bad values ma
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from aggregathor.errors import UserError, near
 from aggregathor.gars.base import Aggregated, Values, gar
 from aggregathor.ops import kernels_for
 
 MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower"}
+
+
+def _check_compat(*, n: int, f: int, compat: Any) -> None:
+    if not (compat is None or isinstance(compat, str)) or compat not in MEDIANS:
+        raise UserError(f"median: compat={compat!r}: {near(str(compat), filter(None, MEDIANS))}")
 
 
 @gar(
@@ -24,6 +30,7 @@ MEDIANS = {None: "median", "aggregathor": "median-upper", "torch": "median-lower
     source="Yin et al. 2018",
     takes_arrays=True,
     takes_columns=True,
+    check=_check_compat,
 )
 def median(stack_nd: Values, *, f: int, compat: str | None = None) -> Aggregated:
     r"""Coordinate-wise median of the present values.
@@ -48,8 +55,6 @@ def median(stack_nd: Values, *, f: int, compat: str | None = None) -> Aggregated
     >>> median([[0.], [1.], [9e9]], f=1).numpy()
     array([1.], dtype=float32)
     """
-    if not (compat is None or isinstance(compat, str)) or compat not in MEDIANS:
-        raise UserError(f"median: compat={compat!r}: {near(str(compat), filter(None, MEDIANS))}")
     return _window_mean(stack_nd, MEDIANS[compat], f)
 
 

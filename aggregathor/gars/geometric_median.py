@@ -14,12 +14,27 @@ from aggregathor.ops import kernels_for
 LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
 
 
+def _check(*, n: int, f: int, nu: Any, tol: Any, max_iter: Any) -> None:
+    if not (_is_number(nu) and _is_number(tol) and LEAST_NU <= nu < math.inf and tol >= 0):
+        raise UserError(
+            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, "
+            f"got nu={nu!r}, tol={tol!r}"
+        )
+    if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
+        raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 @gar(
     "geometric-median",
     condition="n >= 2f + 1",
     cost="O(nd log^2 n), then O(nd) an iteration",
     source="Chen et al. 2017, Pillutla et al. 2022",
     takes_arrays=True,
+    check=_check,
 )
 def geometric_median(
     stack_nd: Values,
@@ -61,18 +76,7 @@ def geometric_median(
     >>> geometric_median([[0., 0.], [6., 0.], [3., 4.], [2., 2.], [9e9, -9e9]], f=1).numpy()
     array([2.785445, 1.44159 ], dtype=float32)
     """
-    if not (_is_number(nu) and _is_number(tol) and LEAST_NU <= nu < math.inf and tol >= 0):
-        raise UserError(
-            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, "
-            f"got nu={nu!r}, tol={tol!r}"
-        )
-    if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
-        raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
     kernels = kernels_for(stack_nd)
     return Aggregated(
         *kernels.geometric_median(stack_nd, f=f, nu=nu, tol=tol, max_iter=int(max_iter))
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from aggregathor.errors import UserError
@@ -47,6 +49,13 @@ def krum(stack_nd: Values, *, f: int) -> Aggregated:
     return _krum(stack_nd, f, 1, "krum")
 
 
+def _check_m(*, n: int, f: int, m: Any) -> None:
+    most = n - f - 2
+    is_whole = isinstance(m, (int, np.integer)) and not isinstance(m, bool)
+    if m is not None and not (is_whole and 1 <= m <= most):
+        raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")
+
+
 @gar(
     "multi-krum",
     condition="n >= 2f + 3",
@@ -54,6 +63,7 @@ def krum(stack_nd: Values, *, f: int) -> Aggregated:
     cost="O(n^2 d)",
     source="Blanchard et al. 2017, Damaskinos et al. 2019",
     takes_arrays=True,
+    check=_check_m,
 )
 def multi_krum(stack_nd: Values, *, f: int, m: int | None = None) -> Aggregated:
     r"""Mean of the m rows of least Krum score (m = 1 is Krum).
@@ -80,11 +90,8 @@ def multi_krum(stack_nd: Values, *, f: int, m: int | None = None) -> Aggregated:
     >>> multi_krum([[0.], [1.], [2.], [9.], [9e9]], f=1).numpy()
     array([0.5], dtype=float32)
     """
-    most = int(stack_nd.shape[0]) - f - 2
-    m = most if m is None else m
-    if not isinstance(m, (int, np.integer)) or isinstance(m, bool) or not 1 <= m <= most:
-        raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")
-    return _krum(stack_nd, f, int(m), "multi-krum")
+    m = int(stack_nd.shape[0]) - f - 2 if m is None else int(m)
+    return _krum(stack_nd, f, m, "multi-krum")
 
 
 def _krum(stack_nd: Values, f: int, m: int, rule: str) -> Aggregated:

@@ -79,7 +79,7 @@ class PreAggregation:
         """
         check_names(self.name, parameters, self.parameters, "it has none.")
         if self._check is not None:
-            self._check(**{**self.parameters, **parameters})
+            self._check(n=n, f=f, **{**self.parameters, **parameters})
         if n < self.condition.least_n(f):
             raise ConditionError(
                 f"{self.name} needs {self.condition} gradients; f={f} needs "
@@ -113,7 +113,7 @@ def pre_aggregation(
       source: the paper.
       num_rows: n' of n and the parameters.
       rows_text: the same as text.
-      check: ``check(**parameters)`` raises ``UserError`` for values that are out of range.
+      check: ``check(n=, f=, **parameters)`` raises ``UserError`` for values that are out of range.
     """
 
     def register(function: Callable[..., Mixed]) -> Callable[..., Mixed]:
@@ -195,7 +195,7 @@ def nearest(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
     return np.argsort(sq_dist_nn, axis=1, kind="stable")[:, : n - f]
 
 
-def _check_bucketing(s: Any) -> None:
+def _check_bucketing(*, n: int, f: int, s: Any) -> None:
     if not isinstance(s, (int, np.integer)) or isinstance(s, bool) or s < 1:
         raise UserError(f"bucketing needs a whole s >= 1, the size of a bucket, got s={s!r}")
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import tensorflow as tf
-
 from aggregathor import gars
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError, near
@@ -79,15 +77,7 @@ class Setting:
                 f"f is no parameter of {self.gar} among others: it has a place of its own "
                 "(Setting.f; on the command line --f)"
             )
-        rule = self.rule
-        try:
-            rule.check(n=n, f=self.f)
-            with tf.Graph().as_default():  # m and the like; nothing is computed yet
-                rule(tf.zeros([n, 1]), f=self.f)
-        except TypeError as error:  # such as m="two"
-            parameters = self.gar_parameters or {"n": n, "f": self.f}
-            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-            raise UserError(f"{self.gar} cannot take {given}: {error}") from None
+        self.rule.check(n=n, f=self.f)
         if self.attack:
             attack = ATTACKS[self.attack]
             attack.check(**self.attack_parameters)
