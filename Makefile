@@ -52,7 +52,7 @@ format: install ## format Python and C++
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: install ## time the rules against tf.reduce_mean, over n and d; some minutes
+bench: native ## time the rules against tf.reduce_mean, over n and d; some minutes
 	$(BIN)/python -m experiments.bench
 
 bench-lossympi: install ## time LossyMPI between hosts against its goals and gRPC; 8 minutes

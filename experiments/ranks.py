@@ -98,7 +98,7 @@ def job_of(config: Config, ranks: Ranks) -> Job:
         attack_args=setting.attack_parameters,
         seed=setting.seed,
     )
-    return Job(ranks, told)
+    return Job(ranks, told, secret=setting.seed)  # as in a simulation
 
 
 def work_until_the_end(config: Config, job: Job) -> int:

@@ -20,9 +20,9 @@ from aggregathor.errors import UserError
 from aggregathor.version import __version__
 
 if TYPE_CHECKING:
-    from aggregathor.attacks import Attack
     from types import ModuleType
 
+    from aggregathor.attacks import Attack
     from aggregathor.gars import Rule
 
 PIPED_COLUMNS = 10_000  # more than any row: one line each
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gar",
         action="append",
         metavar="RULE",
-        help='this rule alone, or a composition such as "bucketing(s=2)+multi-krum"; may be repeated',
+        help='only this rule, or composition such as "bucketing(s=2)+multi-krum"; repeatable',
     )
     advise.set_defaults(command=_advise)
 
@@ -130,7 +130,7 @@ def _gars(args: argparse.Namespace) -> int:
     headers = ["before a rule", "needs", "rows", "cost", "source", "parameters"]
     _show(console, headers, mixings)
     console.print()
-    console.print('Composed with "+": "bucketing(s=3)+multi-krum(m=5)".')
+    _print(console, 'Composed with "+": "bucketing(s=3)+multi-krum(m=5)".')
     return 0
 
 
@@ -264,10 +264,10 @@ def _show(console: Console, headers: Sequence[str], rows: Sequence[Sequence[str]
     _print(console, table)
 
 
-def _print(console: Console, table: RenderableType) -> None:
-    """Prints without the trailing spaces of a table's lines."""
+def _print(console: Console, shown: RenderableType) -> None:
+    """Prints without the spaces that a line would end in."""
     with console.capture() as captured:
-        console.print(table)
+        console.print(shown)
     sys.stdout.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
 
 

@@ -18,6 +18,7 @@ from aggregathor.gars.base import (
     Gar,
     Values,
     as_stack,
+    check_names,
     registered,
     registry,
 )
@@ -216,6 +217,7 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
             raise UserError(
                 f"{text!r}: {each} is a rule, and a rule comes last: what it gives is a single row"
             )
+        check_names(each, given, pre.parameters)
         stages.append(_Stage(pre, given))
     gar = _named(name, is_alone=not before)
     if not isinstance(gar, Gar):
@@ -230,6 +232,9 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
             )
         own[each] = value
     unsafe = own.pop("unsafe", False)
+    if "f" in own:
+        raise UserError(f"f is no parameter of {name} among others: it has a place of its own, --f")
+    check_names(name, own, gar.parameters, "it has none but f.")
     name = "+".join([*(_text(pre.name, given) for pre, given in stages), _text(gar.name, own)])
     return Rule(name, gar, own, unsafe, stages)
 

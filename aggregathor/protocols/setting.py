@@ -72,11 +72,6 @@ class Setting:
             raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
         if not 0 <= b <= n:
             raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
-        if "f" in self.gar_parameters:
-            raise UserError(
-                f"f is no parameter of {self.gar} among others: it has a place of its own "
-                "(Setting.f; on the command line --f)"
-            )
         self.rule.check(n=n, f=self.f)
         if self.attack:
             attack = ATTACKS[self.attack]

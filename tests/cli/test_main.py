@@ -15,7 +15,7 @@ from aggregathor.attacks import ATTACKS
 from aggregathor.cli import doctor
 from aggregathor.cli import main as cli
 from aggregathor.cli.tf_log import quiet_tensorflow
-from aggregathor.gars import GARS
+from aggregathor.gars import GARS, PRE_AGGREGATIONS
 from aggregathor.ops.loader import LIBRARY
 from tests.warm.start import executable
 
@@ -96,6 +96,8 @@ def test_gars_lists_all_that_is_known_of_each_rule(capsys):
     for name, rule in GARS.items():
         parameters = ", ".join(f"{k}={v}" for k, v in rule.parameters.items()) or "none"
         assert shown[name] == [str(rule.condition), rule.cost, rule.source, parameters]
+    assert shown["nnm"] == ["n >= 2f + 1", "n", "O(n^2 d)", "Allouah et al. 2023", "none"]
+    assert shown["bucketing"] == ["n >= 1", "ceil(n/2)", "O(nd)", "Karimireddy et al. 2022", "s=2"]
 
 
 def test_attacks_lists_all_that_is_known_of_each_attack(capsys):
@@ -165,6 +167,27 @@ def test_advise_refuses_with_the_formula(capsys):
     assert "bulyan needs n >= 4f + 3 gradients; f=5 needs 23, got 20" in refusal
     assert shown["krum"] == ["n >= 2f + 3", "8", "sound"]
     assert "no protection" in shown["average"][2]
+
+
+def test_advise_takes_compositions(capsys):
+    words = ["bucketing(s=2)+multi-krum", "multi-krum(m=12)", "nnm+median"]
+    assert cli.main(["advise", "--n=20", "--f=8", *(f"--gar={word}" for word in words)]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert set(shown) == {"rule", *words}
+    needs, largest, refusal = shown["bucketing(s=2)+multi-krum"]
+    assert (needs, largest) == ("ceil(n/2) >= 2f + 3", "3")
+    assert refusal.startswith("bucketing makes 10 rows of 20 gradients, and multi-krum needs n >=")
+    refusal = "multi-krum averages 1 <= m <= n - f - 2 = 10 rows, got m=12"
+    assert shown["multi-krum(m=12)"] == ["n >= 2f + 3", "6", refusal]
+    assert shown["nnm+median"] == ["n >= 2f + 1", "9", "sound"]
+
+
+@pytest.mark.parametrize("wrong", ["nonesuch", "nnm+", "median+nnm", "multi-krum(m=", "krum(m=1)"])
+def test_a_composition_that_is_none_is_a_mistake(wrong, capsys):
+    assert cli.main(["advise", "--n=20", f"--gar={wrong}"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("aggregathor: error: ")
+    assert out == ""
 
 
 def test_without_byzantine_workers_averaging_is_sound(capsys):
@@ -443,8 +466,9 @@ def test_piped_output_is_whole_and_free_of_noise():
     done = run("gars")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert set(GARS) <= set(cells(done.stdout))
-    assert len(done.stdout.splitlines()) == 1 + len(GARS)
+    assert {*GARS, *PRE_AGGREGATIONS} <= set(cells(done.stdout))
+    headers_and_gaps = 5
+    assert len(done.stdout.splitlines()) == len(GARS) + len(PRE_AGGREGATIONS) + headers_and_gaps
 
 
 def test_doctor_looks_at_this_machine():

@@ -35,7 +35,14 @@ def main():
     request = serve(listener)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     numpy.random.seed(None)  # noqa: NPY002 - what a start does; Python's own generator does it
-    become(request)
+    try:
+        become(request)
+    except Exception as error:  # what Python does, less this file's frames
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        sys.exit(1)
 
 
 def serve(listener):

@@ -93,6 +93,12 @@ def test_warnings_are_errors_where_that_is_asked_for(words):
     assert "DeprecationWarning: old" in done.stderr
 
 
+def test_tracebacks_are_of_the_program(words):
+    done = run(words, "-c", "raise ValueError('words')")
+    lines = 'Traceback (most recent call last):\n  File "<string>", line 1, in <module>\n'
+    assert done.stderr == lines + "ValueError: words\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_reaches_it(words, number):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
