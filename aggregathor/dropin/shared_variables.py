@@ -13,7 +13,6 @@ from aggregathor import ops
 from aggregathor.cluster.job import Job
 from aggregathor.flat import FlatLayout
 from aggregathor.locking import Guard, variable_of
-from aggregathor.ops.exchange import Form
 from aggregathor.protocols.rounds import RoundsServer
 
 
@@ -39,8 +38,8 @@ class SharedVariables:
         self._named = list(variables)
         self._variables = [variable_of(v) for v in variables]
         self._layout = FlatLayout(self._variables)
-        self._forms = [
-            Form(shape, dtype)
+        self._specs = [
+            tf.TensorSpec(shape, dtype)
             for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
         ]
         self._read = read or self._read_eagerly
@@ -52,20 +51,20 @@ class SharedVariables:
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""
-        return self._exchange([], self._forms)
+        return self._call([], self._specs)
 
     def publish(self) -> Any:
         """Server: sends the variables as they are now; gives something to wait for."""
-        return self._exchange([v.read_value() for v in self._variables], [])
+        return self._call([v.read_value() for v in self._variables], [])
 
     def replace(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Worker: sends the gradients; gives the variables' new values."""
         dense = self._layout.dense(gradients)
         if self._guard is None:
-            return self._exchange(dense, self._forms)
+            return self._call(dense, self._specs)
         # The last moment before the variables may be written.
         with _after(self._guard.compare(self._named)):
-            values = self._exchange(dense, self._forms)
+            values = self._call(dense, self._specs)
         with _after(self._guard.note(self._named, values)) as noted:
             return [tf.identity(value) for value in values] if noted else values
 
@@ -77,9 +76,9 @@ class SharedVariables:
         """Cuts [d] into tensors of the variables' shapes."""
         return self._layout.unflatten(vector_d)
 
-    def _exchange(self, values: Sequence[tf.Tensor], forms: Sequence[Form]) -> Any:
+    def _call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         try:
-            return self._op.exchange(values, forms)
+            return self._op.call(values, specs)
         except Exception:
             failure = self._job.take_failure()
             if failure is None:

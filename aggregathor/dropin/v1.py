@@ -80,16 +80,16 @@ class V1:
         if self._job.is_server:
             with tf.control_dependencies(None):  # now: the graph may be finalised later
                 reads = [v.read_value() for v in variables]
-        exchange = SharedVariables(
+        shared = SharedVariables(
             self._job,
             variables,
             self._guard,
             read=lambda: self._run(self._sessions[graph](), reads),
         )
         if self._job.is_server:
-            op = self._apply_aggregate(inner, exchange, pairs, global_step, name)
+            op = self._apply_aggregate(inner, shared, pairs, global_step, name)
         else:
-            values = exchange.replace([gradient for gradient, _ in pairs])
+            values = shared.replace([gradient for gradient, _ in pairs])
             assignments = [v1.assign(v, x) for v, x in zip(variables, values, strict=True)]
             if self._guard is not None:
                 for assignment in assignments:
@@ -103,11 +103,11 @@ class V1:
         return op
 
     def _apply_aggregate(
-        self, optimizer: Any, exchange: SharedVariables, pairs: Any, global_step: Any, name: Any
+        self, optimizer: Any, shared: SharedVariables, pairs: Any, global_step: Any, name: Any
     ) -> tf.Operation:
         aggregate = [
             (None if gradient is None else value, variable)
-            for value, (gradient, variable) in zip(exchange.aggregate(), pairs, strict=True)
+            for value, (gradient, variable) in zip(shared.aggregate(), pairs, strict=True)
         ]
         self._inside = True
         try:
@@ -115,7 +115,7 @@ class V1:
         finally:
             self._inside = False
         with tf.control_dependencies([applied]):
-            published = exchange.publish()
+            published = shared.publish()
         return tf.group(applied, published, name=name)
 
     def _run_synchronised(self, session: Any, fetches: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from aggregathor.ops import arrays
 from aggregathor.ops.digests import DigestStore, NativeDigestStore, OnChange
-from aggregathor.ops.exchange import Channel, Function, Native, NativeChannel
+from aggregathor.ops.exchange import Channel, Function, NativeChannel, NativeRound
 
 _ops: Any = None
 _library: Any = None
@@ -34,7 +34,7 @@ def has_arrays() -> bool:
     return True
 
 
-def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
+def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
     """A way from a graph to a function of Python, or to what does the same in C."""
     return NativeChannel(_ops, _library, function, dim, native)
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from aggregathor.ops.digests import DigestStore, OnChange, PythonDigestStore
 from aggregathor.ops.errors import too_few
-from aggregathor.ops.exchange import Channel, Function, Native, PythonChannel
+from aggregathor.ops.exchange import Channel, Function, NativeRound, PythonChannel
 
 
 def has_arrays() -> bool:
@@ -20,7 +20,7 @@ def has_arrays() -> bool:
     return False
 
 
-def channel(function: Function, dim: int, native: Native | None = None) -> Channel:
+def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
     """A way from a graph to a function of Python."""
     return PythonChannel(function, dim)
 

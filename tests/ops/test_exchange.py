@@ -81,7 +81,7 @@ def test_values_pass_bit_for_bit(mode, kind, opened, rng):
         return sent_d * np.float32(3) + np.float32(0.1)
 
     channel = opened(kind, function)
-    run = MODES[mode](lambda given: channel.exchange(given, specs()))
+    run = MODES[mode](lambda given: channel.call(given, specs()))
     for _ in range(3):
         given = values(rng)
         results = run(given)
@@ -95,7 +95,7 @@ def test_nothing_of_a_number_is_lost(kind, opened):
     bits = np.array([0x7FC00001, 0xFFC12345, 0x7F800000, 1, 0x80000000, 0x7F7FFFFF], np.uint32)
     channel = opened(kind, lambda sent_d: sent_d, 6)
     spec = [tf.TensorSpec((6,), tf.float32)]
-    results = tf.function(lambda x: channel.exchange([x], spec))(tf.bitcast(bits, tf.float32))
+    results = tf.function(lambda x: channel.call([x], spec))(tf.bitcast(bits, tf.float32))
     np.testing.assert_array_equal(results[0].numpy().view(np.uint32), bits)
 
 
@@ -104,7 +104,7 @@ def test_nothing_of_a_number_is_lost(kind, opened):
 def test_other_types_are_cast(dtype, kind, opened, rng):
     channel = opened(kind, lambda sent_d: sent_d + np.float32(0.3))
     given = values(rng, dtype)
-    results = tf.function(lambda given: channel.exchange(given, specs(dtype)))(given)
+    results = tf.function(lambda given: channel.call(given, specs(dtype)))(given)
     assert [result.dtype for result in results] == [dtype] * len(SHAPES)
     for value, result in zip(given, results, strict=True):
         tf.debugging.assert_equal(
@@ -123,8 +123,8 @@ def test_either_list_may_be_empty(mode, kind, opened, rng):
 
     channel = opened(kind, function)
     given = values(rng)
-    MODES[mode](lambda given: channel.exchange(given, []))(given)
-    results = MODES[mode](lambda: channel.exchange([], specs()))()
+    MODES[mode](lambda given: channel.call(given, []))(given)
+    results = MODES[mode](lambda: channel.call([], specs()))()
     np.testing.assert_array_equal(seen[0], flat(given))
     assert seen[1] is None
     np.testing.assert_array_equal(flat(results), np.arange(DIM))
@@ -139,7 +139,7 @@ def test_a_function_without_results_is_called_for_its_own_sake(kind, opened):
     @tf.function
     def step():
         variable.assign_add([1.0])
-        channel.exchange([variable.read_value()], [])  # nobody uses what it gives
+        channel.call([variable.read_value()], [])  # nobody uses what it gives
         variable.assign_add([10.0])
 
     step()
@@ -158,7 +158,7 @@ def test_no_memory_is_shared(kind, opened):
         return memory_d
 
     channel = opened(kind, function)
-    exchange = tf.function(lambda x: channel.exchange([x], [tf.TensorSpec((DIM,), tf.float32)])[0])
+    exchange = tf.function(lambda x: channel.call([x], [tf.TensorSpec((DIM,), tf.float32)])[0])
     given = np.full(DIM, 5, np.float32)
     first = exchange(tf.constant(given))
     second = exchange(tf.constant(given + 1))
@@ -193,7 +193,7 @@ def test_errors_become_those_of_tensorflow(error, kind, kernels, opened):
 
     channel = opened(kernels, function)
     with pytest.raises(tf.errors.OpError, match="it went\nwrong") as caught:
-        tf.function(lambda: channel.exchange([], specs()))()
+        tf.function(lambda: channel.call([], specs()))()
     if kernels == "native":
         assert isinstance(caught.value, kind)
         assert type(error).__name__ in str(caught.value)
@@ -205,14 +205,14 @@ def test_long_messages_are_cut(opened):
 
     channel = opened("native", function)
     with pytest.raises(tf.errors.UnknownError, match="OfOurs: ää"):
-        tf.function(lambda: channel.exchange([], specs()))()
+        tf.function(lambda: channel.call([], specs()))()
 
 
 @pytest.mark.parametrize("result", [None, np.zeros(DIM - 1), np.zeros((1, DIM))])
 def test_wrong_results_are_refused(result, opened):
     channel = opened("native", lambda sent_d: result)
     with pytest.raises(tf.errors.OpError, match=r"float32 \[12\]"):
-        tf.function(lambda: channel.exchange([], specs()))()
+        tf.function(lambda: channel.call([], specs()))()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,15 +220,15 @@ def test_wrong_sizes_are_refused(kind, opened):
     channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
     if kind == "native":  # the other cannot tell what is sent
         with pytest.raises(tf.errors.InvalidArgumentError, match="takes and gives 12 numbers"):
-            channel.exchange([tf.zeros([11])], specs())
+            channel.call([tf.zeros([11])], specs())
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        channel.exchange([tf.zeros([12])], specs(shapes=[(11,)]))
+        channel.call([tf.zeros([12])], specs(shapes=[(11,)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_channel_is_unknown(kind, opened):
     channel = opened(kind, lambda sent_d: np.zeros(DIM, np.float32))
-    function = tf.function(lambda: channel.exchange([], specs()))
+    function = tf.function(lambda: channel.call([], specs()))
     function()
     channel.close(WAIT_S)
     channel.close(WAIT_S)
@@ -276,7 +276,7 @@ def test_a_session_that_is_closed_does_not_hang(opened):
     gate = Gate()
     channel = opened("native", gate)
     with tf.Graph().as_default():
-        results = channel.exchange([], specs())
+        results = channel.call([], specs())
         session = tf.compat.v1.Session()
         join = run_in_thread(lambda: session.run(results))
         assert gate.entered.wait(WAIT_S)
@@ -298,7 +298,7 @@ def test_an_exchange_that_waits_for_its_turn_is_cancelled(opened):
 
     channel = opened("native", function)
     with tf.Graph().as_default():
-        first, second = channel.exchange([], specs()), channel.exchange([tf.ones([DIM])], specs())
+        first, second = channel.call([], specs()), channel.call([tf.ones([DIM])], specs())
         one, other = tf.compat.v1.Session(), tf.compat.v1.Session()
         join_one = run_in_thread(lambda: one.run(first))
         assert gate.entered.wait(WAIT_S)
@@ -317,7 +317,7 @@ def test_an_error_beside_it_ends_it(opened):
     channel = opened("native", gate)
 
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        results = channel.exchange([], specs())
+        results = channel.call([], specs())
         wrong = tf.debugging.check_numerics(tf.constant(np.nan) + 0.0, "not a number")
         join = run_in_thread(lambda: session.run([results, wrong]))
         assert isinstance(join(), tf.errors.InvalidArgumentError)
@@ -328,9 +328,9 @@ def test_closing_ends_what_waits_and_waits_for_what_runs(opened):
     gate = Gate()
     channel = opened("native", gate)
     spec = specs()
-    join_running = run_in_thread(tf.function(lambda: channel.exchange([], spec)))
+    join_running = run_in_thread(tf.function(lambda: channel.call([], spec)))
     assert gate.entered.wait(WAIT_S)
-    join_waiting = run_in_thread(tf.function(lambda: channel.exchange([tf.ones([DIM])], spec)))
+    join_waiting = run_in_thread(tf.function(lambda: channel.call([tf.ones([DIM])], spec)))
     time.sleep(0.2)
     channel.close(0.01)  # does not wait for long
     assert isinstance(join_waiting(), tf.errors.OpError)
@@ -361,13 +361,13 @@ def test_two_channels_at_once(kind, opened):
         )
         with tf.Graph().as_default(), tf.compat.v1.Session(config=config) as session:
             x = tf.zeros([DIM])
-            both = [channel.exchange([x], one)[0] for channel in channels]
+            both = [channel.call([x], one)[0] for channel in channels]
             for _ in range(20):
                 first, second = session.run(both)
                 np.testing.assert_array_equal(first, np.ones(DIM))
                 np.testing.assert_array_equal(second, 2 * np.ones(DIM))
     joins = [
-        run_in_thread(lambda channel=channel: channel.exchange([tf.zeros([DIM])], one))
+        run_in_thread(lambda channel=channel: channel.call([tf.zeros([DIM])], one))
         for channel in channels
     ]
     assert [join() for join in joins] == [None, None]
@@ -389,7 +389,7 @@ def test_calls_of_one_channel_take_turns(opened):
         run_in_thread(
             lambda i=i: [
                 np.testing.assert_array_equal(
-                    channel.exchange([tf.fill([DIM], float(i))], spec)[0], np.full(DIM, i)
+                    channel.call([tf.fill([DIM], float(i))], spec)[0], np.full(DIM, i)
                 )
                 for _ in range(20)
             ]
@@ -405,7 +405,7 @@ def test_gradients_of_every_form(opened):
     sparse = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([1, 1]), tf.constant([4, 2]))
     sent = []
     channel = opened("native", lambda sent_d: sent.append(sent_d.copy()), layout.dim)
-    channel.exchange(layout.dense([sparse, tf.constant([5.0]), None]), [])
+    channel.call(layout.dense([sparse, tf.constant([5.0]), None]), [])
     np.testing.assert_array_equal(sent[0], [0, 0, 2, 2, 0, 0, 0, 0, 5, 0, 0])
 
 
@@ -440,7 +440,7 @@ def test_functions_of_c_are_called_until_what_is_received_is_intact(mode, opened
     native = FunctionsOfC(torn=2)
     channel = opened("native", None, native=native)
     sent = values(np.random.default_rng(3))
-    received = MODES[mode](lambda given: channel.exchange(given, specs()))(sent)
+    received = MODES[mode](lambda given: channel.call(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     np.testing.assert_array_equal(flat(received), native.in_d)
     assert native.calls == [(1234, True, False)] + 2 * [(1234, False, True)]
@@ -449,7 +449,7 @@ def test_functions_of_c_are_called_until_what_is_received_is_intact(mode, opened
 def test_what_a_function_of_c_says_is_raised(opened):
     channel = opened("native", None, native=FunctionsOfC(code=9))
     with pytest.raises(tf.errors.FailedPreconditionError, match="no more"):
-        channel.exchange(values(np.random.default_rng(3)), specs())
+        channel.call(values(np.random.default_rng(3)), specs())
 
 
 class TakesParts(FunctionsOfC):
@@ -485,7 +485,7 @@ def step_with(function, channel):
     def step(given):
         first = tf.numpy_function(function, [given[0]], tf.float32, stateful=False)
         first.set_shape(SHAPES[0])
-        return channel.exchange([first, *given[1:]], specs())
+        return channel.call([first, *given[1:]], specs())
 
     return step
 
@@ -495,7 +495,7 @@ def step_with(function, channel):
 def test_parts_that_are_long_come_before_the_rest(mode, dtype, opened, small_parts, rng):
     native = TakesParts()
     channel = opened("native", None, native=native)
-    run = MODES[mode](lambda given: channel.exchange(given, specs()))
+    run = MODES[mode](lambda given: channel.call(given, specs()))
     for step in range(3):
         sent = [tf.cast(100 * value, dtype) for value in values(rng)]
         before = native.in_d.copy()
@@ -515,7 +515,7 @@ def test_all_may_come_in_parts(shapes, opened, small_parts, rng):
     native = TakesParts()
     channel = opened("native", None, dim=12, native=native)
     sent = values(rng, shapes=shapes)
-    as_function(lambda given: channel.exchange(given, specs(shapes=shapes)))(sent)
+    as_function(lambda given: channel.call(given, specs(shapes=shapes)))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     assert len(native.parts) == len(shapes)
 
@@ -537,7 +537,7 @@ def test_a_part_does_not_wait_for_the_others(opened, small_parts, rng):
 def test_a_part_that_fails_fails_the_exchange_and_no_other(opened, small_parts, rng):
     native = TakesParts(code=9)
     channel = opened("native", None, native=native)
-    run = as_function(lambda given: channel.exchange(given, specs()))
+    run = as_function(lambda given: channel.call(given, specs()))
     with pytest.raises(tf.errors.FailedPreconditionError, match="not that"):
         run(values(rng))
     assert native.calls == []
@@ -558,7 +558,7 @@ def test_a_step_may_fail_after_a_part_has_come(mode, opened, small_parts, rng):
     sent = values(rng)
     with pytest.raises(tf.errors.InvalidArgumentError, match="as it shall"):
         step_with(fails, channel)(values(rng))
-    MODES[mode](lambda given: channel.exchange(given, specs()))(sent)
+    MODES[mode](lambda given: channel.call(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     came = [(first, len(part)) for _, first, part in native.parts]
     assert came == [(7, 5), *([(7, 5), (0, 6)] if mode == "function" else [])]
@@ -574,7 +574,7 @@ def test_where_nothing_is_won_there_are_no_parts(mode, opened, small_parts, rng,
     channel = opened("native", None, native=native)
     sent = values(rng)
     run = MODES["eager" if mode == "eager" else "function"]
-    run(lambda given: channel.exchange(given, specs()))(sent)
+    run(lambda given: channel.call(given, specs()))(sent)
     np.testing.assert_array_equal(native.out_d, flat(sent))
     assert not getattr(native, "parts", [])
 
@@ -596,7 +596,7 @@ def test_only_where_to_write_may_be_of_c(opened):
 
     channel = opened("native", function, native=native)
     sent = values(np.random.default_rng(3))
-    np.testing.assert_array_equal(flat(channel.exchange(sent, specs())), flat(sent) + 1)
+    np.testing.assert_array_equal(flat(channel.call(sent, specs())), flat(sent) + 1)
     assert taken == [native.out_d.ctypes.data]
 
 

@@ -35,7 +35,7 @@ from aggregathor.locking import Guard, variable_of
 
 
 class Optimizers:
-    """The optimizers that take part, and their exchanges.
+    """The optimizers that take part, and the variables that they share.
 
     Attributes:
       all: whether every optimizer takes part, marked or not.
@@ -49,7 +49,7 @@ class Optimizers:
         self._checkpoints = checkpoints
         self._saved: dict[str, list[Any]] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
-        self._exchanges: dict[tuple[int, ...], SharedVariables] = {}
+        self._shared: dict[tuple[int, ...], SharedVariables] = {}
         self._marked: list[Any] = []  # kept alive, as an id may be used again
         keep_initial_values(guard)
         self._apply = BaseOptimizer.apply
@@ -66,10 +66,10 @@ class Optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         return self.all or any(each is inner for each in self._marked)
 
-    def exchange(self, optimizer: Any, variables: Sequence[Any]) -> SharedVariables:
-        """Returns the exchange for an optimizer's variables; the first time collective."""
+    def shared(self, optimizer: Any, variables: Sequence[Any]) -> SharedVariables:
+        """Returns the shared variables of an optimizer; collective the first time."""
         key = (id(optimizer), *map(id, variables))
-        if key not in self._exchanges:
+        if key not in self._shared:
             if optimizer not in self._marked:
                 self._marked.append(optimizer)
             with tf.init_scope():  # the current values, even while a function is being traced
@@ -79,15 +79,15 @@ class Optimizers:
                 if self._guard is not None:
                     self._guard.train(variables)
                 self.synchronise([*variables, optimizer.iterations])
-                exchange = SharedVariables(self._job, variables, self._guard)
+                shared = SharedVariables(self._job, variables, self._guard)
                 self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)
-            self._exchanges[key] = exchange
-        return self._exchanges[key]
+            self._shared[key] = shared
+        return self._shared[key]
 
     def groups(self) -> dict[str, list[Any]]:
-        """Returns the variables and slots, by exchange, for a checkpoint of the server."""
+        """Returns the variables and slots, by optimizer, for a checkpoint of the server."""
         return self._saved
 
     def synchronise(self, variables: Sequence[Any]) -> list[np.ndarray]:
@@ -102,7 +102,7 @@ class Optimizers:
         return values
 
     def _take_saved(self, optimizer: Any, variables: Sequence[Any]) -> None:
-        number = len(self._exchanges)
+        number = len(self._shared)
         for name, group in (("variables", variables), ("optimizer", optimizer.variables)):
             self._saved[f"{number}/{name}"] = list(group)
             self._checkpoints.take(f"{number}/{name}", group)
@@ -124,11 +124,11 @@ class Optimizers:
         if replicas is not None and strategy.num_replicas_in_sync > 1:
             self._apply_in_replica(optimizer, grads, variables, replicas)
         elif self._job.is_server:
-            exchange = self.exchange(optimizer, variables)
-            self._apply_aggregate(optimizer, exchange.aggregate(), grads, variables)
-            exchange.publish()
+            shared = self.shared(optimizer, variables)
+            self._apply_aggregate(optimizer, shared.aggregate(), grads, variables)
+            shared.publish()
         else:
-            values = self.exchange(optimizer, variables).replace(grads)
+            values = self.shared(optimizer, variables).replace(grads)
             for variable, value in zip(variables, values, strict=True):
                 self._overwrite(variable_of(variable), value)
             optimizer.iterations.assign_add(1)
@@ -161,26 +161,26 @@ class Optimizers:
 
             @tf.autograph.experimental.do_not_convert
             def aggregate(strategy: Any) -> tf.Tensor:
-                exchange = self.exchange(optimizer, variables)
-                return exchange.flatten(exchange.aggregate())
+                shared = self.shared(optimizer, variables)
+                return shared.flatten(shared.aggregate())
 
             @tf.autograph.experimental.do_not_convert
             def publish(strategy: Any) -> None:
-                self.exchange(optimizer, variables).publish()
+                self.shared(optimizer, variables).publish()
 
             grad_d = replicas.merge_call(aggregate)
-            exchange = self.exchange(optimizer, variables)
+            shared = self.shared(optimizer, variables)
             # The replicas' gradients will be added up.
-            parts = exchange.unflatten(grad_d / replicas.num_replicas_in_sync)
+            parts = shared.unflatten(grad_d / replicas.num_replicas_in_sync)
             self._apply_aggregate(optimizer, parts, grads, variables)
             replicas.merge_call(publish)
             return
 
         @tf.autograph.experimental.do_not_convert
         def replace(strategy: Any, flat: Any) -> None:
-            exchange = self.exchange(optimizer, variables)
+            shared = self.shared(optimizer, variables)
             sum_d = strategy.reduce(tf.distribute.ReduceOp.SUM, flat, axis=None)
-            values = exchange.replace(exchange.unflatten(sum_d))
+            values = shared.replace(shared.unflatten(sum_d))
             for variable, value in zip(variables, values, strict=True):
                 strategy.extended.update(variable_of(variable), self._overwrite, args=(value,))
 
@@ -207,15 +207,15 @@ class Optimizers:
             return
         inner = optimizer.inner_optimizer
         if self._job.is_server:
-            exchange = self.exchange(inner, variables)
-            aggregate = exchange.aggregate()
+            shared = self.shared(inner, variables)
+            aggregate = shared.aggregate()
             finite = optimizer.check_finite(aggregate)
             keras.ops.cond(
                 finite,
                 lambda: self._apply_aggregate(inner, aggregate, grads, variables),
                 lambda: None,
             )
-            exchange.publish()
+            shared.publish()
             return
         scale = optimizer.dynamic_scale
         unscaled = [g if g is None else g / tf.cast(scale.value, g.dtype) for g in grads]

@@ -4,10 +4,9 @@ from aggregathor.ops.exchange.exchange_op import (
     DTYPES,
     LEAST_PART,
     Channel,
-    Form,
     Function,
-    Native,
     NativeChannel,
+    NativeRound,
     PythonChannel,
 )
 
@@ -15,9 +14,8 @@ __all__ = [
     "DTYPES",
     "LEAST_PART",
     "Channel",
-    "Form",
     "Function",
-    "Native",
     "NativeChannel",
+    "NativeRound",
     "PythonChannel",
 ]

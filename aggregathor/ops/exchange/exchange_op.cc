@@ -244,7 +244,7 @@ class Channel {
   }
 
   static absl::Status Closed() {
-    return absl::CancelledError("the channel of this exchange was closed: the training has ended");
+    return absl::CancelledError("this channel was closed: the training has ended");
   }
 
   void Run() {

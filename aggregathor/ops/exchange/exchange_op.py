@@ -23,10 +23,9 @@ Function = Callable[[np.ndarray | None], np.ndarray | None]
 LEAST_PART = 16384  # floats
 # What the native op takes and gives; the rest is cast.
 DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
-Form = tf.TensorSpec  # until dropin/shared_variables.py names it so
 
 
-class Native(Protocol):
+class NativeRound(Protocol):
     """What makes rounds in C.
 
     Attributes:
@@ -40,11 +39,11 @@ class Native(Protocol):
 class Channel(Protocol):
     """What both kinds have."""
 
-    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
+    def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
 
     def close(self, wait_s: float) -> None:
-        """Lets later exchanges fail; a call that runs has this long to end."""
+        """Lets later calls fail; a call that runs has this long to end."""
 
 
 class NativeChannel:
@@ -56,7 +55,7 @@ class NativeChannel:
         library: ctypes.CDLL,
         function: Function,
         dim: int,
-        native: Native | None = None,
+        native: NativeRound | None = None,
     ) -> None:
         """Starts the thread that calls the function.
 
@@ -87,7 +86,7 @@ class NativeChannel:
         self._sends_parts = bool(sends_parts) and _num_op_threads() > 1
         _open.append(self)
 
-    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
+    def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
         parts = _place(values)
         with tf.device("/CPU:0"):
@@ -118,7 +117,7 @@ class NativeChannel:
         ]
 
     def close(self, wait_s: float) -> None:
-        """Lets later exchanges fail; a call that runs has this long to end."""
+        """Lets later calls fail; a call that runs has this long to end."""
         # One that runs on still needs the function.
         if self._library.aggregathor_channel_close(self._handle, wait_s) and self in _open:
             _open.remove(self)
@@ -154,7 +153,7 @@ class PythonChannel:
         self._dim = dim
         self._is_closed = False
 
-    def exchange(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
+    def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
         parts = [tf.cast(tf.reshape(value, [-1]), tf.float32) for value in values]
         inputs = [tf.concat(parts, axis=0)] if parts else []
@@ -173,12 +172,12 @@ class PythonChannel:
         ]
 
     def close(self, wait_s: float) -> None:
-        """Lets later exchanges fail."""
+        """Lets later calls fail."""
         self._is_closed = True
 
     def _call(self, sent_d: np.ndarray | None = None) -> np.ndarray:
         if self._is_closed:
-            raise RuntimeError("the channel of this exchange was closed: the training has ended")
+            raise RuntimeError("this channel was closed: the training has ended")
         result = self._function(sent_d)
         # TensorFlow may take over the memory of an array that it is given.
         return np.zeros(0, np.float32) if result is None else np.array(_checked(result, self._dim))
@@ -229,7 +228,7 @@ def _num_op_threads() -> int:
 def _checked(result: Any, dim: int) -> np.ndarray:
     result_d = np.ascontiguousarray(result, np.float32)
     if result_d.shape != (dim,):
-        raise ValueError(f"an exchange gives float32 [{dim}], got {list(result_d.shape)}")
+        raise ValueError(f"a round gives float32 [{dim}], got {list(result_d.shape)}")
     return result_d
 
 
