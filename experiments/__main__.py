@@ -123,7 +123,7 @@ def summary(result: Result) -> str:
 def default_folder(config: Config) -> str:
     """Returns a name such as "mnist-krum-little-seed0-1f0c9a2b", another for each configuration."""
     attack = config.attack or "no-attack"
-    return f"{config.experiment}-{config.gar}-{attack}-seed{config.seed}-{config.digest()}"
+    return f"{config.experiment}-{config.rule_slug()}-{attack}-seed{config.seed}-{config.digest()}"
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,3 +176,7 @@ class Config:
         """Returns a short name that configurations share only if they are ``effective``ly equal."""
         text = json.dumps(self.effective(), sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def rule_slug(self) -> str:
+        """Returns the rule's name for a folder, without the brackets that a shell would read."""
+        return re.sub(r"[^\w.=+-]+", "-", self.gar.replace(")", ""))

@@ -49,7 +49,7 @@ def run_all(configs: list[Config], folder: Path, *, overwrite: bool = False) -> 
     results = []
     for number, config in enumerate(configs, 1):
         _say(f"[{number}/{len(configs)}] {config.label()}: {config.steps} steps")
-        name = f"{config.gar}-{config.attack or 'no-attack'}"
+        name = f"{config.rule_slug()}-{config.attack or 'no-attack'}"
         result = run(config, folder / name, dataset=dataset, overwrite=overwrite)
         if result.stopped_by is not None:
             break

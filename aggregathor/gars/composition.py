@@ -266,16 +266,27 @@ def _part(part: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
             raise ValueError("only name=value may stand in it")
-        return name.strip(), {str(k.arg): _value(k.value) for k in call.keywords}
+        parameters: dict[str, Any] = {}
+        for each in call.keywords:
+            if each.arg in parameters:
+                raise ValueError(f"{each.arg} is given twice")
+            parameters[str(each.arg)] = _value(each.value)
+        return name.strip(), parameters
     except (SyntaxError, ValueError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise UserError(
-            f"{part.strip()!r} cannot be read as NAME(parameter=value, ...): {error}"
+            f"{part.strip()!r} cannot be read as NAME(parameter=value, ...): {reason}"
         ) from None
 
 
 def _value(node: ast.expr) -> Any:
     """Returns a literal; a bare word is a string."""
-    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is neither a number nor a word") from None
 
 
 def _text(name: str, parameters: Mapping[str, Any]) -> str:

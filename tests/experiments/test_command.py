@@ -75,6 +75,10 @@ def test_a_folder_is_named_by_all_that_makes_a_run_differ():
     assert len(set(names)) == 3
     for name in names:
         assert re.fullmatch("digits-average-no-attack-seed0-[0-9a-f]{8}", name)
+    composed = default_folder(Config(gar="bucketing(s=2)+multi-krum(m=3, unsafe=True)"))
+    assert re.fullmatch(
+        r"digits-bucketing-s=2[+]multi-krum-m=3-unsafe=True-no-attack-seed0-[0-9a-f]{8}", composed
+    )
 
 
 def test_a_finished_run_says_where_it_is_and_no_rate(tmp_path):
