@@ -15,6 +15,7 @@ from pathlib import Path
 from aggregathor import log
 from aggregathor.cli.flags import parse
 from lossympi import mpi
+from lossympi.topology import ROOT
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -56,7 +57,7 @@ def _spread_server() -> None:
     """Lets the server's ops use all cores: the workers wait while it steps."""
     launch = mpi.launch_of(os.environ)
     threads = os.environ.get("AGGREGATHOR_SERVER_THREADS")
-    if threads and launch is not None and launch.rank == 0:
+    if threads and launch is not None and launch.rank == ROOT:
         os.environ["TF_NUM_INTRAOP_THREADS"] = threads  # before TensorFlow reads it
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from aggregathor.cli.tf_log import quiet_tensorflow
 from aggregathor.errors import UserError
 from lossympi import mpi
+from lossympi.topology import ROOT
 
 
 def run_command(name: str, body: Callable[[], int]) -> int:
@@ -55,4 +56,4 @@ def import_tensorflow() -> None:
 def _speaks() -> bool:
     """Whether this process is rank 0, or alone."""
     launch = mpi.launch_of(os.environ)
-    return launch is None or launch.rank == 0
+    return launch is None or launch.rank == ROOT
