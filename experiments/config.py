@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
