@@ -41,7 +41,7 @@ def settle(workers: int, is_given: bool, transport: str) -> dict[str, Any]:
         return {}
     if is_given and workers != launch.size - 1:
         raise UserError(
-            f"--workers={workers} and {launch.size} ranks, of which one is the server: leave "
+            f"--workers={workers} and {launch.size} ranks, one of them the server: leave "
             f"--workers out, or start {workers + 1} ranks"
         )
     return {"workers": launch.size - 1, "transport": transport or "auto"}

@@ -73,7 +73,7 @@ def device_of(address: str) -> str:
 
 
 def device_fact(device: str, fact: str, root: Path = Path("/")) -> int | None:
-    """Returns "speed" (Mbit/s), "mtu" (bytes) or the like as the kernel tells it, or None."""
+    """Returns "speed" (Mbit/s), "mtu" (bytes) or the like as the kernel reports it, or None."""
     try:
         value = int((root / f"sys/class/net/{device}/{fact}").read_text())
     except (OSError, ValueError):  # a virtual device may have no speed

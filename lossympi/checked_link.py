@@ -247,7 +247,7 @@ class CheckedWorkerLink(ABC):
         if self._server_left():
             raise LinkError(
                 f"worker {self.rank} waited for the server to {awaited}, but it has closed the "
-                "link. Its own output tells why."
+                "link. Its own output says why."
             )
         if time.monotonic() - begun >= self._give_up_s:
             raise LinkError(

@@ -33,7 +33,7 @@ from lossympi.options import Options
 from lossympi.topology import ROOT, Topology
 
 OK, ADVICE, WRONG = "ok", "advice", "wrong"
-COLUMNS = 80  # where no terminal tells
+COLUMNS = 80  # without a terminal
 ROUNDS = 20
 ROUND_GAP_S = 0.003  # in which a worker comes back to wait for its grant
 FAST_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
@@ -154,7 +154,7 @@ def by_host(everyones: Sequence[Host]) -> list[tuple[Host, list[int]]]:
     ranks: dict[tuple[str, ...], list[int]] = {}
     for rank, host in enumerate(everyones):
         ranks.setdefault((host.name, *(d.address for d in host.devices)), []).append(rank)
-    # The rank that may use the fewest CPUs tells how ranks are bound.
+    # The rank that may use the fewest CPUs shows how ranks are bound.
     return [
         (replace(everyones[own[0]], usable_cpus=min(everyones[r].usable_cpus for r in own)), own)
         for own in ranks.values()
@@ -164,7 +164,7 @@ def by_host(everyones: Sequence[Host]) -> list[tuple[Host, list[int]]]:
 def try_paths(comm: Any, names: Sequence[str], mtu: int) -> tuple[list[Path], Finding | None]:
     """Joins the ranks and plays rounds of one datagram; on rank 0 returns what they told."""
     try:
-        # Any: which of the two links it is, the rank tells.
+        # Any: the rank says which of the two links it is.
         link: Any = connect(comm, FLOATS_PER_DATAGRAM, mtu=mtu, timeout_s=ROUND_TIMEOUT_S)
     except LinkError as error:
         return [], Finding(WRONG, "UDP path", "blocked", str(error))
@@ -213,7 +213,7 @@ def judge_path(path: Path) -> Finding:
             part,
             found,
             "The path loses datagrams although hardly any are sent: look at the cables, and at "
-            "what the switch drops. A link bears it.",
+            "what the switch drops. A link tolerates it.",
         )
     return Finding(OK, part, found)
 
@@ -410,7 +410,7 @@ def judge_clock(host: Host) -> Finding:
 
 def judge_cpus(host: Host, ranks: int | None) -> Finding:
     """Judges whether each rank has a CPU, and its receive thread another."""
-    found = f"{host.cpus}, of which {host.usable_cpus} for a rank"
+    found = f"{host.cpus}, {host.usable_cpus} of them for a rank"
     if ranks is None:
         return Finding(OK, "CPUs", found)
     found += f"; {ranks} rank{'s' * (ranks > 1)}"

@@ -20,7 +20,7 @@ def fill(
 ) -> None:
     r"""Replaces, in place, every coordinate whose datagram did not arrive, and no other.
 
-    What a hole holds is never read: only the bitmap tells what is missing, so a NaN that a worker
+    What a hole holds is never read: only the bitmap says what is missing, so a NaN that a worker
     sent stays as sent, and bytes left by an earlier round never pass for its gradient.
 
     - `nan`: NaN, for rules that skip what is missing.

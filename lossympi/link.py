@@ -168,8 +168,8 @@ class NativeWorkerRounds(NativeRound, Protocol):
     round: int
 
 
-# Called every 0.2 s while a native round waits: idle(sending, server_left, waited_s). `sending`
-# tells whether a gradient is to leave, or else a model is to come. Raise to end the round.
+# Called every 0.2 s while a native round waits: idle(sending, server_left, waited_s). `sending`:
+# it waits for its gradient to leave, otherwise for the model. Raise to end the round.
 Idle = Callable[[bool, bool, float], None]
 
 

@@ -106,7 +106,7 @@ class Host:
       cpus: how many this host has.
       usable_cpus: how many of them this process may run on.
       is_root: whether it runs as root.
-      yields: whether Open MPI was told to leave the CPU to others while it waits.
+      yields: whether Open MPI leaves the CPU to others while it waits.
     """
 
     name: str

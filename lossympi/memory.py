@@ -67,7 +67,8 @@ def connect(
         know.
       quorum: how many live rows must be settled for an early close, 1..n; all if not given.
       max_loss: share of a row that may be missing, 0..1; what exceeds it is sent again.
-      patience: a worker unheard for so many rounds is not waited for, until it is heard.
+      patience: after this many silent rounds the server no longer waits for a worker, until
+        it hears it again.
       send_bps: bit/s of IP packets at which a worker sends.
     Raises:
       ValueError: an argument is out of range, or the network names a worker that is not there.

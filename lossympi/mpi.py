@@ -20,7 +20,7 @@ HOW_TO_INSTALL = (
 OPEN_MPI, MPICH = "Open MPI", "MPICH"
 # Of the MPICH family: one mpirun starts programs of the other.
 _MPICH_FAMILY = ("MPICH", "HYDRA", "Intel(R) MPI", "MVAPICH", "Cray")
-# What starts processes, and where it tells them how many they are and which.
+# What starts processes, and the variables that say how many there are and which this is.
 _LAUNCHERS = (
     ("Open MPI's mpirun", OPEN_MPI, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("MPICH's mpirun (or one of its family)", MPICH, "PMI_SIZE", "PMI_RANK"),

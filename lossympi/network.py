@@ -10,7 +10,7 @@ from lossympi.rng import generator
 
 # What an IP packet carries beside the floats: 20 (IPv4) + 8 (UDP) + 32 (header) + 16 (tag).
 OVERHEAD_BYTES = 76
-# A datagram that is held back is overtaken by at most so many that left after it.
+# At most this many later datagrams overtake one that is held back.
 MOST_HELD_BACK = 8
 
 
@@ -25,7 +25,7 @@ class Network:
     Attributes:
       loss: probability that a datagram is lost, 0..1.
       seed: 0 <= seed < 2^64; equal seeds do equal things.
-      burst: mean length, in datagrams, of a run of losses; 1 for independent losses, of which a run
+      burst: mean length, in datagrams, of a run of losses; 1 for independent losses, where a run
         is 1 / (1 - loss) long, and no less than that otherwise. Losses are those of Gilbert's chain
         of two states: all is lost in the bad one, nothing in the good one.
       delay_s: how long a datagram travels, one way.
@@ -135,7 +135,7 @@ class Network:
         return ~bad_c[last_turn_c]
 
     def silent_n(self, round: int, num_workers: int) -> np.ndarray:
-        """Returns of which workers nothing comes in a round, bool [num_workers]."""
+        """Returns the workers from which nothing comes in a round, bool [num_workers]."""
         silent_n = np.zeros(num_workers, bool)
         for worker, (first, last) in self.partitioned.items():
             silent_n[worker] |= first <= round <= last
@@ -168,7 +168,7 @@ class Network:
           start_s_n: float64 [n], when each sends its first.
           interval_s: from one datagram of a worker to its next, without ``slow``.
           datagram_bytes: of the IP packet that carries a datagram.
-          attempt: tells a resending from the first sending, 0, in what is drawn.
+          attempt: 0 for the first sending, more for resendings, which are drawn anew.
         Returns:
           When each datagram comes and when its duplicate comes, both float64 [n, c], inf for never;
           and which are damaged if they come, bool [n, c].

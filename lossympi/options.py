@@ -27,8 +27,9 @@ class Options:
         as training does between epochs.
       max_loss: share of a gradient that may stay lost when its round closes early, 0..1. 1 sends
         everything once, as the paper does; below, what is missing beyond it is sent again.
-      quorum: close a round early when so many live workers have sent theirs; None for all.
-      patience: a worker silent for so many rounds is not waited for until it is heard again.
+      quorum: close a round early when this many live workers have sent theirs; None for all.
+      patience: after this many silent rounds the server no longer waits for a worker, until it
+        hears it again.
       auth: "aead" authenticates every datagram, "none" is for networks that nobody else is on.
       wire: "float32", "float16" or "bfloat16": the type that travels.
       mtu: bytes of the longest IP packet that every path carries.

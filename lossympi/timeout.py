@@ -71,7 +71,7 @@ class Deadline:
 class Grace:
     """How long an early close waits for what was overtaken: not where nothing is.
 
-    What comes late tells that it should have waited, and it does in the next 100 rounds. The wait,
+    What comes late shows that it should have waited, and it does in the next 100 rounds. The wait,
     in which the processor falls asleep, would cost every round of a lossy network some 5%.
 
     Attributes:
@@ -116,7 +116,7 @@ class Liveness:
         self._gone: set[int] = set()  # since the last round
 
     def forget(self, row: int) -> None:
-        """Learns that a worker is gone, before its silence tells."""
+        """Learns that a worker is gone before its silence shows it."""
         self._gone.add(row)
         self._silent_rounds_n[row] = self._patience
         self.live = tuple((self._silent_rounds_n < self._patience).tolist())

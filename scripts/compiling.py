@@ -28,7 +28,7 @@ class Job(NamedTuple):
     Attributes:
       source: the file.
       flags: of the compiler.
-      variant: tells the objects of one source apart.
+      variant: a part of the object's name, where one source has several objects.
       headers: None for what needs no TensorFlow; else folders of its headers beside the usual one.
       nvcc: the CUDA compiler, for what it compiles.
     """

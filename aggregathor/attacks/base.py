@@ -175,7 +175,7 @@ def cast(values: np.ndarray, view: View) -> np.ndarray:
 
 
 def _check_type(attack: str, name: str, value: object, default: object) -> None:
-    # The default tells the type; a default of None stands for a number worked out at run time.
+    # The type is that of the default; None stands for a number worked out at run time.
     if isinstance(default, str):
         expected, fits = "a string", isinstance(value, str)
     elif isinstance(default, int):

@@ -24,7 +24,7 @@ _TAG = 3
 
 
 class Attacker:
-    """What a worker does to its gradient, and tells the attackers, before it sends it."""
+    """What a worker does to its gradient, and shows the attackers, before it sends it."""
 
     def __init__(self, ranks: Ranks, setting: Setting, dim: int) -> None:
         """Joins the workers; collective over all ranks but the server."""
@@ -61,7 +61,7 @@ class Attacker:
             rule.follow(np.concatenate([view.honest_hd, sent_bd]), context)
         except (RuleError, tf.errors.InvalidArgumentError):
             # The rule, which some attacks ask, cannot be applied to what they would make of these
-            # rows. The server, whose rows are no better, tells why.
+            # rows. The server, whose rows are no better, reports why.
             return grad_d
         if self._attack.update is not None:
             self._memory = self._attack.update(view)

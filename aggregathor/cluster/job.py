@@ -57,7 +57,7 @@ class Job:
           ranks: the processes.
           config: the same on all of them.
           secret: seed of what is random in rules, in experiments that shall repeat to the bit; by
-            default the server draws one that it tells nobody.
+            default the server draws one and keeps it secret.
 
         Raises:
           UserError: on every rank.
@@ -82,7 +82,10 @@ class Job:
         self.setting.check()
         if ranks.is_server and config.byzantine > config.f:
             _log.warning(
-                "%d workers attack, and %s is told of f=%d", config.byzantine, config.gar, config.f
+                "%d workers attack, and %s expects at most f=%d",
+                config.byzantine,
+                config.gar,
+                config.f,
             )
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":

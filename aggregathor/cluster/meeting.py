@@ -24,8 +24,8 @@ class Meeting(Collectives):
     """What ranks come together for before the first round; also what ``lossympi.connect`` needs.
 
     A script may fail on one rank, or be another script there: the others would wait for it in a
-    collective for ever. Here the server hears of ranks that have died, or left with an error of
-    their own, and tells all that have come.
+    collective for ever. Here the server learns which ranks have died, or have left with an
+    error of their own, and informs all that have come.
     """
 
     def __init__(self, ranks: Ranks, limit_s: float) -> None:
@@ -95,7 +95,7 @@ def _first_failure(failures: Mapping[int, str]) -> str:
 
 def _gone(rank: int, how: str) -> str:
     return (
-        f"rank {rank} {how}, and the training begins with all ranks. Its own output tells why; "
+        f"rank {rank} {how}, and the training begins with all ranks. Its own output says why; "
         "start again with one worker fewer if it cannot be mended."
     )
 

@@ -1,4 +1,4 @@
-"""The ranks of the job and what the server tells the workers beside the models: state, and the end.
+"""The ranks of the job and what the server sends the workers beside the models: state, and the end.
 
 The server is trusted by all. Workers tell it nothing here: what a worker sends is a gradient, over
 its link. Only experiments, whose Byzantine workers are our
@@ -188,8 +188,8 @@ class Ranks:
     def shutdown(self, reason: str) -> None:
         """Shuts down; finalizes MPI if every rank is alive.
 
-        The server tells the workers that the training is over and gives them time to end; those of
-        its own host that do not, or were stopped, are killed: mpirun would wait for them for ever.
+        The server announces the end to the workers and gives them time to end. It kills those on
+        its own host that do not end, or that were stopped: mpirun would wait for them for ever.
         A worker waits until the server ends too.
 
         Args:
@@ -276,7 +276,7 @@ class Ranks:
     def _lost(self) -> LinkError:
         server = self.topology.describe(_SERVER)
         return LinkError(
-            f"rank {self.rank} has lost {server}, whose process has ended. Its own output tells "
+            f"rank {self.rank} has lost {server}, whose process has ended. Its own output says "
             "why; where there is a checkpoint, the same command goes on from it."
         )
 

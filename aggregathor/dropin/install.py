@@ -68,7 +68,7 @@ def checked_optimizer(optimizer: Any) -> Any:
 
 
 def variables_to_lock(model_or_variables: Any) -> list[Any]:
-    """Returns the variables that ``agt.lock`` was given, those of models among them.
+    """Returns the variables that ``agt.lock`` shall lock, those of models among them.
 
     Raises:
       UserError: there are none, or something is neither a model nor a variable.
@@ -83,7 +83,7 @@ def variables_to_lock(model_or_variables: Any) -> list[Any]:
             raise UserError(f"agt.lock takes a model or variables, got {type(each).__name__}.")
     if not variables:
         raise UserError(
-            "agt.lock was given nothing to lock: a model in which nothing is trained, or that has "
+            "agt.lock has nothing to lock: a model in which nothing is trained, or that has "
             "not been built. Build it before, by an Input, model.build(shape), or a call."
         )
     return variables

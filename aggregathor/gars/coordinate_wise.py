@@ -117,8 +117,8 @@ def meamed(stack_nd: Values, *, f: int) -> Aggregated:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
-      Where values tie, another O(n); O(n f) if ever so many distances differ by less than a
-      double can tell.
+      Where values tie, another O(n); O(n f) if many distances differ by less than a
+      double can represent.
     Source: Xie et al., Generalized Byzantine-tolerant SGD, 2018.
 
     >>> meamed([[0.], [1.], [3.], [9e9]], f=1).numpy()
@@ -154,8 +154,8 @@ def phocas(stack_nd: Values, *, f: int) -> Aggregated:
     Raises:
       ValueError: n < 2f + 1.
     Cost: O(n log^2 n) compare-exchanges a coordinate, 64 coordinates at a time; memory O(n).
-      Where values tie, another O(n); O(n f) if ever so many distances differ by less than a
-      double can tell.
+      Where values tie, another O(n); O(n f) if many distances differ by less than a
+      double can represent.
     Source: Xie et al., Phocas: dimensional Byzantine-resilient stochastic gradient descent, 2018,
       definition 8.
 

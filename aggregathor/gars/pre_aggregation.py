@@ -31,7 +31,7 @@ class Mixed(NamedTuple):
 
     Attributes:
       rows_md: shape [n', d], dtype of the stack; NaN where a row has no value.
-      weight_mn: float64 [n', n], how much of each new row is of which gradient; its rows add up
+      weight_mn: float64 [n', n], the share of each gradient in each new row; its rows add up
         to 1.
     """
 
@@ -186,7 +186,7 @@ def nearest(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
     """Returns the n - f rows nearest to each row, nearest first, int64 [n, n - f].
 
     Raises:
-      InvalidArgumentError: fewer than n - f rows have so many at finite distance.
+      InvalidArgumentError: fewer than n - f rows have n - f rows at finite distance.
     """
     n = len(sq_dist_nn)
     finite_n = np.count_nonzero(np.isfinite(sq_dist_nn), axis=1)

@@ -46,7 +46,7 @@ constexpr std::array<GrpcWorkerMethod, 2> kAllowed = {GrpcWorkerMethod::kGetStat
                                                       GrpcWorkerMethod::kRecvTensor};
 // The method whose handler sends the refusals: what it does with an error is to send it.
 constexpr char kSender[] = "/tensorflow.ProfilerService/Terminate";
-// What polls services of which nothing is left that could be polled.
+// What polls services that have nothing left to poll.
 constexpr std::array<const char*, 3> kIdleThreads = {"TF_master_service", "TF_eager_service",
                                                      "TF_coordination_service"};
 
@@ -182,7 +182,7 @@ absl::Status Lock(::grpc::ServerBuilder* builder) {
   return absl::OkStatus();
 }
 
-// Starts no thread that would poll a service of which nothing is left to poll.
+// Starts no thread that would poll a service with nothing left to poll.
 class LockedEnv : public tensorflow::EnvWrapper {
  public:
   LockedEnv() : EnvWrapper(tensorflow::Env::Default()) {}

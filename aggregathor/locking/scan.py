@@ -208,7 +208,7 @@ class Scan:
     def _without_values(
         self, body: _Body, node: Any, operands: list[frozenset[str]]
     ) -> list[frozenset[str]]:
-        """Drops references of v1 of which the op takes the value, as it asks for no reference."""
+        """Drops references of v1 whose value the op takes, as it asks for no reference."""
         if not any(body.type_of(p, self._types).is_ref for p in body.operands(node, self._outputs)):
             return operands
         wants_ref = _wants_ref(node)

@@ -10,7 +10,7 @@ class TooFewError(tf.errors.InvalidArgumentError, ValueError):
 
 
 def too_few(rule: str, n: int, f: int) -> TooFewError:
-    """Returns the error of a rule that was given n gradients; `distance_op.cc` says the same."""
+    """Returns the error of a rule that receives n gradients; `distance_op.cc` says the same."""
     return TooFewError(
         None,
         None,

@@ -20,8 +20,7 @@ from lossympi import Collected, fill
 from lossympi.rng import generator
 
 # Which row a coordinate's value came from takes a coordinate-wise rule some 10 times as long as the
-# value: of more coordinates than this, a sample tells how much of a row was used, to 1% of the
-# whole.
+# value. With more coordinates than this, usage is estimated from a sample, to 1% of the whole.
 SAMPLED = 1 << 14
 _RUN = 64  # of them lie side by side, as memory is read
 

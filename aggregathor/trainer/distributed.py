@@ -66,8 +66,8 @@ class Server:
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: is built for the model's trainable variables here.
           batches: what each worker draws.
-          saves: tells, for a number of steps made, whether a checkpoint is made then: that is when
-            workers hand over what they keep from step to step.
+          saves: ``saves(steps)`` says whether a checkpoint is made after so many steps. Workers
+            then hand over what they keep from step to step.
         """
         self.setting = setting
         self.model = model

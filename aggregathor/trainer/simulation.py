@@ -35,7 +35,7 @@ from lossympi.rng import generator
 
 
 class Simulation:
-    """Trains a Keras model with n logical workers, of which some may be Byzantine.
+    """Trains a Keras model with n logical workers, some of which may be Byzantine.
 
     >>> simulation = Simulation(setting, model, loss, optimizer, batches)   # doctest: +SKIP
     >>> for _ in range(300):                                                # doctest: +SKIP

@@ -62,7 +62,7 @@ def main() -> int:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if stuck:  # an operation that was begun cannot be called off, and the end would wait for it
         if comm.rank != ROOT:
-            time.sleep(10)  # rank 0 still tells what was measured, and then ends us too
+            time.sleep(10)  # rank 0 still reports what it measured, and then ends us too
         comm.Abort(3)
     return 0
 

@@ -26,7 +26,7 @@ class CloseRule {
 
   void Heard(int row, double now, uint32_t missing);  // a datagram of the row was accepted
   void Ended(int row, double now);  // the sender says that it has sent all; only the first counts
-  void Pauses(int row);             // it says that more will come: quiet tells nothing until then
+  void Pauses(int row);             // it says that more will come: until then quiet means nothing
 
   struct Answer {
     Reason reason;

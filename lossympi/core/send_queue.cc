@@ -146,7 +146,7 @@ const SendQueue::Action& SendQueue::Ask(Flow& flow, uint32_t num_ends, double no
   return action_;
 }
 
-// After so many ENDs since datagrams were sent last.
+// After this many ENDs since datagrams were sent last.
 double SendQueue::Pause(int num_ends) const {
   if (num_ends < kEnds - 1 || (num_ends == kEnds && !until_done_)) return 0;
   return std::min(kThirdAfter * std::exp2(num_ends - kEnds + 1), kLongestPause);

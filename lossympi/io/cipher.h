@@ -35,7 +35,7 @@ class Key {
   Key(const Key&) = delete;
   Key& operator=(const Key&) = delete;
 
-  // The tag over `size` bytes, of which `counter` is one: it makes the nonce.
+  // The tag over `size` bytes; `counter`, one of them, makes the nonce.
   void Tag(const uint8_t* bytes, size_t size, uint64_t counter, uint8_t* tag) const;
   bool Fits(const uint8_t* bytes, size_t size, uint64_t counter, const uint8_t* tag) const;
   size_t tag_bytes() const { return suite_ == Suite::kNone ? 0 : kTagBytes; }

@@ -392,7 +392,7 @@ bool Endpoint::Send(uint64_t round, const float* grad, double max_loss, double t
   if (queue == nullptr) return false;
   queue->AddRest();
   Transmit(verb.lock, round, grad, queue, granted_rate(), deadline, interrupt);
-  // BYE tells what a lost DONE would have.
+  // BYE says what a lost DONE would have.
   const bool enough =
       max_loss == 1 ? queue->is_finished(0) : queue->is_done(0) || worker_->IsOver(round);
   const bool sent = enough && queue->all_sent(0);

@@ -1,4 +1,4 @@
-// What the ranks of one host have in place of a network: memory. WIRE.md tells the layout, and who
+// What the ranks of one host have in place of a network: memory. WIRE.md has the layout, and who
 // may write what.
 #ifndef LOSSYMPI_IO_SHARED_H_
 #define LOSSYMPI_IO_SHARED_H_

@@ -23,7 +23,7 @@ class Sealer:
     """
 
     def __init__(self, cipher: str, key: bytes) -> None:
-        """Loads the cipher, so that a missing package is told before a round is."""
+        """Loads the cipher, so that a missing package is reported before the first round."""
         length = KEY_BYTES if tag_bytes(cipher) else 0
         if len(key) != length:
             raise ValueError(

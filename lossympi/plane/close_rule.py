@@ -55,7 +55,7 @@ class CloseRule:
         self._settle(row, now)
 
     def ended(self, row: int, now: float) -> None:
-        """Notes an END; only the first of a row tells anything."""
+        """Notes an END; only the first of a row counts."""
         if self._has_ended[row]:
             return
         self._settle(row, now)
@@ -64,7 +64,7 @@ class CloseRule:
         self._settle(row, now)
 
     def pauses(self, row: int) -> None:
-        """Notes that more will come for a row: quiet tells nothing until then."""
+        """Notes that more will come for a row: until then quiet means nothing."""
         if not self._has_ended[row] and self._missing[row] > 0:
             self._pauses[row] = True
             self.settled_s[row] = math.nan

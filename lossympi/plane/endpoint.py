@@ -190,7 +190,7 @@ class Endpoint(interface.Endpoint):
             self._transmit(round, grad_d, queue, bytes_per_s, deadline)
             if max_loss == 1:
                 enough = queue.is_finished(0)
-            else:  # BYE tells what a lost DONE would have
+            else:  # BYE says what a lost DONE would have
                 enough = queue.is_done(0) or worker.is_over(round)
             sent = enough and queue.all_sent(0)
             if sent:

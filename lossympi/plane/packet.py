@@ -77,7 +77,7 @@ def encode_floats(floats: np.ndarray, wire: str) -> bytes:
         with np.errstate(all="ignore"):  # what is too large becomes an infinity, as it should
             return floats.astype("<f2").tobytes()
     bits = np.ascontiguousarray(floats, np.float32).view(np.uint32)
-    # Half of what is cut off, less one if the kept part is even: only a tie tells them apart.
+    # Half of what is cut off, less one if the kept part is even: they differ only in a tie.
     nearest = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
     # The sum may carry a NaN into the sign, a cut may leave an infinity: keep it, and quiet it.
     quiet = (bits >> 16) | 0x40

@@ -53,7 +53,7 @@ class PeerLayout:
     Attributes:
       rank: this rank.
       num_workers: n.
-      session: tells this job from others.
+      session: the job's number, which no other job has.
       dim: d, floats in a vector.
       floats: of them in a datagram.
       wire: the type on the wire.

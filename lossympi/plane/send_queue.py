@@ -172,7 +172,7 @@ class SendQueue:
         return ("end", flow.row, num_ends)
 
     def _pause_s(self, num_ends: int) -> float:
-        """After so many ENDs since datagrams were sent last."""
+        """After this many ENDs since datagrams were sent last."""
         if num_ends < NUM_ENDS - 1 or (num_ends == NUM_ENDS and not self._until_done):
             return 0.0
         return min(THIRD_AFTER_S * 2.0 ** (num_ends - NUM_ENDS + 1), LONGEST_PAUSE_S)

@@ -101,7 +101,7 @@ def test_a_mistake_is_told_once():
     process = experiments(4, "--workers=9")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert err.count("--workers=9 and 4 ranks, of which one is the server") == 1
+    assert err.count("--workers=9 and 4 ranks, one of them the server") == 1
 
 
 def ranks_of(monkeypatch, size):

@@ -114,7 +114,7 @@ class Optimizers:
             return
         variables = _variables(optimizer, trainable_variables)
         if len(variables) != len(grads):
-            raise UserError(f"{len(grads)} gradients were given for {len(variables)} variables.")
+            raise UserError(f"{len(grads)} gradients for {len(variables)} variables.")
         if optimizer.loss_scale_factor is not None:
             grads = [g if g is None else g / optimizer.loss_scale_factor for g in grads]
         if xla.record(optimizer, grads, variables):

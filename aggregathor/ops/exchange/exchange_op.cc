@@ -263,7 +263,7 @@ class Channel {
     changed_.notify_all();
   }
 
-  // What fails here is told to the next call that sends.
+  // The next call that sends reports what fails here.
   void Serve(const Part& part) {
     if (!part_status_.ok()) return;
     float* const sent_d = Outgoing();

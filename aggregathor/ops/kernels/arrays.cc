@@ -17,7 +17,7 @@ namespace {
 const Kernels<float>& Table() { return KernelsFor<float>(); }
 Parallel Threads() { return Pool::OfProcess().AsParallel(); }
 // From the last range to the first: for what follows upon the distances, which have just read the
-// same stack, of which the end is in the cache.
+// same stack, whose end is in the cache.
 Parallel ThreadsBackwards() {
   return {[](void*, int64_t total, int64_t cycles_per_unit, Parallel::Body body, void* arg) {
             For(Threads(), total, cycles_per_unit,

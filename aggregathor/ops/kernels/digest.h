@@ -1,4 +1,4 @@
-// A keyed digest of bytes, which tells whether they have changed. Maths only.
+// A keyed digest of bytes, which shows whether they have changed. Maths only.
 //
 // Blocks of 1 KiB are hashed by NH (Black et al., UMAC, CRYPTO 1999; RFC 4418): with words m_i of
 // 32 bits and as many secret words k_i,
@@ -7,7 +7,7 @@
 // Two different blocks of the same length have the same sum for at most 2^-32 of the keys. The sums
 // are then coefficients of a polynomial over GF(2^61 - 1), which is evaluated at a secret point.
 // Whoever does not know the key changes n bytes unseen with a probability of at most
-// 2^-32 + n 2^-69; digests must not be told to him.
+// 2^-32 + n 2^-69; digests must stay secret.
 #ifndef AGGREGATHOR_OPS_KERNELS_DIGEST_H_
 #define AGGREGATHOR_OPS_KERNELS_DIGEST_H_
 

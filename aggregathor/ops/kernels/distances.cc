@@ -16,7 +16,7 @@
 namespace aggregathor::AGGREGATHOR_ISA {
 namespace {
 
-// At most so many columns are compared before the next ones.
+// At most this many columns are compared before the next ones.
 constexpr int64_t kMaxBlock = 1024;
 constexpr int64_t kWords = kMaxBlock / 64;
 // Rows on each side of a tile of pairs: 4 x 4 sums and 4 + 4 values fit 32 vector registers, and

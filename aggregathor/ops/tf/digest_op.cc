@@ -135,7 +135,7 @@ REGISTER_OP("AggregathorCompareDigests")
     .SetIsStateful()
     .SetShapeFn([](tf::shape_inference::InferenceContext*) { return absl::OkStatus(); })
     .Doc(R"doc(
-Calls the function that aggregathor_digests_open was given with the places whose digest changed.
+Calls the function of aggregathor_digests_open with the indices of the tensors whose digest changed.
 
 values: any number, of types that are plain bytes.
 places: for each of them, the place of the digest that it should have.
