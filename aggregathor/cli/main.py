@@ -122,7 +122,7 @@ def _gars(args: argparse.Namespace) -> int:
     console.print()
     mixings = [
         [
-            *(pre.name, str(pre.condition), pre.rows_of("n", **pre.parameters)),
+            *(pre.name, str(pre.condition), pre.rows_text_of("n")),
             *(pre.cost, pre.source, _parameters(pre.parameters)),
         ]
         for pre in gars.PRE_AGGREGATIONS.values()

@@ -1,12 +1,13 @@
 """Byzantine workers for experiments: the last ranks, fed with what an attack may see.
 
 An omniscient attacker sees the gradients of the honest workers before it sends its own. They come
-over a communicator of their own: every worker sends its gradient to every Byzantine one, which then
-makes all Byzantine rows, with the same seed, and sends its own.
+over a communicator of their own: every worker sends its gradient, and the round it is for, to every
+Byzantine one, which then makes all Byzantine rows, with the same seed, and sends its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,41 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from lossympi.rng import generator
 
-_TAG = 3
+_FIRST_TAG = 16  # above those of `Ranks`
+_NONE = -1  # before the first round
 
 
 class Attacker:
     """What a worker does to its gradient, and shows the attackers, before it sends it."""
 
-    def __init__(self, ranks: Ranks, setting: Setting, dim: int) -> None:
-        """Joins the workers; collective over all ranks but the server."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        setting: Setting,
+        dim: int,
+        read: Callable[[], np.ndarray],
+        optimizer: int = 0,
+    ) -> None:
+        """Begins before the first round.
+
+        Args:
+          ranks: the processes.
+          setting: which of them attack, and how.
+          dim: d.
+          read: gives the worker's parameters as they are, float32 [d], for rules that need them.
+          optimizer: the number of the optimizer whose gradients these are.
+        """
         self._ranks = ranks
         self._setting = setting
+        self._read = read
+        self._tags = _FIRST_TAG + 2 * optimizer, _FIRST_TAG + 2 * optimizer + 1
         self._attack = ATTACKS[setting.attack]
         self._honest = setting.num_workers - setting.num_byzantine
         self._row = ranks.row
         self._attacks = self._row >= self._honest
         self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self._attacks else None
+        # The round that each row is of: that of a worker which has skipped rounds is ahead of ours.
+        self._round_n = np.full(setting.num_workers, _NONE, np.int64)
         # The rule as the server has it, for attacks that ask what it would do.
         self._rule = Aggregation(setting, dim) if self._attacks else None
         self._memory: np.ndarray | None = None
@@ -42,12 +63,12 @@ class Attacker:
 
     def __call__(self, round: int, grad_d: np.ndarray) -> np.ndarray:
         """Returns what is sent in a round instead of the gradient; an honest one is as it was."""
-        self._tell(grad_d)
+        self._show(round, grad_d)
         rule = self._rule
         if self._rows_nd is None or rule is None:
             return grad_d
-        self._hear(grad_d)
-        context = rule.context(round)
+        self._see(round, grad_d)
+        context = rule.context(round, self._read)
         view = View(
             honest_hd=self._rows_nd[: self._honest],
             own_bd=self._rows_nd[self._honest :],
@@ -78,39 +99,62 @@ class Attacker:
 
     def restore(self, state: State) -> None:
         """Goes on from what ``state`` gave, here or on another Byzantine worker."""
+        self._round_n.fill(_NONE)
         if self._rule is None:
             return
         self._rule.rule_state = under("rule", state) or self._rule.rule_state
         self._memory = state.get("memory")
 
-    def _tell(self, grad_d: np.ndarray) -> None:
+    def _show(self, round: int, grad_d: np.ndarray) -> None:
         """Sends the gradient to the attackers; waits until the last one has left."""
         for request in self._sending:
             request.Wait()
-        copy_d = np.array(grad_d)
+        self._sent = np.array([round], np.int64), np.array(grad_d)
         self._sending = [
-            self._ranks.comm.Isend(copy_d, dest=self._ranks.topology.rank_of(row), tag=_TAG)
+            self._ranks.comm.Isend(sent, dest=self._ranks.topology.rank_of(row), tag=tag)
             for row in range(self._honest, self._setting.num_workers)
             if row != self._row
+            for sent, tag in zip(self._sent, self._tags, strict=True)
         ]
-        self._copy_d = copy_d
 
-    def _hear(self, grad_d: np.ndarray) -> None:
+    def _see(self, round: int, grad_d: np.ndarray) -> None:
+        """Receives a gradient of this round, or a later one, from each worker.
+
+        What is of an earlier round comes from a worker that the server has left behind: its next
+        gradient is awaited. One of a later round stands for those that its worker has skipped.
+        """
         rows_nd = self._rows_nd
         assert rows_nd is not None
-        rows_nd[self._row] = grad_d
-        requests = [
-            self._ranks.comm.Irecv(rows_nd[row], source=self._ranks.topology.rank_of(row), tag=_TAG)
-            for row in range(self._setting.num_workers)
-            if row != self._row
+        rows_nd[self._row], self._round_n[self._row] = grad_d, round
+        behind = [int(row) for row in np.flatnonzero(self._round_n < round)]
+        requests = {row: self._receive(row) for row in behind}
+
+        def are_all_there() -> bool:
+            for row, pair in list(requests.items()):
+                if not all([request.Test() for request in pair]):
+                    continue
+                if self._round_n[row] < round:
+                    requests[row] = self._receive(row)
+                else:
+                    del requests[row]
+            return not requests
+
+        self._ranks.wait(are_all_there, "the other workers' gradients")
+
+    def _receive(self, row: int) -> list[Any]:
+        assert self._rows_nd is not None
+        source = self._ranks.topology.rank_of(row)
+        into = self._round_n[row : row + 1], self._rows_nd[row]
+        return [
+            self._ranks.comm.Irecv(buffer, source=source, tag=tag)
+            for buffer, tag in zip(into, self._tags, strict=True)
         ]
-        self._ranks.wait(
-            lambda: all([request.Test() for request in requests]), "the other workers' gradients"
-        )
 
 
-def attacker_of(ranks: Ranks, setting: Setting, dim: int) -> Attacker | None:
+def attacker_of(
+    ranks: Ranks, setting: Setting, dim: int, read: Callable[[], np.ndarray], optimizer: int = 0
+) -> Attacker | None:
     """Returns what a worker needs where some attack by what they send; None where none does."""
     if not setting.attack or ATTACKS[setting.attack].form not in ("omniscient", "local"):
         return None
-    return Attacker(ranks, setting, dim)
+    return Attacker(ranks, setting, dim, read, optimizer)

@@ -131,7 +131,7 @@ class Job:
         if self.is_server:
             half = self._server_half(cast(ServerLink, link), read)
         else:
-            half = self._worker_half(cast(WorkerLink, link))
+            half = self._worker_half(cast(WorkerLink, link), read)
         self.halves.append(half)
         return half
 
@@ -154,9 +154,9 @@ class Job:
         self.at_close(lambda _: waits.close())
         return server
 
-    def _worker_half(self, link: WorkerLink) -> WorkerHalf:
+    def _worker_half(self, link: WorkerLink, read: Callable[[], np.ndarray]) -> WorkerHalf:
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
-        attack = attacker_of(self.ranks, self.setting, link.dim)
+        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves))
         return WorkerHalf(link, attack=attack, watch=waits)
 
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -111,7 +111,7 @@ class Gar:
     takes_arrays: bool
     takes_columns: bool
     _function: Callable[..., Any]
-    _init: Callable[..., dict[str, np.ndarray]] | None
+    _init: Callable[..., State] | None
     _lent: frozenset[str]  # which of "state" and "context" the function takes
     _check: Callable[..., None] | None
 
@@ -119,9 +119,25 @@ class Gar:
         """Aggregates [n, d] to [d]; see the function's own docstring."""
         return self.function(stack_nd, **parameters)
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the rule keeps something from round to round."""
+        return self._init is not None
+
     def init(self, n: int, d: int, **parameters: Any) -> State:
-        """Returns the state of the rule before its first round: {} for a rule without any."""
-        return {} if self._init is None else self._init(n, d, **parameters)
+        """Returns the state of the rule before its first round: {} for a rule without any.
+
+        Raises:
+          UserError: the rule has a state, and d is None, as in a graph it may be.
+        """
+        if self._init is None:
+            return {}
+        if d is None:
+            raise UserError(
+                f"{self.name} keeps a state of d coordinates, and d is unknown in shape "
+                f"[{n}, None]: give it with tf.ensure_shape(stack_nd, [{n}, d])"
+            )
+        return self._init(n, d, **{**self.parameters, **parameters})
 
     def apply(
         self,
@@ -170,7 +186,9 @@ class Gar:
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
         own = {name: value for name, value in parameters.items() if name in self.parameters}
-        state = self.init(*np.shape(stack_nd), **own) if self._init is not None else {}
+        if not isinstance(stack_nd, np.ndarray):
+            stack_nd, _ = as_stack(self.name, stack_nd)
+        state = self.init(*stack_nd.shape, **own) if self.has_state else {}
         return self.apply(stack_nd, state, Context(), usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
@@ -261,6 +279,7 @@ class Gar:
             aggregated, state = self._run(stack_nd, state, context, f, usage, parameters)
         grad_d, usage_n = aggregated
         usage_n = None if usage_n is None else np.asarray(usage_n)
+        state = {name: np.asarray(value) for name, value in state.items()}
         return Aggregated(np.asarray(grad_d), usage_n), state
 
     def _too_few(self, n: int, f: int, needed: Condition, unsafe: bool) -> str:
@@ -290,7 +309,7 @@ def gar(
     source: str,
     takes_arrays: bool = False,
     takes_columns: bool = False,
-    init: Callable[..., dict[str, np.ndarray]] | None = None,
+    init: Callable[..., State] | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., tf.Tensor]]:
     """Makes a rule of a function ``(stack_nd, *, f, **parameters) -> Aggregated``.
@@ -313,6 +332,8 @@ def gar(
       takes_arrays: whether the function also takes an array float32 [n, d], and then gives arrays.
       takes_columns: whether it also takes ``Columns`` of one, which it may give to kernels only.
       init: ``init(n, d, **parameters)`` gives the state of a rule that has any: arrays by name.
+        Such a rule is applied to whole stacks only: it is neither ``coordinate_wise`` nor
+        ``takes_columns``.
       check: ``check(n=, f=, **parameters)`` raises ``UserError`` for parameters that are out of
         range, before the training.
     """
@@ -323,6 +344,11 @@ def gar(
         lent = frozenset({"state", "context"} & own.keys())
         if ("state" in lent) != (init is not None):
             raise UserError(f"the rule {name} takes a state and has an init, or neither")
+        if init is not None and (coordinate_wise or takes_columns):
+            raise UserError(
+                f"the rule {name} has a state, so it is applied to whole stacks only: leave out "
+                "coordinate_wise and takes_columns"
+            )
 
         @functools.wraps(function)
         def checked(stack_nd: Any, **given: Any) -> tf.Tensor:
@@ -342,7 +368,7 @@ def gar(
             cost=cost,
             source=source,
             function=checked,
-            parameters={p.name: p.default for p in shown if p.name not in ("stack_nd", "f")},
+            parameters=defaults_of(name, shown),
             takes_arrays=takes_arrays,
             takes_columns=takes_columns,
             _function=function,
@@ -385,6 +411,15 @@ def check_new(name: str) -> None:
     """Raises ``UserError`` where a rule or a pre-aggregation has this name."""
     if name in registered:
         raise UserError(f"a rule called {name!r} is there already: choose another name")
+
+
+def defaults_of(name: str, function: Iterable[inspect.Parameter]) -> dict[str, Any]:
+    """Returns name and default of what a rule or a pre-aggregation takes beside ``f``."""
+    defaults = {p.name: p.default for p in function if p.name not in ("stack_nd", "f")}
+    for each, default in defaults.items():
+        if default is inspect.Parameter.empty:
+            raise UserError(f"the parameter {each} of {name} has no default: give it one")
+    return defaults
 
 
 def check_names(

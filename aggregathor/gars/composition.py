@@ -61,6 +61,11 @@ class Rule:
         return self.gar.robust
 
     @property
+    def has_state(self) -> bool:
+        """Whether the rule keeps something from round to round."""
+        return self.gar.has_state
+
+    @property
     def coordinate_wise(self) -> bool:
         """Whether a coordinate of the result depends on that of the rows alone."""
         return self.gar.coordinate_wise and not self._stages
@@ -73,7 +78,7 @@ class Rule:
         for pre, parameters in self._stages:
             if pre.condition.a:
                 conditions.append(str(pre.condition).replace("n", n, 1))
-            n = pre.rows_of(n, **parameters)
+            n = pre.rows_text_of(n, **parameters)
         conditions.append(str(self.gar.condition).replace("n", n, 1))
         return " and ".join(dict.fromkeys(conditions))
 

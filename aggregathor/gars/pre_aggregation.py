@@ -19,6 +19,7 @@ from aggregathor.gars.base import (
     Values,
     check_names,
     check_new,
+    defaults_of,
     registered,
 )
 from aggregathor.gars.context import Context
@@ -31,8 +32,8 @@ class Mixed(NamedTuple):
 
     Attributes:
       rows_md: shape [n', d], dtype of the stack; NaN where a row has no value.
-      weight_mn: float64 [n', n], the share of each gradient in each new row; its rows add up
-        to 1.
+      weight_mn: float64 [n', n], >= 0, the share of each gradient in each new row. A row adds up to
+        1 where gradients are averaged, to less where they are shrunk.
     """
 
     rows_md: Values
@@ -49,7 +50,6 @@ class PreAggregation:
       cost: in n, d, f and the parameters.
       source: who proposed it.
       parameters: name and default of what it takes beside ``f``.
-      num_rows: ``num_rows(n, **parameters)`` is n', how many rows it makes of n.
       rows_text: n' in terms of n, such as "ceil({n}/{s})".
     """
 
@@ -58,9 +58,9 @@ class PreAggregation:
     cost: str
     source: str
     parameters: dict[str, Any]
-    num_rows: Callable[..., int]
     rows_text: str
     function: Callable[..., Mixed]
+    _num_rows: Callable[..., int]
     _check: Callable[..., None] | None
 
     def __call__(
@@ -86,8 +86,12 @@ class PreAggregation:
                 f"{self.condition.least_n(f)}, got {n}. Start more workers or declare a smaller f."
             )
 
-    def rows_of(self, n_text: str, **parameters: Any) -> str:
-        """Returns n' as text: ``rows_of("n", s=2)`` is "ceil(n/2)"."""
+    def num_rows(self, n: int, **parameters: Any) -> int:
+        """Returns n', how many rows it makes of n."""
+        return self._num_rows(n, **{**self.parameters, **parameters})
+
+    def rows_text_of(self, n_text: str, **parameters: Any) -> str:
+        """Returns n' as text: ``rows_text_of("n", s=2)`` is "ceil(n/2)"."""
         return self.rows_text.format(n=n_text, **{**self.parameters, **parameters})
 
 
@@ -97,7 +101,7 @@ def pre_aggregation(
     condition: str,
     cost: str,
     source: str,
-    num_rows: Callable[..., int] = lambda n: n,
+    num_rows: Callable[..., int] = lambda n, **parameters: n,
     rows_text: str = "{n}",
     check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Mixed]], Callable[..., Mixed]]:
@@ -111,25 +115,23 @@ def pre_aggregation(
       condition: as ``"n >= 2f + 1"``.
       cost: such as ``"O(nd)"``.
       source: the paper.
-      num_rows: n' of n and the parameters.
-      rows_text: the same as text.
+      num_rows: ``num_rows(n, **parameters)`` is n', how many rows it makes of n; n by default.
+      rows_text: the same as text, such as "ceil({n}/{s})".
       check: ``check(n=, f=, **parameters)`` raises ``UserError`` for values that are out of range.
     """
 
     def register(function: Callable[..., Mixed]) -> Callable[..., Mixed]:
         check_new(name)
-        own = inspect.signature(function).parameters.values()
+        own = inspect.signature(function).parameters
         made = PreAggregation(
             name=name,
             condition=Condition.parse(condition),
             cost=cost,
             source=source,
-            parameters={
-                p.name: p.default for p in own if p.name not in ("stack_nd", "f", "context")
-            },
-            num_rows=num_rows,
+            parameters=defaults_of(name, (p for p in own.values() if p.name != "context")),
             rows_text=rows_text,
             function=function,
+            _num_rows=num_rows,
             _check=check,
         )
         registered[name] = made
@@ -205,7 +207,7 @@ def _check_bucketing(*, n: int, f: int, s: Any) -> None:
     condition="n >= 1",
     cost="O(nd)",
     source="Karimireddy et al. 2022",
-    num_rows=lambda n, s=2: -(-n // s),
+    num_rows=lambda n, s: -(-n // s),
     rows_text="ceil({n}/{s})",
     check=_check_bucketing,
 )

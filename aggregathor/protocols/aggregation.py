@@ -128,12 +128,12 @@ class Aggregation:
           RuleError: more rows than the rule can tolerate are missing, or lack values.
         """
         if len(missing) <= self.setting.f:
-            aggregated, self.rule_state = self._apply(stack_nd, context, streaming)
+            aggregated, self.rule_state = self._apply(stack_nd, self.rule_state, context, streaming)
             return aggregated
         present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
             self.check(len(present))
-            aggregated, self.rule_state = self._apply(stack_nd[present], context)
+            aggregated, self.rule_state = self._apply(stack_nd[present], self.rule_state, context)
         except UserError as error:
             raise RuleError(
                 f"nothing came from {self.setting.topology.describe_rows(missing)}, and {error}"
@@ -147,28 +147,35 @@ class Aggregation:
         self._rule.check(n=n, f=self.setting.f)
 
     def ask(self, stack_nd: np.ndarray, context: Context) -> Aggregated:
-        """Returns what the rule would make of a stack [n, d'], and changes nothing."""
-        return self._apply(stack_nd, context)[0]
+        """Returns what the rule would make of a stack [n, d'], and changes nothing.
+
+        Where d' is not d, the state of a rule does not fit: the rule is then as in its first round.
+        """
+        n, dim = stack_nd.shape
+        state = self.rule_state if dim == self._dim else self._rule.init(n, dim)
+        return self._apply(stack_nd, state, context)[0]
 
     def follow(self, stack_nd: np.ndarray, context: Context) -> None:
         """Moves the rule's state on as a round with this stack does, if the rule keeps any."""
-        if self.rule_state:
-            self.rule_state = self._apply(stack_nd, context)[1]
+        if self._rule.has_state:
+            self.rule_state = self._apply(stack_nd, self.rule_state, context)[1]
 
     def _apply(
-        self, stack_nd: np.ndarray, context: Context, streaming: StreamingAggregate | None = None
+        self,
+        stack_nd: np.ndarray,
+        state: State,
+        context: Context,
+        streaming: StreamingAggregate | None = None,
     ) -> tuple[Aggregated, State]:
         rule, f = self._rule, self.setting.f
         sample = self._sample if stack_nd.shape[1] == self._dim else None
         try:
             if streaming is not None and streaming.has_begun():
-                aggregated, state = streaming.finish(stack_nd), self.rule_state
+                aggregated = streaming.finish(stack_nd)
             else:
-                aggregated, state = rule.apply(
-                    stack_nd, self.rule_state, context, f=f, usage=sample is None
-                )
-            if sample is not None:
-                shown = rule.apply(stack_nd[:, sample], self.rule_state, context, f=f)[0]
+                aggregated, state = rule.apply(stack_nd, state, context, f=f, usage=sample is None)
+            if sample is not None:  # of a coordinate-wise rule, which has no state
+                shown = rule.apply(stack_nd[:, sample], {}, context, f=f)[0]
                 aggregated = aggregated._replace(usage_n=shown.usage_n)
         except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can tolerate
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None

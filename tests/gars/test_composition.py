@@ -1,13 +1,16 @@
 """Rules with state, and compositions by name: what they are, and what they refuse."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from aggregathor import gars
+from aggregathor import checkpoint, gars
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS, Aggregated, ConditionError, Context, compose, gar
 from aggregathor.gars.base import registered
+from aggregathor.gars.pre_aggregation import Mixed, pre_aggregation
 from aggregathor.testing import check_gar
 from tests.gars.cases import ROBUST
 
@@ -24,7 +27,7 @@ def stack_nd(rng):
 def drift():
     """A rule with state: the mean of the rows and of what it gave before."""
 
-    def init(n, d, weight=0.5):
+    def init(n, d, weight):
         return {"last": np.zeros(d, np.float32), "rounds": np.zeros((), np.int64)}
 
     @gar("drift", condition="n >= 1", cost="O(nd)", source="this test", robust=False, init=init)
@@ -48,9 +51,7 @@ def test_a_name_alone_is_the_rule(name, stack_nd, each_kernel):
         np.testing.assert_array_equal(composed.usage_n, alone.usage_n)
 
 
-@pytest.mark.parametrize(
-    "text", ["nnm+median", "bucketing(s=2)+multi-krum(m=3)", "nnm+bucketing+krum"]
-)
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_composition_is_one_after_the_other(text, stack_nd, each_kernel):
     context = Context(rng=lambda purpose: np.random.default_rng(3))
     *pres, last = (part.partition("(")[0] for part in text.split("+"))
@@ -252,6 +253,61 @@ def test_state_goes_from_round_to_round(text, drift, stack_nd):
 def test_a_rule_with_state_can_be_used_by_itself(drift, stack_nd):
     np.testing.assert_allclose(drift(stack_nd), 0.5 * stack_nd.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(compose("drift")(stack_nd, f=0), drift(stack_nd))
+
+
+def test_a_state_of_tensors_becomes_arrays(stack_nd, tmp_path):
+    @gar("last", condition="n >= 1", cost="", source="", init=lambda n, d: {"row": np.zeros(d)})
+    def last(stack_nd, state, *, f):
+        return Aggregated(stack_nd[-1], tf.ones(stack_nd.shape[0])), {"row": stack_nd[-1]}
+
+    try:
+        _, state = compose("last").apply(stack_nd, compose("last").init(N, D), Context(), f=1)
+        checkpoint.write(tmp_path / "state", state)
+        np.testing.assert_array_equal(checkpoint.read(tmp_path / "state")["row"], stack_nd[-1])
+    finally:
+        del registered["last"]
+
+
+def test_a_state_needs_to_know_d(drift, stack_nd):
+    for rule in (drift, compose("drift")):
+        specs = [tf.TensorSpec([N, None])]
+        aggregate = tf.function(functools.partial(rule, f=0), input_signature=specs)
+        with pytest.raises(UserError, match=r"drift keeps a state of d.*ensure_shape"):
+            aggregate(stack_nd)
+
+
+@pytest.mark.parametrize("both", ["coordinate_wise", "takes_columns"])
+def test_a_rule_with_state_is_applied_to_whole_stacks(both):
+    with pytest.raises(UserError, match=r"the rule half has a state.*leave out"):
+        gar("half", condition="n >= 1", cost="", source="", init=lambda n, d: {}, **{both: True})(
+            lambda stack_nd, state, *, f: (stack_nd, state)
+        )
+    assert "half" not in GARS
+
+
+def test_a_parameter_has_a_default():
+    with pytest.raises(UserError, match="the parameter tau of half has no default"):
+        gar("half", condition="n >= 1", cost="", source="")(lambda stack_nd, *, f, tau: stack_nd)
+    with pytest.raises(UserError, match="the parameter tau of half has no default"):
+        pre_aggregation("half", condition="n >= 1", cost="", source="")(
+            lambda stack_nd, *, f, tau: stack_nd
+        )
+    assert "half" not in registered
+
+
+def test_a_pre_aggregation_with_parameters_may_keep_the_rows(stack_nd):
+    @pre_aggregation("scaled", condition="n >= 1", cost="O(nd)", source="this test")
+    def scaled(stack_nd, *, f, context, by=2.0):
+        return Mixed(by * stack_nd, by * np.eye(len(stack_nd)))
+
+    try:
+        rule = compose("scaled(by=0.5)+nnm+median")
+        rule.check(n=N, f=2)
+        expected = 0.5 * compose("nnm+median").aggregate(stack_nd, f=2).grad_d
+        np.testing.assert_allclose(rule.aggregate(stack_nd, f=2).grad_d, expected, rtol=1e-5)
+        assert rule.init(N, D) == {}
+    finally:
+        del registered["scaled"]
 
 
 def test_a_rule_takes_a_state_and_has_an_init_or_neither():

@@ -233,6 +233,21 @@ def test_a_restored_server_goes_on_bit_for_bit(name, mean_of_all, tmp_path):
     assert np.array_equal(fresh, expected[3:]) == (not needs_state)
 
 
+def test_asking_with_other_columns_meets_the_rule_as_in_its_first_round(mean_of_all):
+    aggregation = Aggregation(Setting(num_workers=3, gar="mean-of-all"), D)
+    stack_nd = np.arange(3 * D, dtype=np.float32).reshape(3, D)
+    for _ in range(2):
+        aggregation.follow(stack_nd, aggregation.context(0))
+    state = {name: array.copy() for name, array in aggregation.rule_state.items()}
+    asked = aggregation.ask(-stack_nd[:, :2], aggregation.context(0))
+    np.testing.assert_allclose(asked.grad_d, -stack_nd[:, :2].mean(axis=0))
+    np.testing.assert_allclose(
+        aggregation.ask(-stack_nd, aggregation.context(0)).grad_d, stack_nd.mean(axis=0) / 3
+    )
+    for name, array in state.items():
+        np.testing.assert_array_equal(aggregation.rule_state[name], array)
+
+
 def test_what_a_random_rule_draws_is_the_servers_secret():
     def grads(secret):
         job = Job(num_workers=7, gar="bucketing(s=2)+median", f=1)
