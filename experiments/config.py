@@ -1,4 +1,4 @@
-"""What a run is made of, checked before anything is loaded."""
+"""The configuration of a run, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ FREE = frozenset({"steps", "eval_every", "checkpoint_every", "data_dir"})
 class Config:
     """A run. The flags of ``python -m experiments`` have the same names; their help says more.
 
-    ``f`` and ``model`` may be None: as many as are Byzantine, and the experiment's own.
-    ``transport`` is how the ranks of an mpirun are linked; "" for a simulation.
+    ``gar`` is a rule or a composition, as ``gars.compose`` reads it. ``f`` may be None: as many as
+    ``byzantine``. So may ``model``: the experiment's own. ``transport`` is how the ranks of an
+    mpirun are linked; "" for a simulation.
     """
 
     experiment: str = "digits"

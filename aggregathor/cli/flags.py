@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(job=[])
 
     def add_job_flags(self, *, shown: bool) -> None:
-        """Adds a flag for each field of ``Config``, with its documentation if they are shown."""
+        """Adds a flag for each field of ``Config``; ``--help`` lists them if they are shown."""
         for name, text in _documented():
             default = f" (default {FIELDS[name]})" if FIELDS[name] not in ("", {}) else ""
             metavar = _METAVARS[KINDS[name]]
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
                 )
 
     def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Returns what the options say, and those that are unknown."""
+        """Returns the parsed options, and the unknown ones."""
         found, unknown = self.parse_known_args(words)
         while found.words and found.words[0].startswith("-"):  # "--x=a b" is no option to argparse
             unknown.append(found.words.pop(0))
@@ -67,14 +67,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class _JobFlag(argparse.Action):
-    """Adds a flag of a job to those that were found before."""
+    """Appends a flag of a job to those that came before it."""
 
     def __call__(self, parser: Any, found: Any, value: Any, option: str | None = None) -> None:
         found.job = [*found.job, (self.dest, value)]
 
 
 def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
-    """Returns what flags say, as variables of the environment, the script and its arguments.
+    """Returns the flags as variables of the environment, the script, and the script's arguments.
 
     Raises:
       UserError: a flag is unknown or wrong, or there is no such script.
@@ -90,10 +90,10 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
 
 
 def to_environment(flags: Flags, unknown: Iterable[str] = ()) -> dict[str, str]:
-    """Returns what flags say, as variables of the environment.
+    """Returns the flags as variables of the environment.
 
     Raises:
-      UserError: a value cannot be parsed, or there are unknown flags.
+      UserError: a value cannot be parsed, or a flag is unknown.
     """
     for word in unknown:
         name = word.partition("=")[0]
@@ -121,7 +121,7 @@ def _parser() -> Parser:
 
 
 def _documented() -> list[tuple[str, str]]:
-    """Returns the fields of ``Config`` and what its documentation says of each."""
+    """Returns the fields of ``Config``, each with its documentation."""
     text = (inspect.getdoc(Config) or "").replace("``", "").replace("%", "%%")
     attributes = re.findall(r"^ {2}(\w+): (.*(?:\n {4,}.*)*)", text, re.MULTILINE)
     return [(name, " ".join(about.split())) for name, about in attributes]

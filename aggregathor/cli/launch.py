@@ -124,7 +124,7 @@ def _parser() -> flags.Parser:
 
 
 def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns what the options say, and those that are unknown.
+    """Returns the parsed options, and the unknown ones.
 
     Raises:
       UserError: an option lacks its value, or is nearly one of the launcher's.
@@ -143,7 +143,7 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _check_not_ours(name: str) -> None:
-    """Refuses what is nearly an option of the launcher's."""
+    """Refuses a misspelt option of the launcher."""
     meant = {option.lstrip("-"): option for option in OPTIONS}
     close = difflib.get_close_matches(name.lstrip("-"), meant, n=1, cutoff=0.8)
     if close:

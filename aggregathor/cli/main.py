@@ -40,7 +40,7 @@ SPARE_COLUMNS = 6  # a table whose words leave less to spare is stacked instead
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
-    0; 1: doctor found something; 2: a mistake of the user's; 130: Ctrl-C.
+    0: all is well; 1: the doctor found something; 2: a mistake of the user's; 130: Ctrl-C.
     """
     log.install()
     try:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="aggregathor",
-        description="Training that goes on while up to f of n workers send anything at all.",
+        description="Distributed training that tolerates up to f of n workers that send anything.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"aggregathor {__version__}")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("words", nargs=argparse.REMAINDER)
     run.set_defaults(command=_run)
 
-    about = "list the rules, and what may come before one: condition, cost, source, parameters"
+    about = "list the rules and pre-aggregations: condition, cost, source, parameters"
     gars = commands.add_parser("gars", help=about, description=about, allow_abbrev=False)
     gars.set_defaults(command=_gars)
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gar",
         action="append",
         metavar="RULE",
-        help='only this rule, or composition such as "bucketing(s=2)+multi-krum"; repeatable',
+        help='only this rule, or this composition: "bucketing(s=2)+multi-krum"; may be repeated',
     )
     advise.set_defaults(command=_advise)
 
@@ -127,10 +127,10 @@ def _gars(args: argparse.Namespace) -> int:
         ]
         for pre in gars.PRE_AGGREGATIONS.values()
     ]
-    headers = ["before a rule", "needs", "rows", "cost", "source", "parameters"]
+    headers = ["pre-aggregation", "needs", "rows", "cost", "source", "parameters"]
     _show(console, headers, mixings)
     console.print()
-    _print(console, 'Composed with "+": "bucketing(s=3)+multi-krum(m=5)".')
+    _print(console, 'Join them with "+", the rule last: "bucketing(s=3)+multi-krum(m=5)".')
     return 0
 
 

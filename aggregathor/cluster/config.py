@@ -17,49 +17,53 @@ PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 CHOICES = {"transport": TRANSPORTS, "output": ("server", "all"), "log": LEVELS}
 LOCKS = ("scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
-# Variables with the prefix that mean something to others.
-_NOT_OURS = frozenset({"AGGREGATHOR_KERNELS", "AGGREGATHOR_SERVER_THREADS"})
+# Variables with the prefix that mean something to others: to the rules, the launcher and setup.py.
+_NOT_OURS = frozenset(
+    f"{PREFIX}{name}"
+    for name in ("KERNELS", "SERVER_THREADS", "CUDA", "INSTRUCTION_SETS", "NATIVE")
+)
 
 
 @dataclass(frozen=True)
 class Config:
     """How the ranks of a job train together. Every rank has the same.
 
-    Each field may be given to ``agt.init``, as a flag of ``aggregathor run`` (``--gar_args m=2``),
-    or in a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
+    Each field is an argument of ``agt.init``, a flag of ``aggregathor run`` (``--gar_args m=2``),
+    and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
 
     Attributes:
-      gar: the rule, a name of ``gars.GARS``. The default tolerates no Byzantine worker.
-      gar_args: its parameters beside f, as name=value: --gar_args="m=3" for multi-krum.
+      gar: the rule, a name of ``gars.GARS``, or a composition such as "bucketing(s=2)+krum". The
+        default tolerates no Byzantine worker.
+      gar_args: the rule's parameters beside f, as name=value: --gar_args="m=3" for multi-krum.
       f: how many Byzantine workers the rule must tolerate.
       transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
         host share, "mpi" is MPI, and "auto" is "shm" if all ranks are on one host, else "mpi".
       link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5".
       fill: what replaces lost coordinates, one of ``lossympi.FILLS``.
-      byzantine: how many workers, the last ones, attack: for experiments.
+      byzantine: how many workers attack, for experiments: the last ones.
       attack: what they do, a name of ``attacks.ATTACKS``.
-      attack_args: its parameters: --attack_args="z=1.5" for little.
-      seed: of attacks and fills.
-      monitor: folder for what the server sees of each worker, as CSV and for TensorBoard, in run-1,
-        run-2, ... for every start, which counts its rounds from 1. The server also logs its
-        progress, and at the end who was suspected. "" for none.
-      monitor_every: rounds between two rows of it.
+      attack_args: the attack's parameters: --attack_args="z=1.5" for little.
+      seed: seed of attacks and fills.
+      monitor: folder for what the server sees of each worker, as CSV and for TensorBoard. Each
+        start writes to a new run-1, run-2, ... and counts its rounds from 1. The server also logs
+        its progress, and at the end who was suspected. "" for none.
+      monitor_every: rounds between two rows of the monitor's files.
       checkpoint: folder to save the training to, and to resume it from; "" for none.
       checkpoint_every: rounds between two checkpoints.
-      output: whose standard output is shown of a script that ``aggregathor run`` starts: the
-        "server"'s, or that of "all". Standard error is always shown.
-      log: the least severe messages that are logged: "debug", "info", "warning" or "error". See
-        Python's ``logging``: the logger is "aggregathor".
-      lock: what keeps a worker from writing what only the server writes, one or more of these with
-        commas. "scan" checks the graphs that the worker traces, and refuses those that could write;
-        "patch" lets them write a copy instead, where that is possible, and refuses the others;
-        "kernel" lets TensorFlow's CPU kernels refuse, eagerly too; "digest" detects in every round
-        whether something was written. "off" for nothing.
-      digest_every: rounds of which the digest checks one.
+      output: whose standard output ``aggregathor run`` shows: the "server"'s, or that of "all"
+        ranks. Standard error is always shown.
+      log: the least severe messages that are logged: "debug", "info", "warning" or "error". They go
+        to the logger "aggregathor" of Python's ``logging``.
+      lock: what keeps a worker from writing what only the server writes, one or more of these,
+        separated by commas. "scan" checks the graphs that the worker traces, and refuses those that
+        could write; "patch" lets them write a copy instead, where that is possible, and refuses the
+        others; "kernel" lets TensorFlow's CPU kernels refuse, eagerly too; "digest" detects in
+        every round whether something was written; "off" checks nothing.
+      digest_every: the digest checks one round of this many.
       stop_after_s: seconds after which the server stops the training if, round after round, too few
         gradients arrive for the rule.
-      start_s: seconds that the first round of an optimizer may take, in which every worker traces
-        and compiles.
+      start_s: seconds that an optimizer's first round may take, as every worker traces and compiles
+        in it.
     """
 
     gar: str = "average"

@@ -39,6 +39,13 @@ def test_the_lock_has_layers(lock, layers):
     assert Config.of({"lock": lock}, {}).locks == layers
 
 
+@pytest.mark.parametrize(
+    "name", ["KERNELS", "SERVER_THREADS", "CUDA", "INSTRUCTION_SETS", "NATIVE"]
+)
+def test_variables_of_kernels_launcher_and_builds_are_no_configuration(name):
+    assert Config.of({}, {f"AGGREGATHOR_{name}": "1"}) == Config()
+
+
 def test_an_unknown_variable_is_told():
     with pytest.raises(UserError, match="AGGREGATHOR_GRA, which is unknown: did you mean 'AGG"):
         Config.of({}, {"AGGREGATHOR_GRA": "krum"})
