@@ -15,13 +15,13 @@ from numbers import Real
 import numpy as np
 
 from lossympi.link import (
-    Ahead,
     Collected,
     Idle,
     LinkError,
     Model,
     NativeRound,
     NativeWorkerRounds,
+    OnColumns,
     check_array,
 )
 from lossympi.timeout import Liveness
@@ -48,22 +48,22 @@ class CheckedServerLink(ABC):
         self._broadcast_round = -1
         self._closed = False
 
-    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
+    def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
         """Returns the gradients that arrived in `round`, which must be later than any before.
 
         A round that was begun counts, also if the call was interrupted.
 
         Args:
           round: its number.
-          ahead: is called, on this thread, with columns that all rows have, where gradients come
-            in parts; with each column once, and with the last ones perhaps never.
+          on_columns: called on this thread with columns that all rows have, where gradients come in
+            parts; with each column once, and with the last ones perhaps never.
         Raises:
           ValueError: the link is closed, or the round was collected before.
         """
         self._check_not_closed()
         self._check_collect(round)
         self._collected_round = round
-        return self._collect(round, ahead)
+        return self._collect(round, on_columns)
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], reliably to every worker.
@@ -114,7 +114,7 @@ class CheckedServerLink(ABC):
             self._close()
 
     @abstractmethod
-    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+    def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Collects a round later than any before."""
 
     @abstractmethod

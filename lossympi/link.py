@@ -173,10 +173,10 @@ class NativeWorkerRounds(NativeRound, Protocol):
 Idle = Callable[[bool, bool, float], None]
 
 
-# Called while a round is collected: ahead(stack_nd, ranges_k2), with columns of the stack that all
-# rows have, as ranges [begin, end), int64 [k, 2]. What they hold stays as it is until the round's
-# `collect` returns.
-Ahead = Callable[[np.ndarray, np.ndarray], None]
+# Called while a round is collected: on_columns(stack_nd, ranges_k2), with columns of the stack that
+# all rows have, as ranges [begin, end), int64 [k, 2]. What they hold stays as it is until the
+# round's `collect` returns.
+OnColumns = Callable[[np.ndarray, np.ndarray], None]
 
 
 class ServerLink(Protocol):
@@ -190,11 +190,11 @@ class ServerLink(Protocol):
     num_workers: int
     dim: int
 
-    def collect(self, round: int, ahead: Ahead | None = None) -> Collected:
+    def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
         """Returns the gradients that arrived in `round`, which must be later than any before.
 
-        Where gradients come in parts it calls `ahead`, on this thread, with the columns that all
-        rows have while it waits for the rest: with each once, with the last ones perhaps never.
+        Where gradients come in parts it calls `on_columns` on this thread, with the columns that
+        all rows have while it waits for the rest: with each once, with the last ones perhaps never.
         """
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:

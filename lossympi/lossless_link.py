@@ -13,7 +13,7 @@ import numpy as np
 
 from lossympi.checked_link import CheckedServerLink
 from lossympi.closing import closed_by
-from lossympi.link import Ahead, Collected, RoundStats, WorkerStats, aligned_zeros
+from lossympi.link import Collected, OnColumns, RoundStats, WorkerStats, aligned_zeros
 from lossympi.options import Options
 
 
@@ -28,7 +28,7 @@ class LosslessServerLink(CheckedServerLink):
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._open: OpenRound | None = None
 
-    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+    def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Returns the gradients of `round` that came before every live worker's had, or the quorum
         had, or `timeout_s` had passed.
         """

@@ -15,10 +15,10 @@ from lossympi.checked_link import (
 from lossympi.closing import closed_by
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
-    Ahead,
     Collected,
     LinkError,
     Model,
+    OnColumns,
     RoundStats,
     ServerLink,
     WorkerLink,
@@ -138,7 +138,7 @@ class _Server(CheckedServerLink):
         self._open_round: int | None = None
         self._params_d: np.ndarray | None = None
 
-    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+    def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Ends `round` and returns what arrived in it; does not wait."""
         traffic = self._at_once_traffic() if self._at_once else self._traffic(round)
         reason, elapsed_s = _closing(

@@ -11,11 +11,11 @@ from lossympi import backend
 from lossympi.checked_link import CheckedServerLink, CheckedWorkerLink
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
 from lossympi.link import (
-    Ahead,
     Collected,
     Idle,
     Model,
     NativeWorkerRounds,
+    OnColumns,
     RoundStats,
     WorkerStats,
     aligned_zeros,
@@ -51,7 +51,7 @@ class UdpServer(CheckedServerLink):
         self._counters = endpoint.counters()
         self._awaited: list[int] = []
 
-    def _collect(self, round: int, ahead: Ahead | None) -> Collected:
+    def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Grants `round` to the workers and returns what came in before it was closed."""
         live_n = self._liveness.live
         num_live = max(1, sum(live_n))
@@ -66,7 +66,7 @@ class UdpServer(CheckedServerLink):
             rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
         )
         self._awaited = np.flatnonzero(live_n).tolist()
-        on_whole = None if ahead is None else partial(self._tell, ahead)
+        on_whole = None if on_columns is None else partial(self._tell, on_columns)
         try:
             closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy, on_whole)
         finally:
@@ -99,9 +99,9 @@ class UdpServer(CheckedServerLink):
         self._left_behind_n[done_n] = 0
         self._left_behind_n[np.array(to_n) & ~done_n] += 1
 
-    def _tell(self, ahead: Ahead, datagrams_k: np.ndarray) -> None:
+    def _tell(self, on_columns: OnColumns, datagrams_k: np.ndarray) -> None:
         floats = self._options.floats_per_datagram
-        ahead(self._stack_nd, columns_of(datagrams_k, self.dim, floats))
+        on_columns(self._stack_nd, columns_of(datagrams_k, self.dim, floats))
 
     def _served(self) -> tuple[bool, ...]:
         """Who gets the parameters: live workers, but rarely those that never have enough of them.

@@ -21,6 +21,7 @@ from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer
+from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.worker import WorkerHalf
 from lossympi import Collected, ServerLink, WorkerLink
@@ -34,7 +35,7 @@ _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _CLOSE_S = 5.0  # for a round that a cancelled session has left behind
 _ROUNDS = "rounds of the optimizers"
 
-Half = RoundsServer | WorkerHalf
+Half = ServerHalf | WorkerHalf
 
 
 class Job:
@@ -109,33 +110,16 @@ class Job:
         """Whether this process is the server."""
         return self.ranks.is_server
 
-    def connect(self, dim: int, read: Callable[[], np.ndarray]) -> Half:
-        """Opens the rounds of an optimizer's variables; collective.
+    def serve(self, dim: int, read: Callable[[], np.ndarray]) -> ServerHalf:
+        """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
         Args:
           dim: d, floats in all of them.
           read: gives their values as they are, float32 [d], on the thread that calls it.
-        Returns:
-          The server's half on the server, a worker's half elsewhere.
         Raises:
           UserError: on every rank, with the same words.
         """
-        self.begin()
-        try:
-            link = lossympi.connect(
-                self.meeting, dim, transport=self.config.transport, **self.config.link_args
-            )
-        except lossympi.ConnectError as error:
-            raise UserError(str(error)) from None
-        half: Half
-        if self.is_server:
-            half = self._server_half(cast(ServerLink, link), read)
-        else:
-            half = self._worker_half(cast(WorkerLink, link), read)
-        self.halves.append(half)
-        return half
-
-    def _server_half(self, link: ServerLink, read: Callable[[], np.ndarray]) -> RoundsServer:
+        link = cast(ServerLink, self._connect(dim))
         waits = ServerWaits(self.ranks)
         with waits.context():
             aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
@@ -152,12 +136,26 @@ class Job:
         )
         waits.begin(server)
         self.at_close(lambda _: waits.close())
+        self.halves.append(server)
         return server
 
-    def _worker_half(self, link: WorkerLink, read: Callable[[], np.ndarray]) -> WorkerHalf:
+    def work(self, dim: int, read: Callable[[], np.ndarray]) -> WorkerHalf:
+        """Opens them on a worker: see ``serve``."""
+        link = cast(WorkerLink, self._connect(dim))
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
         attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves))
-        return WorkerHalf(link, attack=attack, watch=waits)
+        worker = WorkerHalf(link, attack=attack, watch=waits)
+        self.halves.append(worker)
+        return worker
+
+    def _connect(self, dim: int) -> ServerLink | WorkerLink:
+        self.begin()
+        try:
+            return lossympi.connect(
+                self.meeting, dim, transport=self.config.transport, **self.config.link_args
+            )
+        except lossympi.ConnectError as error:
+            raise UserError(str(error)) from None
 
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the server's arrays of the same names, on every rank; collective.

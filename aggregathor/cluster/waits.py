@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
 from aggregathor.internals.tensorflow import eager_mode
-from aggregathor.protocols.rounds import RoundsServer
+from aggregathor.protocols.server import ServerHalf
 from lossympi import LinkError
 
 _log = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ class ServerWaits:
         """Takes what knows whether the workers' processes have ended."""
         self._ranks = ranks
         self._said: set[int] = set()
-        self._server: RoundsServer | None = None
+        self._server: ServerHalf | None = None
         self._warning: SlowWaitWarning | None = None
         self._closed = threading.Event()
 
-    def begin(self, server: RoundsServer) -> None:
+    def begin(self, server: ServerHalf) -> None:
         """Starts the thread."""
         self._server = server
         threading.Thread(target=self._run, name="aggregathor-watch", daemon=True).start()

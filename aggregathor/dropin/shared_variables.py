@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor import ops
-from aggregathor.cluster.job import Job
+from aggregathor.cluster.job import Half, Job
 from aggregathor.flat import FlatLayout
 from aggregathor.locking import Guard, variable_of
-from aggregathor.protocols.rounds import RoundsServer
+from aggregathor.protocols.server import ServerHalf
+from aggregathor.protocols.worker import WorkerHalf
 
 
 class SharedVariables:
@@ -43,9 +45,15 @@ class SharedVariables:
             for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
         ]
         self._read = read or self._read_eagerly
-        self.half = job.connect(self._layout.dim, self._read_flat)
-        native = self.half.native(self._fail)
-        self._op = ops.kernels().channel(self._round, self._layout.dim, native)
+        dim = self._layout.dim
+        self.half: Half
+        if job.is_server:
+            self.half = server = job.serve(dim, self._read_flat)
+            round = functools.partial(self._serve, server)
+        else:
+            self.half = worker = job.work(dim, self._read_flat)
+            round = functools.partial(self._work, worker)
+        self._op = ops.kernels().channel(round, dim, self.half.native(self._fail))
         job.at_close(self._op.close)
         self._guard = guard
 
@@ -85,21 +93,27 @@ class SharedVariables:
                 raise
             raise failure from None  # eagerly it can be raised as it is, for the script to catch
 
-    def _round(self, sent_d: np.ndarray | None) -> np.ndarray | None:
-        """Makes a worker's round, or one half of the server's: to aggregate, or to publish.
+    # What these return is valid until the next call.
 
-        What it returns is valid until the next call.
-        """
-        half = self.half
-        try:
-            if not isinstance(half, RoundsServer):
-                assert sent_d is not None
-                return half.exchange(sent_d)
-            if sent_d is None:
+    def _serve(self, server: ServerHalf, params_d: np.ndarray | None) -> np.ndarray | None:
+        """One half of the server's round: aggregates, or publishes the parameters."""
+        with self._failing():
+            if params_d is None:
                 self._job.last_round = None  # its aggregate is as long as the model
-                return half.aggregate().grad_d
-            self._job.last_round = half.publish(sent_d)
+                return server.aggregate().grad_d
+            self._job.last_round = server.publish(params_d)
             return None
+
+    def _work(self, worker: WorkerHalf, grad_d: np.ndarray | None) -> np.ndarray | None:
+        """A worker's round."""
+        assert grad_d is not None
+        with self._failing():
+            return worker.exchange(grad_d)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             self._fail(error)
             raise

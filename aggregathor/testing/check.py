@@ -49,7 +49,7 @@ def check_gar(
     condition: str | Condition | None = None,
     *,
     robust: bool | None = None,
-    bears_missing: bool | None = None,
+    tolerates_missing: bool | None = None,
     dtypes: Sequence[str] = DTYPES,
     largest_n: int = 100,
     seed: int = 0,
@@ -65,7 +65,7 @@ def check_gar(
         tensor or an array [d]. A rule of ``GARS``, a function of ``aggregathor.gars`` or your own.
       condition: when the rule keeps its promise. By default the rule's own, or "n >= 2f + 3".
       robust: False for a rule that promises nothing under attack. By default the rule's own.
-      bears_missing: False for a rule that propagates NaN. By default true but for ``average``.
+      tolerates_missing: False for a rule that propagates NaN. By default true but for ``average``.
       dtypes: names of those that the rule takes.
       largest_n: the most rows to try; fewer for a rule of high cost.
       seed: of all random data.
@@ -87,7 +87,7 @@ def check_gar(
         gar,
         condition,
         robust=robust,
-        bears_missing=bears_missing,
+        tolerates_missing=tolerates_missing,
         dtypes=tuple(dtypes),
         largest_n=largest_n,
         seed=seed,

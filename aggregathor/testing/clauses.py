@@ -174,7 +174,7 @@ def _row_order(subject: Subject) -> Iterator[str]:
             continue  # of so few bits that ties are common
         for n, f in [*subject.smallest(), subject.roomy()]:
             stack_nd = attacked(rng, n, f, D, dtype, 0.0)
-            if subject.bears_missing:
+            if subject.tolerates_missing:
                 stack_nd = lose_some(rng, stack_nd)
             grad_d = subject(stack_nd, f)
             for _ in range(3):
@@ -329,7 +329,7 @@ def _infinities(subject: Subject) -> Iterator[str]:
             grad_d = subject(infinite_nd[order], f)
             case = f"{told(infinite_nd, f)}, infinities in {f} rows, taken for 1e30"
             found = list(unequal(grad_d, subject(huge_nd[order], f), case, within_d))
-            if found and subject.bears_missing:
+            if found and subject.tolerates_missing:
                 lost_d = subject(lost_nd[order], f)
                 if not list(unequal(grad_d, lost_d, case, within_d)):
                     continue
@@ -342,7 +342,7 @@ def _lost_coordinates(subject: Subject) -> Iterator[str]:
 
     Or 0 in the few coordinates where the rows that a rule chooses have lost the value.
     """
-    if not subject.bears_missing:
+    if not subject.tolerates_missing:
         raise SkippedError(NAN_SPREADS)
     rng = subject.rng()
     for dtype in subject.dtypes:
@@ -356,7 +356,7 @@ def _lost_coordinates(subject: Subject) -> Iterator[str]:
 @_clause("a coordinate lost by all")
 def _coordinate_lost_by_all(subject: Subject) -> Iterator[str]:
     """It becomes 0, no update."""
-    if not subject.bears_missing:
+    if not subject.tolerates_missing:
         raise SkippedError(NAN_SPREADS)
     rng = subject.rng()
     for dtype in subject.dtypes:
@@ -373,7 +373,7 @@ def _coordinate_lost_by_all(subject: Subject) -> Iterator[str]:
 @_clause("f lost or hostile rows")
 def _lost_rows(subject: Subject) -> Iterator[str]:
     """Lost rows count as hostile ones: the rule tolerates f of both kinds together."""
-    if not subject.bears_missing:
+    if not subject.tolerates_missing:
         raise SkippedError(NAN_SPREADS)
     rng = subject.rng()
     for dtype in subject.dtypes:
@@ -390,7 +390,7 @@ def _lost_rows(subject: Subject) -> Iterator[str]:
 @_clause("lost coordinates and hostile rows: finite")
 def _lost_and_hostile_finite(subject: Subject) -> Iterator[str]:
     """f hostile rows leave the result finite, even where loss makes them the majority."""
-    if not (subject.robust and subject.bears_missing):
+    if not (subject.robust and subject.tolerates_missing):
         raise SkippedError(NAN_SPREADS if subject.robust else NOT_ROBUST)
     rng = subject.rng()
     for dtype in subject.dtypes:
@@ -409,7 +409,7 @@ def _lost_and_hostile_finite(subject: Subject) -> Iterator[str]:
 @_clause("lost coordinates and hostile rows: near")
 def _lost_and_hostile_near(subject: Subject) -> Iterator[str]:
     """The rule tolerates both if every coordinate keeps as many values as the condition needs."""
-    if not (subject.robust and subject.bears_missing):
+    if not (subject.robust and subject.tolerates_missing):
         raise SkippedError(NAN_SPREADS if subject.robust else NOT_ROBUST)
     rng = subject.rng()
     n, f = subject.roomy()

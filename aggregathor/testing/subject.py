@@ -29,7 +29,7 @@ class Subject:
     name: str
     condition: Condition
     robust: bool = True
-    bears_missing: bool = True
+    tolerates_missing: bool = True
     dtypes: tuple[str, ...] = DTYPES
     largest_n: int = 100
     seed: int = 0
@@ -52,7 +52,7 @@ class Subject:
             "name": getattr(known or gar, "name", getattr(gar, "__name__", repr(gar))),
             "condition": Condition.parse(needed) if isinstance(needed, str) else needed,
             "robust": known.robust if known else True,
-            "bears_missing": known is None or known.name != "average",
+            "tolerates_missing": known is None or known.name != "average",
         }
         own["name"] = "the rule" if own["name"] == "<lambda>" else own["name"]
         given = {key: value for key, value in fields.items() if value is not None}

@@ -91,7 +91,7 @@ def _digests(subject: Subject) -> Iterator[tuple[str, str]]:
         for n, f in [*subject.smallest(), subject.roomy()]:
             stack_nd = attacked(rng, n, f if subject.robust else 0, LARGE_D, dtype, 1e20)
             stacks = {"": stack_nd}
-            if subject.bears_missing:
+            if subject.tolerates_missing:
                 stacks[", a tenth of the values NaN"] = lose_some(rng, stack_nd)
             for what, given_nd in stacks.items():
                 grad_d = np.ascontiguousarray(subject(given_nd, f))

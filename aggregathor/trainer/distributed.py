@@ -17,7 +17,8 @@ import tensorflow as tf
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
 from aggregathor.gars import State
-from aggregathor.protocols.rounds import RefusedError, RoundsServer
+from aggregathor.protocols.rounds import RefusedError
+from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
@@ -80,7 +81,7 @@ class Server:
         self._parameters = Parameters(model, optimizer)
         self._seeds = _seeds(model)
         self._forward = tf.function(self._loss_of, autograph=False)
-        self._half: RoundsServer  # of `connect`
+        self._half: ServerHalf  # of `connect`
         # What the workers keep, as of the step at which they were asked last.
         self._momentum_nd: np.ndarray | None = None
         if setting.worker_momentum:
@@ -104,9 +105,7 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        half = self._job.connect(self.dim, self._parameters.read)
-        assert isinstance(half, RoundsServer)
-        self._half = half
+        self._half = self._job.serve(self.dim, self._parameters.read)
 
     def state(self) -> State:
         """Returns everything that the next steps depend on, as arrays for a checkpoint."""
@@ -233,9 +232,7 @@ class Worker:
 
     def connect(self) -> None:
         """Connects to the server; collective."""
-        half = self._job.connect(self._parameters.dim, self._parameters.read)
-        assert isinstance(half, WorkerHalf)
-        self._half = half
+        self._half = self._job.work(self._parameters.dim, self._parameters.read)
 
     def run(self, steps: int) -> None:
         """Takes part until the given number of steps is made.

@@ -19,8 +19,8 @@ class Server(CheckedServerLink):
         super().__init__(2, D, patience=3)
         self.calls = []
 
-    def _collect(self, round, ahead):
-        self.calls.append(("collect", round, ahead))
+    def _collect(self, round, on_columns):
+        self.calls.append(("collect", round, on_columns))
         return "collected"
 
     def _broadcast(self, round, params_d):
@@ -59,12 +59,12 @@ class Worker(CheckedWorkerLink):
 
 
 def test_what_is_right_comes_through():
-    server, ahead = Server(), object()
-    assert server.collect(np.int64(0), ahead) == "collected"
+    server, on_columns = Server(), object()
+    assert server.collect(np.int64(0), on_columns) == "collected"
     server.broadcast(0, ZEROS_D)
     server.collect(5)
     assert [call[:2] for call in server.calls] == [("collect", 0), ("broadcast", 0), ("collect", 5)]
-    assert server.calls[0][2] is ahead
+    assert server.calls[0][2] is on_columns
     assert server.calls[1][2] is ZEROS_D
     assert server.waiting_for() == [1]
     assert server.native() is None
@@ -124,7 +124,7 @@ def test_rounds_increase():
 def test_a_round_that_was_interrupted_was_collected(monkeypatch):
     server = Server()
 
-    def interrupt(round, ahead):
+    def interrupt(round, on_columns):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "_collect", interrupt)

@@ -102,11 +102,11 @@ def test_refused_rounds_publish_the_variables_of_now():
     rows, got = [[1, 1, np.nan, np.nan, np.nan], [2] * N], []
     link, collect = job.server._link, job.server._link.collect
 
-    def collect_and_send(round, ahead=None):
+    def collect_and_send(round, on_columns=None):
         if len(rows) < 2:
             got.extend(job.receive())
         job.send(rows.pop(0))
-        return collect(round, ahead)
+        return collect(round, on_columns)
 
     link.collect = collect_and_send
     report = job.server.aggregate()
@@ -129,9 +129,9 @@ def test_training_stops_where_the_rule_can_be_applied_to_nothing_for_too_long(
         job.receive()
     link, collect, begun_s = job.server._link, job.server._link.collect, clock[0]
 
-    def collect_nothing(round, ahead=None):
+    def collect_nothing(round, on_columns=None):
         clock[0] += 4.0
-        return collect(round, ahead)
+        return collect(round, on_columns)
 
     link.collect = collect_nothing
     with pytest.raises(TrainingStopped, match=r"round \d+: nothing came from workers 0, 1, 2, 3"):

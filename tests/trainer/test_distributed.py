@@ -26,7 +26,7 @@ class Job:
         self.ranks = self.meeting = self
         self.network = Losing()
 
-    def connect(self, dim, read):
+    def serve(self, dim, read):
         server, self.links = memory.connect(5, dim, self.network)
         self.half = RoundsServer(server, Aggregation(SETTING, dim), read)
         return self.half

@@ -1,0 +1,69 @@
+"""The server's half of a protocol, as those see it that drive it or watch over it.
+
+``rounds.py`` has the one of synchronous SGD. The worker's half is one for all: ``worker.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from aggregathor.gars import State
+from aggregathor.protocols.report import RoundReport
+from lossympi.link import NativeRound
+
+
+class ServerHalf(Protocol):
+    """One server's part: it aggregates what workers send and answers with a model.
+
+    Whoever drives it calls ``aggregate`` or ``collect``, applies the aggregate, and ``publish``es.
+
+    Attributes:
+      round: the number of the next aggregate.
+    """
+
+    round: int
+
+    @property
+    def dim(self) -> int:
+        """d, floats in a gradient."""
+
+    def collect(self) -> RoundReport:
+        """Waits for what the protocol aggregates next, and tries to aggregate it.
+
+        Raises:
+          RefusedError: the rule cannot be applied; ``publish`` comes next all the same.
+        """
+
+    def aggregate(self) -> RoundReport:
+        """Collects until something can be aggregated; what is refused is answered in between.
+
+        Raises:
+          TrainingStopped: nothing can be aggregated any more.
+        """
+
+    def publish(self, params_d: np.ndarray) -> RoundReport | None:
+        """Answers with the parameters, float32 [d]; returns the report with what observers add."""
+
+    def state(self) -> State:
+        """Returns what the next aggregates depend on, beside parameters and optimizer."""
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave."""
+
+    def native(self, fail: Callable[[Exception], None]) -> NativeRound | None:
+        """Returns where C may write the next model, if the link has such a place."""
+
+    def waiting_for(self) -> list[int]:
+        """Returns the rows that it waits for; from any thread."""
+
+    def forget(self, row: int) -> None:
+        """Waits no longer for a worker whose process has ended; from any thread."""
+
+    def leave(self) -> None:
+        """Lets a call that another thread is in end soon."""
+
+    def close(self) -> None:
+        """Ends the link."""
