@@ -27,7 +27,7 @@ from lossympi import LinkError, Topology, mpi
 
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
-_STATE, _END, _GOODBYE, _LAST, _KEPT = 1, 2, 3, 4, 5  # tags
+_STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags
 _REASON_BYTES = 4096
 _POLL_S = 0.01
 _FLUSH_S = 5.0
@@ -132,26 +132,26 @@ class Ranks:
         self.wait(self.state_is_there, "the server, to send the parameters")
         return _unpacked(self._receive(_SERVER, _STATE))
 
-    def send_kept(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def send_worker_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Worker: sends arrays to the server, and waits until it has taken them.
 
         Raises:
           TrainingEnded: it ends instead.
         """
         message = _packed(arrays)
-        request = self.comm.Isend(message, dest=_SERVER, tag=_KEPT)
+        request = self.comm.Isend(message, dest=_SERVER, tag=_WORKER_STATE)
         self.wait(lambda: self._has_come(request), "the server, to take what it keeps")
 
-    def receive_kept(self, row: int, wait_s: float) -> dict[str, np.ndarray] | None:
+    def receive_worker_state(self, row: int, wait_s: float) -> dict[str, np.ndarray] | None:
         """Server: returns the next arrays of a worker; None if none come within the time."""
         rank = self.topology.rank_of(row)
         until = time.monotonic() + wait_s
         try:
-            while not self.comm.Iprobe(rank, _KEPT):
+            while not self.comm.Iprobe(rank, _WORKER_STATE):
                 if time.monotonic() >= until:
                     return None
                 time.sleep(_POLL_S)
-            return _unpacked(self._receive(rank, _KEPT))
+            return _unpacked(self._receive(rank, _WORKER_STATE))
         except _mpi().Exception:  # it has died
             return None
 

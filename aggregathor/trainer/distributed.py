@@ -174,10 +174,10 @@ class Server:
         """Takes what the workers keep."""
         momentum_nd = None if self._momentum_nd is None else self._momentum_nd.copy()
         for row in range(self.setting.num_workers):
-            kept = self._job.ranks.receive_kept(row, _STATE_WAIT_S)
-            while kept is not None and kept["step"] < self.steps:  # of a checkpoint before
-                kept = self._job.ranks.receive_kept(row, _STATE_WAIT_S)
-            if kept is None:
+            theirs = self._job.ranks.receive_worker_state(row, _STATE_WAIT_S)
+            while theirs is not None and theirs["step"] < self.steps:  # of a checkpoint before
+                theirs = self._job.ranks.receive_worker_state(row, _STATE_WAIT_S)
+            if theirs is None:
                 _log.warning(
                     "%s keeps something that checkpoint %d lacks",
                     self.setting.topology.describe_rows([row]),
@@ -185,9 +185,9 @@ class Server:
                 )
                 continue
             if momentum_nd is not None:
-                momentum_nd[row] = kept["workers/momentum"]
+                momentum_nd[row] = theirs["workers/momentum"]
             # The attackers all have the same, and others none.
-            self._attack = under("attack", kept) or self._attack
+            self._attack = under("attack", theirs) or self._attack
         self._momentum_nd = momentum_nd
         self._heard_at = self.steps
 
@@ -261,7 +261,7 @@ class Worker:
             step = self._half.round
 
     def _tell(self, step: int) -> None:
-        self._job.ranks.send_kept(
+        self._job.ranks.send_worker_state(
             {
                 "step": np.array(step),
                 **prefixed("workers", self._workers.state()),
