@@ -158,6 +158,20 @@ class Request:
             time.sleep(1e-3)
 
 
+def install(monkeypatch):
+    """Lets what asks for MPI's module get this one; returns what ranks were killed, to be filled.
+
+    All ranks are one process, which must outlive them.
+    """
+    killed = []
+    monkeypatch.setattr("lossympi.mpi.import_mpi", lambda: MPI)
+    monkeypatch.setattr(MPI, "finalized", 0)
+    monkeypatch.setattr("aggregathor.cluster.ranks.os.kill", lambda *args: killed.append(args))
+    # A test in which a rank does not end fails soon.
+    monkeypatch.setattr("aggregathor.cluster.ranks._GOODBYE_S", DEADLINE_S / 3)
+    return killed
+
+
 def on_all_ranks(size, run, world=None):
     """Runs ``run(comm)`` on a thread for each rank; returns what each returned or raised."""
     world = world or World(size)

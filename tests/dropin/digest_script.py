@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import aggregathor as agt
 from aggregathor import api
-from tests.dropin.results import digest, leave
+from tests.mpi.results import digest, leave
 
 agt.init(gar="average", lock="scan,digest")
 inputs = np.random.default_rng(agt.rank()).standard_normal((32, 4), dtype=np.float32)

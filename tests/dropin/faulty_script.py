@@ -2,7 +2,8 @@
 
 kill, raise, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage
 (raw MPI messages to the server). The script knows nothing of AggregaThor; it leaves its accuracy
-and a digest of its parameters. In the third step it leaves a file named like its process in the
+and a digest of its parameters, on the server also how many steps it made and from how many rounds
+each worker was missing. In the third step it leaves a file named like its process in the
 folder STARTED, if there is one.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from tests.dropin.results import digest, leave
+from tests.mpi.results import digest, leave
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 FAULTS = {}
@@ -87,7 +88,18 @@ def main():
     model.fit(data, epochs=2, verbose=0)
     _, accuracy = model.evaluate(images[1400:], labels[1400:], verbose=0)
     sys.stdout.write(f"rank {RANK} has ended\n")
-    leave(RANK, {"accuracy": accuracy, "digest": digest(model.trainable_variables)})
+    result = {"accuracy": accuracy, "digest": digest(model.trainable_variables)}
+    if RANK == 0:
+        result |= {"steps": Model.step, "missing": missing()}
+    leave(RANK, result)
+
+
+def missing():
+    """From how many rounds each worker was missing, as the server has seen."""
+    from aggregathor import api
+
+    (rounds,) = api.current()._observer._optimizers
+    return rounds.suspicion.missing_n.tolist()
 
 
 main()

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import aggregathor as agt
-from tests.dropin.results import digest, leave
+from tests.mpi.results import digest, leave
 
 agt.init(gar="average", link_args={"timeout_s": 5.0})
 inputs = np.random.default_rng(0).standard_normal([16, 4]).astype(np.float32)

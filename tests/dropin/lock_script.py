@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import aggregathor as agt
-from tests.dropin.results import leave
+from tests.mpi.results import leave
 
 agt.init(gar="average", link_args={"timeout_s": 2.0})
 inputs = np.ones([8, 4], np.float32)

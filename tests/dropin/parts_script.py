@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import aggregathor as agt
 from aggregathor.ops.exchange import exchange_op
-from tests.dropin.results import digest, leave
+from tests.mpi.results import digest, leave
 
 STEPS = 5
 agt.init(gar="average", transport="udp")

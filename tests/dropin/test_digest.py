@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.results import results_of
+from tests.mpi.results import results_of
 
 SCRIPT = Path(__file__).with_name("digest_script.py")
 WAYS = ("nothing", "eagerly", "by_one_bit", "in_another_thread", "in_memory", "restored")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.results import collected
 from tests.mpi.launch import ONE_HOST, check, environment, run_on_one_host
+from tests.mpi.results import collected
 
 SCRIPT = Path(__file__).with_name("faulty_script.py")
 RUN = ("--with-ft", "ulfm", "-n")
@@ -56,6 +56,14 @@ def test_training_goes_on_while_no_more_than_f_are_faulty(transport, start):
     assert ranks_in(done.stdout) == set(found)
 
 
+def test_averaging_learns_nothing_where_one_sends_nan(start):
+    """In as many steps as above."""
+    done, found = start(4, "--gar=average", STEPS="120", FAULTS="2:1:nan")
+    check(done)
+    assert found[0]["steps"] == 120
+    assert found[0]["accuracy"] < 0.3
+
+
 def ranks_in(output):
     """Which ranks have written to standard output."""
     return {int(rank) for rank in re.findall(r"^rank (\d) has ended$", output, re.MULTILINE)}
@@ -70,9 +78,8 @@ def test_a_worker_that_is_always_late_is_left_behind_and_catches_up(transport, s
     check(done)
     assert set(found) == {0, 1, 2, 3, 4}
     assert {each["digest"] for each in found.values()} == {found[0]["digest"]}
-    missing = re.search(r"nothing came from worker 2 in (\d+) rounds", done.stderr)
-    assert missing is not None, done.stderr
-    assert int(missing[1]) >= 20
+    assert found[0]["missing"][2] >= 20
+    assert re.search(rf"nothing came from worker 2 in {found[0]['missing'][2]} rounds", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,7 @@ def test_a_server_that_was_killed_goes_on_with_the_same_trajectory(start, tmp_pa
     again, found = start(4, *flags, STEPS="24")
     check(again)
     assert "going on after step 12" in again.stderr
+    assert (whole[0].pop("steps"), found[0].pop("steps")) == (24, 12)
     assert found == whole
 
 

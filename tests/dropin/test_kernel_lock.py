@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.results import results_of
+from tests.mpi.results import results_of
 
 SCRIPT = Path(__file__).with_name("kernel_lock_script.py")
 LONG = [pytest.mark.long]

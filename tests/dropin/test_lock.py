@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.results import collected, results_of
 from tests.mpi.launch import train
+from tests.mpi.results import collected, results_of
 
 SCRIPT = Path(__file__).with_name("lock_script.py")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lossympi import backend
-from tests.dropin.results import results_of
+from tests.mpi.results import results_of
 
 SCRIPT = Path(__file__).with_name("parts_script.py")
 

@@ -4,6 +4,7 @@ mpirun -n 6 python tests/experiments/ranks.py FOLDER
 python tests/experiments/ranks.py FOLDER
 """
 
+import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(folder):
         job = None if ranks is None else job_of(config, ranks)
         if job is None or job.is_server:
             failure = run(config, folder / name, job=job).failure
-            sys.stdout.write(f"{failure}\n" if failure else "")
+            (folder / name / "failure.json").write_text(json.dumps(failure))
             return job
         worker = worker_of(config, job)
         with suppress(TrainingEnded):

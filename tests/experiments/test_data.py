@@ -41,13 +41,18 @@ def test_mnist_loads_and_trains(tmp_path):
     assert_plausible(data, 60000, 10000, (28, 28, 1))
     np.testing.assert_array_equal(np.bincount(data.test_labels), [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])  # fmt: skip
-    config = Config(
-        "mnist", gar="median", byzantine=2, attack="omniscient", steps=30, data_dir=where
-    )
+    config = Config("mnist", byzantine=2, attack="omniscient", steps=30, data_dir=where)
     small = dataclasses.replace(
         data, test_images=data.test_images[:2000], test_labels=data.test_labels[:2000]
     )
-    assert run(config, tmp_path, dataset=small).accuracy > 0.6
+
+    def trained(**rule):
+        return run(dataclasses.replace(config, **rule), tmp_path / rule["gar"], dataset=small)
+
+    with_rule, without = trained(gar="median"), trained(gar="average", f=0)
+    assert with_rule.accuracy > 0.6
+    assert without.accuracy < 0.2
+    assert with_rule.metrics[0]["accuracy"] < 0.2  # of step 0
 
 
 def test_cifar10_loads():
@@ -106,6 +111,7 @@ def test_an_experiment_is_one_file_with_data_and_model(model, shapes, tmp_path):
     shapes(SHAPES + model)
     result = run(Config("shapes", steps=60, eval_every=60), tmp_path / "results")
     assert result.accuracy == 1
+    assert result.metrics[-1]["loss"] < 0.2  # ln 2 = 0.69 for who knows nothing
     other = Config("shapes", model="phocas-mlp", steps=1)
     assert run(other, tmp_path / "other").steps == 1
     assert other.digest() != Config("shapes").digest()

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 import aggregathor as agt
 from aggregathor.protocols.aggregation import Aggregation
-from tests.dropin.results import leave
 from tests.locking.listeners import answers_grpc, tcp_ports, udp_ports
+from tests.mpi.results import leave
 
 TRANSPORT, FOLDER = sys.argv[1], Path(os.environ["RESULTS"])
 D, ROUNDS = 5000, 12

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.results import collected
 from tests.locking.listeners import answers_grpc, tcp_ports
 from tests.mpi.launch import check, environment, train
+from tests.mpi.results import collected
 
 SCRIPT = Path(__file__).with_name("construction_script.py")
 SERVER = """

@@ -11,6 +11,7 @@ from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import start_ranks
 from aggregathor.errors import UserError
 from lossympi import mpi
+from tests.mpi.results import leave
 
 RANKS = start_ranks()
 
@@ -62,8 +63,7 @@ def meet_without_2(words):
 if __name__ == "__main__":
     {job.__name__: job for job in (all_come, one_leaves, one_dies, one_is_late)}[sys.argv[1]]()
     RANKS.shutdown("")
-    sys.stdout.write(f"rank {RANKS.rank} is through\n")
-    sys.stdout.flush()
+    leave(RANKS.rank, "through")
     if mpi.import_mpi().Is_finalized():
         sys.exit(0)
     os._exit(0)  # without MPI's end, which would wait for the dead

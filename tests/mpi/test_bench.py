@@ -29,8 +29,14 @@ def test_table_and_samples(tmp_path):
         assert not result[name]["too_late"]
 
 
-def test_narrow_wire_and_repairs():
-    text = check(run_on_one_host(3, *BENCH, "--only=udp", "--wire=bfloat16", "--max-loss=0"))
+def test_narrow_wire_and_repairs(tmp_path):
+    file = tmp_path / "bench.json"
+    options = ("--only=udp", "--wire=bfloat16", "--max-loss=0", f"--json={file}")
+    text = check(run_on_one_host(3, *BENCH, *options))
+    udp = json.loads(file.read_text())["udp"]
+    assert udp["delivered_n"] == [[1, 1]] * 5
+    assert udp["wrong_floats"] == udp["wrong_floats_of_models"] == 0
+    # And so it is told.
     assert "delivered 100.00%" in text
     assert "0 floats of gradients, 0 of models" in text
 

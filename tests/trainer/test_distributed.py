@@ -1,16 +1,26 @@
-"""A real training's server where rounds fail; the rest is in tests/experiments/test_mpirun.py."""
+"""A real training: its server where rounds fail, and as threads against the simulation.
+
+tests/experiments/test_mpirun.py has the same with processes.
+"""
+
+import time
 
 import keras
 import numpy as np
 import pytest
 
+import lossympi
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.job import Job as ClusterJob
+from aggregathor.cluster.ranks import Ranks
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.setting import Setting
-from aggregathor.trainer.distributed import Server
+from aggregathor.trainer.distributed import Server, Worker
 from aggregathor.trainer.sampling import batches
-from lossympi import Network, memory
-from tests.trainer.toys import clouds, cross_entropy, linear, sgd, weights
+from lossympi import Network, backend, memory
+from tests.cluster import fake_mpi
+from tests.trainer.toys import clouds, cross_entropy, linear, mlp, run, sgd, simulate, weights
 
 SETTING = Setting(num_workers=5, f=1, gar="krum")
 
@@ -90,3 +100,113 @@ def test_a_restored_server_tells_its_workers_where_it_is():
     step(server, job)
     assert (int(job.sent["step"]), job.half.round) == (7, 8)
     assert job.sent["params"].shape == (server.dim,)
+
+
+STEPS = 6
+ALIKE = {
+    "a rule": {"gar": "multi-krum", "f": 1, "num_workers": 5},
+    "a composition": {"gar": "bucketing(s=2)+median", "f": 1, "num_workers": 6},
+    "an attack with memory": {
+        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+    },
+    "losses": {
+        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+        "fill": "previous", "loss": 0.3,
+    },
+}  # fmt: skip
+
+
+def train_on_threads(setting, monkeypatch):
+    """Trains as ``simulate(mlp, **setting)`` does, with a rank a thread.
+
+    Returns the server, and what share of each gradient came in each step.
+    """
+    fake_mpi.install(monkeypatch)
+    num_workers = setting.num_workers
+    drawn = batches(*clouds(), num_workers=num_workers, batch_size=8, seed=setting.seed)
+    models = []
+    for _ in range(1 + num_workers):  # not on the threads: the seed is the process's
+        keras.utils.set_random_seed(0)
+        models.append(mlp())
+    if setting.loss:
+        connect_in_memory(setting, monkeypatch)
+    config = Config(
+        gar=setting.gar,
+        f=setting.f,
+        byzantine=setting.num_byzantine,
+        attack=setting.attack,
+        attack_args=setting.attack_parameters,
+        fill=setting.fill,
+        seed=setting.seed,
+        transport="shm",
+        link_args={"timeout_s": 30.0},
+    )
+
+    def on_one(comm):
+        job = ClusterJob(Ranks(comm), config, secret=setting.seed)
+        arguments = (job, setting, models[comm.rank], cross_entropy)
+        try:
+            if job.is_server:
+                trained = Server(*arguments, sgd(), drawn, lambda step: False)
+                trained.connect()
+                reports = run(trained, STEPS)
+                return trained, [report.round.delivered_n for report in reports]
+            worker = Worker(*arguments, drawn, lambda step: False)
+            worker.connect()
+            worker.run(STEPS)
+            return worker
+        finally:
+            job.close()
+
+    found = fake_mpi.on_all_ranks(1 + num_workers, on_one)
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    return found[0]
+
+
+def connect_in_memory(setting, monkeypatch):
+    """Gives ranks a link that loses what the simulation's does, and whose server waits for all."""
+    links = []
+
+    def connect(ranks, dim, **_):
+        if ranks.rank == 0:
+            server, workers = memory.connect(
+                setting.num_workers, dim, Network(loss=setting.loss, seed=setting.seed)
+            )
+            collect = server.collect
+
+            def collect_all(round, ahead=None):
+                until_s = time.monotonic() + 30
+                while len(server._senders) < setting.num_workers:
+                    assert time.monotonic() < until_s, "a worker has not sent"
+                    time.sleep(1e-3)
+                return collect(round, ahead)
+
+            server.collect = collect_all
+            server.close = lambda: None  # workers have yet to receive the last model
+            links.extend([server, *workers])
+        ranks.allgather(None)
+        return links[ranks.rank]
+
+    monkeypatch.setattr(lossympi, "connect", connect)
+
+
+@pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())
+@pytest.mark.parametrize("name", ALIKE)
+def test_real_ranks_train_as_a_simulation_does_bit_for_bit(name, monkeypatch):
+    setting = Setting(**ALIKE[name])
+    simulation = simulate(mlp, **vars(setting))
+    begun = weights(simulation)
+    expected = run(simulation, STEPS)
+    server, delivered = train_on_threads(setting, monkeypatch)
+    np.testing.assert_array_equal(weights(server), weights(simulation))
+    assert not np.array_equal(weights(server), begun)
+    np.testing.assert_array_equal(delivered, [report.round.delivered_n for report in expected])
+    assert (np.mean(delivered) < 0.9) == (setting.loss > 0)
+    ours, theirs = server.state(), simulation.state()
+    assert ours.keys() >= theirs.keys() - {"attack"}  # which workers keep, until a checkpoint
+    for each in ours.keys() & theirs.keys():
+        np.testing.assert_array_equal(ours[each], theirs[each], err_msg=each)

@@ -101,17 +101,17 @@ def test_every_rule_learns_without_an_attack():
         assert accuracy(simulation) > 0.9, gar
 
 
-def test_averaging_collapses_under_the_omniscient_attack():
-    simulation = simulate(mlp, num_byzantine=1, attack="omniscient")
-    run(simulation, 10)
-    assert not accuracy(simulation) > 0.5
+def test_robust_rules_learn_under_the_omniscient_attack_and_averaging_does_not():
+    """In as many steps; untrained the model is right about 0.21."""
 
+    def trained(**rule):
+        simulation = simulate(mlp, num_byzantine=1, attack="omniscient", **rule)
+        run(simulation, 40)
+        return accuracy(simulation)
 
-@pytest.mark.parametrize("gar", ROBUST)
-def test_robust_rules_learn_under_the_omniscient_attack(gar):
-    simulation = simulate(mlp, gar=gar, f=1, num_byzantine=1, attack="omniscient")
-    run(simulation, 40)
-    assert accuracy(simulation) > 0.9
+    assert trained(gar="average") < 0.5
+    for gar in ROBUST:
+        assert trained(gar=gar, f=1) > 0.9, gar
 
 
 @pytest.mark.parametrize("gar", ["average-nan", "median", "bulyan"])
@@ -169,6 +169,13 @@ def test_honest_rows_are_sent_as_they_are():
     before_nd, after_nd = honest.step().round.stack_nd, attacked.step().round.stack_nd
     np.testing.assert_array_equal(after_nd[:4], before_nd[:4])
     np.testing.assert_array_equal(after_nd[4:], -before_nd[4:])
+
+
+def test_averaging_learns_nothing_where_what_is_lost_is_nan():
+    """Which the test below would not be without."""
+    simulation = simulate(mlp, gar="average", loss=0.1, fill="nan")
+    run(simulation, 80)
+    assert accuracy(simulation) < 0.5
 
 
 @pytest.mark.parametrize("fill", ["nan", "zero", "random", "previous"])
@@ -350,8 +357,13 @@ def test_a_model_with_sparse_gradients_learns():
     simulation = simulate(
         model, data=(words, labels), optimizer=keras.optimizers.Adam(0.05), gar="median", f=1
     )
+
+    def accuracy():
+        return np.mean(np.argmax(simulation.model(words).numpy(), axis=1) == labels)
+
+    assert accuracy() < 0.7
     run(simulation, 30)
-    assert np.mean(np.argmax(simulation.model(words).numpy(), axis=1) == labels) > 0.95
+    assert accuracy() > 0.95
 
 
 def test_a_variable_that_the_loss_does_not_use_stays():
