@@ -16,6 +16,7 @@ from aggregathor.errors import Registry, UserError, near
 from aggregathor.gars.context import Context, State
 from aggregathor.ops import Columns, has_arrays
 
+_ALONE = Context()  # of a rule that is used by itself
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 # Half types are computed in float32 and cast back: 11 or 8 bits are too few to add n values in.
 COMPUTED_IN = {
@@ -176,20 +177,23 @@ class Gar:
             return self._apply_to_array(stack_nd, state, context, f, unsafe, usage, parameters)
         stack_nd, n = as_stack(self.name, stack_nd)
         self.check(n=n, f=f, unsafe=unsafe, **parameters)
-        wide_nd = tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype])
+        own, wide = stack_nd.dtype, COMPUTED_IN[stack_nd.dtype]
+        wide_nd = stack_nd if own is wide else tf.cast(stack_nd, wide)
         aggregated, state = self._run(wide_nd, state, context, f, usage, parameters)
-        return aggregated._replace(grad_d=tf.cast(aggregated.grad_d, stack_nd.dtype)), state
+        return aggregated._replace(grad_d=tf.cast(aggregated.grad_d, own)), state
 
     def aggregate(self, stack_nd: Values, *, usage: bool = True, **parameters: Any) -> Aggregated:
         """Aggregates one stack by itself: ``apply`` with the state of a first round."""
         parameters = {"f": 0, **parameters} if not self.robust else parameters
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
-        own = {name: value for name, value in parameters.items() if name in self.parameters}
-        if not isinstance(stack_nd, np.ndarray):
-            stack_nd, _ = as_stack(self.name, stack_nd)
-        state = self.init(*stack_nd.shape, **own) if self.has_state else {}
-        return self.apply(stack_nd, state, Context(), usage=usage, **parameters)[0]
+        state: State = {}
+        if self._init is not None:
+            if not isinstance(stack_nd, np.ndarray):
+                stack_nd, _ = as_stack(self.name, stack_nd)
+            own = {name: value for name, value in parameters.items() if name in self.parameters}
+            state = self.init(*stack_nd.shape, **own)
+        return self.apply(stack_nd, state, _ALONE, usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
         """Whether ``aggregate_columns`` can be used."""
@@ -434,10 +438,11 @@ def check_names(
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     """Converts to a tensor [n, d] with known n, or says what is wrong with it."""
-    try:
-        stack_nd = tf.convert_to_tensor(stack_nd)
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"{name} takes gradients stacked as [n, d]: {error}") from None
+    if not isinstance(stack_nd, tf.Tensor):
+        try:
+            stack_nd = tf.convert_to_tensor(stack_nd)
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            raise UserError(f"{name} takes gradients stacked as [n, d]: {error}") from None
     if stack_nd.dtype not in COMPUTED_IN:
         known = ", ".join(dtype.name for dtype in COMPUTED_IN)
         raise TypeError(f"{name} takes {known}; got a stack of {stack_nd.dtype.name}")
