@@ -74,14 +74,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             arrays[name] = arrays[name].view(getattr(ml_dtypes, dtype))
     except OSError:
         raise
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGES as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DamagedError(f"{path} is no whole checkpoint: {reason}") from None
     return arrays

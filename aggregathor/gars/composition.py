@@ -96,6 +96,10 @@ class Rule:
             if rows == n:
                 raise
             raise ConditionError(self._too_few(n, rows, f, unsafe, str(error))) from None
+        except UserError as error:
+            if rows == n:
+                raise
+            raise UserError(f"{self._makes(n, rows)}, and {error}") from None
 
     def largest_f(self, n: int) -> int | None:
         """The largest f that the rule can be applied with to n gradients; None where none is."""
@@ -168,7 +172,7 @@ class Rule:
         """Aggregates one stack by itself: ``apply`` with the state of a first round."""
         if not isinstance(stack_nd, np.ndarray):
             stack_nd, _ = as_stack(self.name, stack_nd)
-        state = self.init(*stack_nd.shape) if stack_nd.ndim == 2 else {}
+        state = self.init(*stack_nd.shape) if self.has_state and stack_nd.ndim == 2 else {}
         return self.apply(stack_nd, state, Context(), f=f, unsafe=unsafe, usage=usage)[0]
 
     def __call__(self, stack_nd: Any, *, f: int, unsafe: bool = False) -> tf.Tensor:
@@ -191,7 +195,6 @@ class Rule:
         return True
 
     def _too_few(self, n: int, rows: int, f: int, unsafe: bool, reason: str) -> str:
-        *_, pre = (stage.pre for stage in self._stages)
         reason = reason.partition(". ")[0]
         enough = next((more for more in range(n, _MOST_WORKERS) if self._holds(more, f)), None)
         remedy = "Declare a smaller f"
@@ -199,7 +202,11 @@ class Rule:
             remedy = f"Start {enough - n} more worker{'s' if enough - n > 1 else ''}"
             largest = self.largest_f(n)
             remedy += "" if largest is None else f" or declare f={largest}"
-        return f"{pre.name} makes {rows} rows of {n} gradients, and {reason}. {remedy}."
+        return f"{self._makes(n, rows)}, and {reason}. {remedy}."
+
+    def _makes(self, n: int, rows: int) -> str:
+        what = "row" if rows == 1 else "rows"
+        return f"{self._stages[-1].pre.name} makes {rows} {what} of {n} gradients"
 
 
 def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
@@ -214,7 +221,10 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
       UserError: it cannot be read, a name is unknown or in the wrong place, or a parameter is
         unknown or given twice.
     """
-    *before, (name, own) = map(_part, _parts(text))
+    parts = _parts(text)
+    if not all(part.strip() for part in parts):
+        raise UserError(f"{text!r} has an empty name: a rule's name, or names joined by '+'")
+    *before, (name, own) = map(_part, parts)
     stages = []
     for each, given in before:
         pre = _named(each, is_alone=False)
@@ -222,7 +232,7 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
             raise UserError(
                 f"{text!r}: {each} is a rule, and a rule comes last: what it gives is a single row"
             )
-        check_names(each, given, pre.parameters)
+        pre.check_parameters(**given)
         stages.append(_Stage(pre, given))
     gar = _named(name, is_alone=not before)
     if not isinstance(gar, Gar):

@@ -77,14 +77,18 @@ class PreAggregation:
           UserError: a parameter is unknown or out of range.
           ConditionError: n is too small for f.
         """
-        check_names(self.name, parameters, self.parameters, "it has none.")
-        if self._check is not None:
-            self._check(n=n, f=f, **{**self.parameters, **parameters})
+        self.check_parameters(**parameters)
         if n < self.condition.least_n(f):
             raise ConditionError(
                 f"{self.name} needs {self.condition} gradients; f={f} needs "
                 f"{self.condition.least_n(f)}, got {n}. Start more workers or declare a smaller f."
             )
+
+    def check_parameters(self, **parameters: Any) -> None:
+        """Raises ``UserError`` for a parameter that is unknown or out of range."""
+        check_names(self.name, parameters, self.parameters, "it has none.")
+        if self._check is not None:
+            self._check(**{**self.parameters, **parameters})
 
     def num_rows(self, n: int, **parameters: Any) -> int:
         """Returns n', how many rows it makes of n."""
@@ -117,7 +121,7 @@ def pre_aggregation(
       source: the paper.
       num_rows: ``num_rows(n, **parameters)`` is n', how many rows it makes of n; n by default.
       rows_text: the same as text, such as "ceil({n}/{s})".
-      check: ``check(n=, f=, **parameters)`` raises ``UserError`` for values that are out of range.
+      check: ``check(**parameters)`` raises ``UserError`` for values that are out of range.
     """
 
     def register(function: Callable[..., Mixed]) -> Callable[..., Mixed]:
@@ -197,7 +201,7 @@ def nearest(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
     return np.argsort(sq_dist_nn, axis=1, kind="stable")[:, : n - f]
 
 
-def _check_bucketing(*, n: int, f: int, s: Any) -> None:
+def _check_bucketing(*, s: Any) -> None:
     if not isinstance(s, (int, np.integer)) or isinstance(s, bool) or s < 1:
         raise UserError(f"bucketing needs a whole s >= 1, the size of a bucket, got s={s!r}")
 

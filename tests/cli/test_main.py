@@ -182,7 +182,9 @@ def test_advise_takes_compositions(capsys):
     assert shown["nnm+median"] == ["n >= 2f + 1", "9", "sound"]
 
 
-@pytest.mark.parametrize("wrong", ["nonesuch", "nnm+", "median+nnm", "multi-krum(m=", "krum(m=1)"])
+@pytest.mark.parametrize(
+    "wrong", ["nonesuch", "nnm+", "median+nnm", "multi-krum(m=", "krum(m=1)", "bucketing(s=0)+krum"]
+)
 def test_a_composition_that_is_none_is_a_mistake(wrong, capsys):
     assert cli.main(["advise", "--n=20", f"--gar={wrong}"]) == 2
     out, err = capsys.readouterr()

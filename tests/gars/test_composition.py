@@ -92,14 +92,14 @@ def test_parameters_beside_it_are_the_last_ones():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no gradient aggregation rule is called ''"),
+        ("", "'' has an empty name"),
         ("mediann", "no gradient aggregation rule is called 'mediann': did you mean 'median'"),
         ("nn+median", "no rule or pre-aggregation is called 'nn': did you mean 'nnm'"),
         ("nnm+mediann", "no rule or pre-aggregation is called 'mediann'"),
         ("median+nnm", "median is a rule, and a rule comes last"),
         ("median+krum", "median is a rule, and a rule comes last"),
         ("nnm", r"nnm is a pre-aggregation, after which a rule comes: nnm\+median"),
-        ("nnm+", "no rule or pre-aggregation is called ''"),
+        ("nnm+", r"'nnm\+' has an empty name"),
         ("bucketing(2)+median", "cannot be read as NAME.*only name=value may stand in it"),
         ("bucketing(s=2+median", r"cannot be read as NAME.*'\(' was never closed$"),
         (
@@ -248,6 +248,24 @@ def test_state_goes_from_round_to_round(text, drift, stack_nd):
         np.testing.assert_allclose(aggregated.grad_d, last_d, rtol=1e-5)
         state = after
     assert state["rounds"] == 3
+
+
+@pytest.mark.parametrize("s", ["0", "two", "'2'", "None", "1.5", "True"])
+def test_a_size_of_buckets_that_is_none_is_refused_when_it_is_read(s):
+    with pytest.raises(UserError, match=r"^bucketing needs a whole s >= 1, the size of a bucket"):
+        compose(f"bucketing(s={s})+median")
+
+
+@pytest.mark.parametrize("text", ["", "+", "nnm+", "+median", "nnm++median"])
+def test_an_empty_name_is_refused(text):
+    with pytest.raises(UserError, match="has an empty name"):
+        compose(text)
+
+
+def test_a_parameter_that_is_too_large_for_the_rows_that_come_names_them():
+    rule = compose("bucketing(s=2)+multi-krum(m=5)")
+    with pytest.raises(UserError, match=r"bucketing makes 6 rows of 11 gradients, and multi-krum"):
+        rule.check(n=11, f=1)
 
 
 def test_a_rule_with_state_can_be_used_by_itself(drift, stack_nd):

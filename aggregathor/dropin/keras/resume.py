@@ -144,6 +144,12 @@ class Checkpoints:
 
 def _load_if_there(path: Path) -> dict[str, np.ndarray]:
     if path.exists():
-        return checkpoint.read(path)
-    _log.warning("%s is not there, so this worker's random numbers begin anew", path)
+        try:
+            return checkpoint.read(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the checkpoint {path} cannot be used: {error}") from None
+    _log.warning(
+        "%s is not there, so this worker's random numbers and the memory of an attack begin anew",
+        path,
+    )
     return {}

@@ -113,7 +113,7 @@ def test_repair_stops_where_it_may(job, background, policy):
     )
     [(closed, *_)] = results
     assert closed.reason in ("early", "complete")
-    assert ((1 - closed.arrived_nc.mean(axis=1)) <= 0.15).all()
+    assert (np.count_nonzero(~closed.arrived_nc, axis=1) <= 30).all()  # of 200
 
 
 def test_a_silent_worker_costs_the_deadline_and_is_left_behind(job, background, policy):
