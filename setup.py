@@ -196,12 +196,8 @@ def lossympi_jobs() -> list[Job]:
 
 def link_lossympi(library: Path, jobs: list[Job], pool: Pool) -> None:
     """Links a Python module."""
-    try:
-        objects = pool.objects(jobs)
-    except CompileError as error:
-        raise CompileError(
-            f"{error}. If sodium.h is what it lacks: apt-get install libsodium-dev"
-        ) from error
+    hint = "If sodium.h is what it lacks: apt-get install libsodium-dev"
+    objects = pool.objects(jobs, hint)
     link(library, [*objects, "-lsodium", "-lpthread"])
 
 
@@ -212,12 +208,8 @@ def grpc_jobs() -> list[Job]:
 
 def link_grpc(library: Path, jobs: list[Job], pool: Pool) -> None:
     """Links a library that registers a protocol for TensorFlow's servers."""
-    try:
-        objects = pool.objects(jobs)
-    except CompileError as error:
-        raise CompileError(
-            f'{error}. Without it there is no server protocol "grpc+lock", and all else works'
-        ) from error
+    hint = 'Without it there is no server protocol "grpc+lock", and all else works'
+    objects = pool.objects(jobs, hint)
     tensorflow = pool.tensorflow()
     # The default linker takes four times as long, as libtensorflow_cc has so many names.
     faster = ["-fuse-ld=gold"] if shutil.which("ld.gold") else []

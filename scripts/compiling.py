@@ -77,9 +77,12 @@ class Pool:
             each.shutdown(cancel_futures=True)
         self._progress.close()
 
-    def objects(self, jobs: list[Job]) -> list[Path]:
-        """Waits for the objects; raises CompileError for the first that cannot be made."""
-        return [self._objects[job.target()].result() for job in jobs]
+    def objects(self, jobs: list[Job], hint: str = "") -> list[Path]:
+        """Waits for the objects; raises CompileError, with a hint, for the first that fails."""
+        try:
+            return [self._objects[job.target()].result() for job in jobs]
+        except CompileError as error:
+            raise CompileError(f"{error}. {hint}" if hint else str(error)) from error
 
     def tensorflow(self) -> dict:
         """Waits for what the installed TensorFlow says about building against it."""
