@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from aggregathor.ops import arrays
 from aggregathor.ops.digests import DigestStore, NativeDigestStore, OnChange
-from aggregathor.ops.exchange import Channel, Function, NativeChannel, NativeRound
+from aggregathor.ops.exchange import Channel, Function, NativeChannel
+
+if TYPE_CHECKING:
+    from lossympi.link import NativeRound
 
 _ops: Any = None
 _library: Any = None

@@ -7,12 +7,17 @@ and run in NumPy.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import tensorflow as tf
 
 from aggregathor.ops.digests import DigestStore, OnChange, PythonDigestStore
 from aggregathor.ops.errors import too_few
-from aggregathor.ops.exchange import Channel, Function, NativeRound, PythonChannel
+from aggregathor.ops.exchange import Channel, Function, PythonChannel
+
+if TYPE_CHECKING:
+    from lossympi.link import NativeRound
 
 
 def has_arrays() -> bool:

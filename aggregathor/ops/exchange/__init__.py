@@ -6,7 +6,6 @@ from aggregathor.ops.exchange.exchange_op import (
     Channel,
     Function,
     NativeChannel,
-    NativeRound,
     PythonChannel,
 )
 
@@ -16,6 +15,5 @@ __all__ = [
     "Channel",
     "Function",
     "NativeChannel",
-    "NativeRound",
     "PythonChannel",
 ]

@@ -11,10 +11,13 @@ import atexit
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from lossympi.link import NativeRound
 
 # Takes the values, or None where there are none; returns the results, or None. The values are valid
 # until it is called again, and so must the results be. float32 [d] both.
@@ -23,17 +26,6 @@ Function = Callable[[np.ndarray | None], np.ndarray | None]
 LEAST_PART = 16384  # floats
 # What the native op takes and gives; the rest is cast.
 DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
-
-
-class NativeRound(Protocol):
-    """What makes rounds in C.
-
-    Attributes:
-      address: of a ``LossympiNativeRound`` (`lossympi/native_round.h`), which is there as long as
-        this object is.
-    """
-
-    address: int
 
 
 class Channel(Protocol):
