@@ -234,7 +234,7 @@ class Gar:
           UserError: f is not a whole number >= 0, or a parameter is unknown or out of range.
           ConditionError: n is too small for f.
         """
-        if not isinstance(f, (int, np.integer)) or isinstance(f, bool) or not 0 <= f < 2**31:
+        if not is_whole(f) or not 0 <= f < 2**31:
             raise UserError(f"{self.name}: f must be a whole number >= 0, got {f!r}")
         if not isinstance(unsafe, bool):
             raise UserError(f"{self.name}: unsafe is True or False, got {unsafe!r}")
@@ -409,6 +409,11 @@ class Kind(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a parameter is a whole number; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_new(name: str) -> None:

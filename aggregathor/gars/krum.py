@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Aggregated, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar, is_whole
 from aggregathor.gars.distances import mean_of_rows
 from aggregathor.ops import kernels_for
 
@@ -51,8 +49,7 @@ def krum(stack_nd: Values, *, f: int) -> Aggregated:
 
 def _check_m(*, n: int, f: int, m: Any) -> None:
     most = n - f - 2
-    is_whole = isinstance(m, (int, np.integer)) and not isinstance(m, bool)
-    if m is not None and not (is_whole and 1 <= m <= most):
+    if m is not None and not (is_whole(m) and 1 <= m <= most):
         raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")
 
 

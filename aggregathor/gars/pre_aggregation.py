@@ -20,6 +20,7 @@ from aggregathor.gars.base import (
     check_names,
     check_new,
     defaults_of,
+    is_whole,
     registered,
 )
 from aggregathor.gars.context import Context
@@ -202,7 +203,7 @@ def nearest(sq_dist_nn: np.ndarray, f: int) -> np.ndarray:
 
 
 def _check_bucketing(*, s: Any) -> None:
-    if not isinstance(s, (int, np.integer)) or isinstance(s, bool) or s < 1:
+    if not is_whole(s) or s < 1:
         raise UserError(f"bucketing needs a whole s >= 1, the size of a bucket, got s={s!r}")
 
 
