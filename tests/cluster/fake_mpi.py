@@ -27,12 +27,21 @@ class Status:
         return self.count
 
 
+class AnyComm:
+    """The class of communicators, as far as their attributes go."""
+
+    @staticmethod
+    def Create_keyval():
+        return "key"
+
+
 class MPI:
     """The module's names."""
 
     Exception = Exception_
     Status = Status
     BYTE = "byte"
+    Comm = AnyComm
     THREAD_SERIALIZED, THREAD_MULTIPLE = 2, 3
     finalized = 0
 
@@ -51,7 +60,8 @@ class World:
     def __init__(self, size):
         self.size = size
         self.changed = threading.Condition()
-        self.messages = defaultdict(list)  # (context, source, destination): [(tag, bytes)]
+        # (context, source, destination): [(tag, bytes)], or a length of what never comes whole
+        self.messages = defaultdict(list)
         self.dead = set()
 
     def comm(self, rank):
@@ -71,10 +81,38 @@ class Comm:
         self._context = context
         self._num_made = 0
         self._num_collectives = 0
+        self._attributes = {}
 
     def Dup(self):
         self._num_made += 1
         return Comm(self.world, self.rank, (*self._context, self._num_made))
+
+    def Idup(self):
+        """As MPI's: it is made once all ranks have begun to make it."""
+        made = self.Dup()
+        for rank in range(self.size):
+            if rank not in self.world.dead:
+                self.Isend(b"", rank, ("duplicate", made._context))
+        missing = set(range(self.size))
+
+        def test():
+            for rank in list(missing):
+                if self._find(rank, ("duplicate", made._context), take=True) is not None:
+                    missing.discard(rank)
+            return not missing
+
+        return made, Request(test)
+
+    def Get_attr(self, key):
+        return self._attributes.get(key)
+
+    def Set_attr(self, key, value):
+        self._attributes[key] = value
+
+    def begin(self, length, dest, tag=0):
+        """Begins a message that never comes whole, as of a rank that stops in the middle."""
+        with self.world.changed:
+            self.world.messages[self._context, self.rank, dest].append((tag, length))
 
     def Isend(self, message, dest, tag=0):
         with self.world.changed:
@@ -89,11 +127,17 @@ class Comm:
             message = self._find(source, tag, take=True)
             if message is None:
                 return False
-            view = memoryview(buffer).cast("B")
-            view[: len(message)] = message
+            _write(buffer, message)
             return True
 
         return Request(test)
+
+    def Improbe(self, source, tag, status):
+        message = self._find(source, tag, take=True)
+        if message is None:
+            return None
+        status.count = message if isinstance(message, int) else len(message)
+        return Matched(message)
 
     def Iprobe(self, source, tag=0):
         return self._find(source, tag, take=False) is not None
@@ -140,6 +184,26 @@ class Comm:
             return None
 
 
+class Matched:
+    """A message that was probed for, and that nobody else can receive."""
+
+    def __init__(self, message):
+        self._message = message
+
+    def Irecv(self, into):
+        if isinstance(self._message, int):
+            return Request(lambda: False)
+        _write(into[0] if into[1] else bytearray(), self._message)
+        return Request(lambda: True)
+
+
+def _write(buffer, message):
+    view = memoryview(buffer).cast("B")
+    if len(message) > len(view):
+        raise Exception_("message truncated")
+    view[: len(message)] = message
+
+
 class Request:
     """A message that is under way."""
 
@@ -166,7 +230,10 @@ def install(monkeypatch):
     killed = []
     monkeypatch.setattr("lossympi.mpi.import_mpi", lambda: MPI)
     monkeypatch.setattr(MPI, "finalized", 0)
-    monkeypatch.setattr("aggregathor.cluster.ranks.os.kill", lambda *args: killed.append(args))
+    monkeypatch.setattr(
+        "aggregathor.cluster.processes.signal.pidfd_send_signal",
+        lambda *args: killed.append(args),
+    )
     # A test in which a rank does not end fails soon.
     monkeypatch.setattr("aggregathor.cluster.ranks._GOODBYE_S", DEADLINE_S / 3)
     return killed

@@ -30,7 +30,7 @@ def assert_all_raise(found, words):
 
 def test_all_get_what_each_has():
     def run(ranks, meeting):
-        got = [meeting.allgather((round, ranks.rank)) for round in range(3)]
+        got = [meeting.allgather((round, ranks.rank), tuple[int, int]) for round in range(3)]
         same = meeting.bcast("word" if ranks.is_server else None)
         meeting.agree("word", same)
         return got, same, meeting.together(lambda: ranks.rank), meeting.each(lambda: ranks.rank**2)

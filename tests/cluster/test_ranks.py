@@ -41,7 +41,7 @@ def test_the_server_receives_what_a_worker_keeps_or_nothing_in_time():
     def run(comm):
         ranks = Ranks(comm)
         if ranks.is_server:
-            return [ranks.receive_worker_state(row, 0.3) for row in (0, 1)]
+            return [ranks.receive_worker_state(row, 0.3, 4096) for row in (0, 1)]
         if ranks.rank == 1:
             ranks.send_worker_state(ARRAYS)
         return None
