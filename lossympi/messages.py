@@ -234,7 +234,7 @@ def unpack_arrays(message: bytearray) -> dict[str, np.ndarray]:
         fits = len(shape) <= _MOST_AXES and min(shape, default=0) >= 0 and most <= _MOST_VALUES
         _need(fits, f"{name}'s shape", "one", shape)
         size = math.prod(shape)
-        left = len(message) - at
+        left = max(0, len(message) - at)
         fits = size * kind.itemsize <= left
         _need(fits, name, f"at most {left} bytes, as many as are left", shape)
         _need(name not in arrays, name, "there once", shape)
@@ -282,17 +282,18 @@ class Receiver:
           MessageError: it is too long, or MPI cannot receive it. It is dropped.
           MPI.Exception: the rank has died.
         """
-        if self._request is None and not self._begin():
+        if (self._request is None and not self._begin()) or not self._is_whole():
             return None
-        try:
-            if not self._request.Test():
-                return None
-        except mpi.import_mpi().Exception as error:
-            self._request, self.coming = None, 0
-            raise MessageError(f"a message cannot be received: {printable(str(error))}") from None
         message, self._request, self.coming = self._buffer, None, 0
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(message))
         return message
+
+    def _is_whole(self) -> bool:
+        try:
+            return bool(self._request.Test())
+        except mpi.import_mpi().Exception as error:
+            self._request, self.coming = None, 0
+            raise MessageError(f"a message cannot be received: {printable(str(error))}") from None
 
     def _begin(self) -> bool:
         MPI = mpi.import_mpi()

@@ -193,9 +193,9 @@ class Server:
 
     def _state_of(self, row: int) -> State | None:
         """Returns what a worker keeps as of this step; None if that does not come, or is wrong."""
-        ours = prefixed("rule", self._half.state())
-        # Beside its momentum, what an attack remembers: at most as much as a stack of float64.
-        most_bytes = MOST_BYTES + sum(array.nbytes for array in ours.values())
+        # Beside its momentum, the rule's state, and what an attack remembers: at most as much as a
+        # stack of float64.
+        most_bytes = MOST_BYTES + sum(array.nbytes for array in self._half.state().values())
         most_bytes += (4 + 8 * self.setting.num_workers) * self.dim
         until_s = time.monotonic() + _STATE_WAIT_S
         while (left_s := until_s - time.monotonic()) > 0:
@@ -216,24 +216,19 @@ class Server:
 
     def _why_not_taken(self, row: int, theirs: State) -> str:
         """Returns what is wrong with a worker's state, "" if nothing is."""
-        wanted: dict[str, tuple[tuple[int, ...], type]] = {
-            "step": ((), np.int64),
-            "round": ((), np.int64),
-        }
+        wanted = {"step": "int64 []", "round": "int64 []"}
         if self._momentum_nd is not None:
-            wanted["workers/momentum"] = (1, self.dim), np.float32
+            wanted["workers/momentum"] = f"float32 [1, {self.dim}]"
         rest = theirs.keys() - wanted.keys()
         if row >= self.setting.num_workers - self.setting.num_byzantine:
             rest = {name for name in rest if not name.startswith("attack/")}
         if rest or not wanted.keys() <= theirs.keys():
             names = ", ".join(printable(name, 80) for name in sorted(theirs)[:9])
             return f"it has {names}, and {', '.join(wanted)} are wanted"
-        for name, (shape, dtype) in wanted.items():
-            got = theirs[name]
-            if got.shape != shape or got.dtype != dtype:
-                return (
-                    f"{name} is {got.dtype} {list(got.shape)}, and {dtype} {list(shape)} is wanted"
-                )
+        for name, form in wanted.items():
+            got = f"{theirs[name].dtype} {list(theirs[name].shape)}"
+            if got != form:
+                return f"{name} is {got}, and {form} is wanted"
         return ""
 
     def _loss_of_first_worker(self, step: int) -> float:

@@ -54,6 +54,13 @@ def one_is_late():
     meet_without_2("rank 2 has not come as far as the others within 0.5 s")
 
 
+def one_is_stopped_at_the_end():
+    """The server kills it, which the kernel has named; mpirun would wait for it for ever."""
+    RANKS.identify(Meeting(RANKS, 20.0))
+    if RANKS.rank == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
 class Evil:
     """Leaves a mark where it is unpickled."""
 

@@ -5,7 +5,7 @@ import pytest
 from tests.mpi.launch import check, run_on_one_host
 from tests.mpi.results import collected
 
-DIES = ("one_dies", "one_does_not_duplicate")
+DIES = ("one_dies", "one_does_not_duplicate", "one_is_stopped_at_the_end")
 
 
 @pytest.mark.parametrize(
