@@ -1,11 +1,10 @@
 """MPI for threads: a communicator whose ranks are threads of one process, and may die.
 
-It has what ``aggregathor.cluster`` and ``lossympi.connect`` use of mpi4py. Messages keep their
-order; of a rank that is dead nothing comes any more, and who asks gets MPI's exception, as with
-ULFM.
+It has what ``aggregathor.cluster`` and ``lossympi.connect`` use of mpi4py, and nothing that
+pickles. Messages keep their order; of a rank that is dead nothing comes any more, and who asks gets
+MPI's exception, as with ULFM.
 """
 
-import pickle
 import threading
 import time
 from collections import defaultdict
@@ -81,7 +80,6 @@ class Comm:
         self.world, self.rank, self.size = world, rank, world.size
         self._context = context
         self._num_made = 0
-        self._num_collectives = 0
         self._attributes = {}
 
     def Dup(self):
@@ -143,8 +141,6 @@ class Comm:
     def Iprobe(self, source, tag=0):
         return self._find(source, tag, take=False) is not None
 
-    iprobe = Iprobe
-
     def Probe(self, source, tag, status):
         until = time.monotonic() + DEADLINE_S
         while (message := self._find(source, tag, take=False)) is None:
@@ -154,22 +150,6 @@ class Comm:
 
     def Recv(self, buffer, source, tag=0):
         Request(self.Irecv(buffer, source, tag).test).Wait()
-
-    def recv(self, source, tag=0):
-        status = Status()
-        self.Probe(source, tag, status)
-        return pickle.loads(self._find(source, tag, take=True))
-
-    def allgather(self, value):
-        """As MPI's: it waits for all ranks for ever, here until a deadline."""
-        self._num_collectives += 1
-        tag = ("collective", self._num_collectives)
-        for rank in range(self.size):
-            self.Isend(pickle.dumps(value), rank, tag)
-        return [self.recv(rank, tag) for rank in range(self.size)]
-
-    def bcast(self, value, root=0):
-        return self.allgather(value)[root]
 
     def _find(self, source, tag, take):
         """The first message of a rank with a tag, None for none; raises where it is dead."""
