@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -25,6 +25,7 @@ from lossympi import mpi
 MOST_BYTES = 64 << 10  # of a worker's message, but for its state
 MOST_CHARACTERS = 4096  # of a text in one
 _MOST_DIGITS = 40  # of a whole number: reading one takes time that grows with their square
+_MOST_DEPTH = 32  # of lists in lists: who walks them would need a stack as deep
 _POLL_S = 1e-3
 _ALIGNED = 64  # bytes, where an array begins
 _MOST_AXES, _MOST_VALUES = 32, 2**40  # of an array; axes of length 0 apart
@@ -178,9 +179,21 @@ def decode(message: bytes | bytearray) -> Any:
       MessageError: it is none.
     """
     try:
-        return json.loads(message.decode(), parse_int=_whole)
+        value = json.loads(message.decode(), parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"not JSON: {printable(str(error), 80)}") from None
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return value
+    raise MessageError(f"not JSON of at most {_MOST_DEPTH} levels")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _whole(digits: str) -> int:

@@ -211,6 +211,7 @@ def hostile(send, limit_s=0.5, verb=lambda meeting: meeting.allgather(None)):
         (b"", "not JSON: "),
         (b"[" * 60_000, "not JSON: "),
         (b"\x1b[2J", "not JSON: "),
+        (b"[" * 900 + b"]" * 900, "not JSON of at most 32 levels"),
         (b"7", "it must be a list of 3, got 7"),
         (b'[1,["value",null]]', "it must be a list of 3, got [1, ["),
         (b'["1",["value",null],null]', "it[0] must be whole, got '1'"),

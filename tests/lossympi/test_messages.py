@@ -124,6 +124,18 @@ def test_what_is_no_json_is_refused(message):
     assert not Evil.unpickled
 
 
+@pytest.mark.parametrize("brackets", [b"[%s]", b'{"a":%s}'], ids=["list", "mapping"])
+def test_what_is_nested_deeply_is_refused(brackets):
+    """It is JSON, and who would show it or send it on would run out of stack."""
+    message = b"1"
+    for depth in range(1, 900):
+        message = brackets % message
+        if depth == 31:
+            decode(message)
+    with pytest.raises(MessageError, match="not JSON of at most 32 levels"):
+        decode(message)
+
+
 def test_an_error_shows_little_of_what_is_wrong():
     with pytest.raises(MessageError) as raised:
         read(int, "\x1b[2J" * 9999)
