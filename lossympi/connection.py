@@ -104,10 +104,10 @@ def connect(
       8 d on a worker, over MPI 4 (n + 1) d, and 12 d; with shared memory 8 (n + 1) d on the host
       for all.
     """
-    if not hasattr(comm, "allgather"):
-        raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
     if hasattr(comm, "Idup"):  # one of MPI's, and not of who has made collectives from it already
         comm = MpiCommunicator.of(comm, start_s, ConnectError)
+    if not hasattr(comm, "allgather"):
+        raise ConnectError(f"comm is an mpi4py communicator, got {comm!r}. Pass MPI.COMM_WORLD.")
     ranks = Collectives(comm, ConnectError, describe=_describe)
     chosen: list[Plane] = []
 
