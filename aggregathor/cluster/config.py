@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aggregathor.arguments import parse_arguments
-from aggregathor.errors import UserError, near
+from aggregathor.errors import UnknownNameError, UserError, near
 from aggregathor.log import LEVELS
 from lossympi.options import Options
 
@@ -38,7 +38,8 @@ class Config:
       f: how many Byzantine workers the rule must tolerate.
       transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
         host share, "mpi" is MPI, and "auto" is "shm" if all ranks are on one host, else "mpi".
-      link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5".
+      link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5". The
+        rule must tolerate f Byzantine ones among ``quorum`` gradients.
       fill: what replaces lost coordinates, one of ``lossympi.FILLS``.
       byzantine: how many workers attack, for experiments: the last ones.
       attack: what they do, a name of ``attacks.ATTACKS``.
@@ -138,6 +139,19 @@ class Config:
             options_of(self.link_args)
         except ValueError as error:
             raise UserError(f"link_args: {error}") from None
+        if self.link_args.get("quorum") is not None:
+            self._check_quorum(int(self.link_args["quorum"]))
+
+    def _check_quorum(self, quorum: int) -> None:
+        # Only here, as it loads TensorFlow.
+        from aggregathor import gars
+        from aggregathor.protocols.setting import check_quorum
+
+        try:
+            rule = gars.compose(self.gar, self.gar_args)
+        except UnknownNameError:
+            return  # a script may define it: where it is not, ``Setting`` says so
+        check_quorum(rule, quorum, self.f)
 
     def to_environment(self) -> dict[str, str]:
         """Returns the environment variables that give the same, without those of defaults."""

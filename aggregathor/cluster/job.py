@@ -67,8 +67,6 @@ class Job:
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
-        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
-        self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
             num_workers=ranks.topology.workers,
             num_byzantine=config.byzantine,
@@ -79,8 +77,12 @@ class Job:
             attack_parameters=config.attack_args,
             fill=config.fill,
             seed=config.seed,
+            quorum=config.link_args.get("quorum"),
         )
         self.setting.check()
+        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
+        link_args = {**usual, **config.link_args}
+        self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server and config.byzantine > config.f:
             _log.warning(
                 "%d workers attack, and %s expects at most f=%d",

@@ -33,6 +33,7 @@ class Setting:
       worker_momentum: beta of :math:`m \\leftarrow \\beta m + g`, sent in place of the gradient.
       l1, l2: of the penalties l1 sum |w| + l2 sum w^2 in every worker's loss.
       seed: of attacks, losses and fills.
+      quorum: how many gradients may close a round; None for all of them.
     """
 
     num_workers: int
@@ -48,6 +49,7 @@ class Setting:
     l1: float = 0.0
     l2: float = 0.0
     seed: int = 0
+    quorum: int | None = None
 
     @property
     def topology(self) -> Topology:
@@ -73,6 +75,7 @@ class Setting:
         if not 0 <= b <= n:
             raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
         self.rule.check(n=n, f=self.f)
+        check_quorum(self.rule, self.quorum, self.f)
         if self.attack:
             attack = ATTACKS[self.attack]
             attack.check(**self.attack_parameters)
@@ -95,3 +98,34 @@ class Setting:
         for name in ("l1", "l2"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
+
+
+def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
+    """Raises ``UserError`` unless the rule tolerates f of the gradients that may close a round.
+
+    The f Byzantine workers can be among those that are fastest: the rule then works on ``quorum``
+    gradients, of which f lie.
+    """
+    if quorum is None:
+        return
+    try:
+        rule.check(n=quorum, f=f)
+    except UserError as error:
+        enough = (q for q in range(quorum, MOST_WORKERS) if _holds(rule, q, f))
+        least = next(enough, None)
+        remedy = "leave the quorum out" if least is None else f"pass quorum={least} or more"
+        largest = rule.largest_f(quorum)
+        remedy += "" if largest is None or largest >= f else f", or declare f={largest}"
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"quorum={quorum} lets {quorum} gradients close a round, and f={f} of them may be "
+            f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: {remedy}."
+        ) from None
+
+
+def _holds(rule: gars.Rule, n: int, f: int) -> bool:
+    try:
+        rule.check(n=n, f=f)
+    except UserError:
+        return False
+    return True
