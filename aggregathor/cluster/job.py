@@ -81,7 +81,9 @@ class Job:
         )
         self.setting.check()
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
-        link_args = {**usual, **config.link_args}
+        # A rule that tolerates nobody needs all gradients.
+        f = min(config.f, ranks.topology.workers - 1) if self.setting.rule.robust else 0
+        link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server and config.byzantine > config.f:
             _log.warning(

@@ -119,7 +119,8 @@ def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
         reason = str(error).partition(". ")[0]
         raise UserError(
             f"quorum={quorum} lets {quorum} gradients close a round, and f={f} of them may be "
-            f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: {remedy}."
+            f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: "
+            f"{remedy}."
         ) from None
 
 

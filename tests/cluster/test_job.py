@@ -74,9 +74,12 @@ def test_a_link_has_what_the_user_says_and_else_the_jobs_defaults():
 
     found = run_jobs(2, run, config=lambda _: {"link_args": {"timeout_s": 3.0}})
     told = {"AGGREGATHOR_LINK_ARGS": "timeout_s=3.0"}
-    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0}, told)] * 2
+    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0, "f": 0}, told)] * 2
     (with_udp, _), _ = run_jobs(2, run, config=lambda _: {"transport": "udp"})
-    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0}
+    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0, "f": 0}
+    config = {"gar": "median", "f": 1, "link_args": {"timeout_s": 3.0}}
+    (with_rule, _), *_ = run_jobs(4, run, config=lambda _: config)
+    assert with_rule == {"timeout_s": 3.0, "give_up_s": 600.0, "f": 1}
 
 
 def words_of_all(found):

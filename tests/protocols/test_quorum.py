@@ -133,7 +133,8 @@ def test_where_f_is_used_up_a_warning_says_so_once_a_minute(capsys, monkeypatch)
     first, second = capsys.readouterr().err.splitlines()
     assert first == (
         "aggregathor: nothing came from worker 4 (rank 5): 1 of the f=1 are used up, and the other "
-        "gradients may have 0 Byzantine ones among them (krum needs n >= 2f + 3 gradients; f=1 needs 5, got 4)"
+        "gradients may have 0 Byzantine ones among them (krum needs n >= 2f + 3 gradients; "
+        "f=1 needs 5, got 4)"
     )
     assert "worker 2 (rank 3)" in second
     with pytest.raises(RefusedError, match=r"workers 3, 4 .*krum needs n >= 2f"):
@@ -164,9 +165,12 @@ def test_a_state_of_all_rows_is_kept_where_some_are_missing(rule, applied_to, co
     stack_nd[1] = np.nan
     seen = []
     apply = aggregation._apply
-    aggregation._apply = lambda rows_nd, *rest: (seen.append(len(rows_nd)), apply(rows_nd, *rest))[
-        1
-    ]
+
+    def note_and_apply(rows_nd, *rest):
+        seen.append(len(rows_nd))
+        return apply(rows_nd, *rest)
+
+    aggregation._apply = note_and_apply
     got = aggregation.aggregate(stack_nd, np.array([1]), Context())
     np.testing.assert_array_equal(got.grad_d, np.ones(D))
     assert seen == [applied_to]
