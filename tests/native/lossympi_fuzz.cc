@@ -47,6 +47,7 @@ constexpr size_t kTag = 1;        // a byte: the sum of all before it
 constexpr size_t kLongest = 260;  // bytes of a datagram
 constexpr uint8_t kGuard = 0xa5;
 constexpr size_t kGuardFloats = 16;
+constexpr uint32_t kRateKbps = 1000;
 
 #define CHECK(is_so)                                                           \
   do {                                                                         \
@@ -99,7 +100,10 @@ class Fuzzed {
       : layout_(layout),
         c_(layout.framing.NumDatagrams()),
         rows_(static_cast<size_t>(layout.num_peers() * layout.framing.dim)),
-        nacked_at_(layout.num_peers(), -1) {
+        nacked_at_(layout.num_peers(), -1),
+        nack_bytes_(layout.num_peers()),
+        reply_bytes_(layout.num_peers()),
+        challenges_(layout.num_peers(), 7) {
     if (layout.is_server()) {
       protocol_ = &server_.emplace(layout);
     } else {
@@ -134,7 +138,8 @@ class Fuzzed {
         if (protocol_->queue() != nullptr) StopTransmitting();
         break;
       default:
-        protocol_->ForgetEchoes();
+        for (uint32_t& challenge : challenges_) challenge = argument;
+        protocol_->ForgetEchoes(challenges_);
         CheckProbes();
     }
     Tick();
@@ -162,6 +167,11 @@ class Fuzzed {
     CHECK(answer.row == from_);
     const size_t bytes = answer.payload.size(), size = kHeaderBytes + bytes + kTag;
     CHECK(size <= kLongest);
+    if (answer.kind != Kind::kNack) {
+      // So many bytes at once, and 48 a quarter of a millisecond.
+      reply_bytes_[answer.row] += static_cast<double>(size);
+      CHECK(reply_bytes_[answer.row] <= 16384 + (now_ - 1) * 192000 + 1);
+    }
     switch (answer.kind) {
       case Kind::kEcho:
         CHECK(answer.round == 0 && answer.total == 0 && size == fed_bytes_);
@@ -175,13 +185,19 @@ class Fuzzed {
       case Kind::kNack: {
         CHECK(answer.total == c_ && answer.seq < c_ && bytes <= layout_.framing.FullPayload());
         double& nacked_at = nacked_at_[answer.row];
-        if (answer.seq == 0 || now_ != nacked_at) {
+        double& nack_bytes = nack_bytes_[answer.row];
+        if (now_ != nacked_at) {
           CHECK(nacked_at < 0 || now_ >= nacked_at + 0.00025 - 1e-9);
+          if (server_ && nacked_at >= 0) {
+            CHECK(now_ >= nacked_at + nack_bytes / (kRateKbps * 125.0) - 1e-9);
+          }
+          nack_bytes = 0;
         }
         nacked_at = now_;
+        nack_bytes += static_cast<double>(size);
         uint32_t wanted = 0;
-        CHECK(lossympi::ReadNack(answer.seq, answer.payload.data(), bytes, answer.total,
-                                 [&](uint32_t) { ++wanted; }));
+        CHECK(lossympi::IsSoundNack(answer.seq, answer.payload.data(), bytes, answer.total));
+        lossympi::ReadNack(answer.seq, answer.payload.data(), bytes, [&](uint32_t) { ++wanted; });
         CHECK(wanted > 0 && wanted <= protocol_->missing(answer.row));
         break;
       }
@@ -217,10 +233,11 @@ class Fuzzed {
     opened_at_ = now_;
     deadline_ = policy.deadline;
     open_ = true;
-    const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, 1000, now_);
+    const std::vector<uint32_t> rates(layout_.num_peers(), kRateKbps);
+    const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, rates, now_);
     CHECK(grants.size() == static_cast<size_t>(layout_.num_peers()));
     for (const Outgoing& grant : grants) {
-      CHECK(grant.kind == Kind::kGrant && grant.round == open_round_ && grant.seq == 1000);
+      CHECK(grant.kind == Kind::kGrant && grant.round == open_round_ && grant.seq == kRateKbps);
     }
     rows_.Keep();
   }
@@ -268,6 +285,7 @@ class Fuzzed {
       if (argument >> row & 1) rows.push_back(row);
     }
     server_->StartBroadcast(round, rows, most, 0.5, now_);
+    broadcast_at_ = now_;
     served_.assign(layout_.num_peers(), false);
     for (const int row : rows) served_[row] = true;
   }
@@ -299,7 +317,11 @@ class Fuzzed {
 
   void StopTransmitting() {
     if (worker_) return worker_->EndGradient();
-    const std::vector<uint8_t> done = server_->EndBroadcast();
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      const double overtime = server_->queue()->Overtime(row, now_);
+      CHECK(overtime >= 0 && overtime <= now_ - broadcast_at_ && (served_[row] || overtime == 0));
+    }
+    const std::vector<uint8_t> done = server_->EndBroadcast(now_);
     for (int row = 0; row < layout_.num_peers(); ++row) {
       if (!served_[row]) CHECK(!done[row]);
     }
@@ -340,6 +362,7 @@ class Fuzzed {
     } else if (header.kind == Kind::kEnd || header.kind == Kind::kNack) {
       header.total = c_;
     }
+    if (header.kind == Kind::kEcho && (how & 0x40) == 0) header.seq = challenges_[from_];
     if (header.counter % 8 != 7) header.counter = ++counter_;
     lossympi::Pack(header, datagram->data());
   }
@@ -453,7 +476,9 @@ class Fuzzed {
   const uint32_t c_;
   Guarded rows_;
   double now_ = 1, opened_at_ = 0, deadline_ = 0;
-  std::vector<double> nacked_at_;
+  double broadcast_at_ = 0;
+  std::vector<double> nacked_at_, nack_bytes_, reply_bytes_;
+  std::vector<uint32_t> challenges_;
   int from_ = 0;  // the row that the datagram in hand comes from
   size_t fed_bytes_ = 0;
   uint64_t num_fed_ = 0, counter_ = 0;
