@@ -292,7 +292,8 @@ std::vector<uint8_t> ServerProtocol::EndBroadcast(double now) {
 // ---- A worker
 
 WorkerProtocol::WorkerProtocol(const PeerLayout& layout) : Protocol(layout) {
-  for (auto& model : models_) model.reset(new float[layout.framing.dim]());
+  const auto dim = static_cast<size_t>(layout.framing.dim);
+  for (auto& model : models_) model = std::make_unique<float[]>(dim);
 }
 
 double WorkerProtocol::wake_at() const { return asking_ ? asking_->at : kNever; }

@@ -363,3 +363,24 @@ def test_what_finds_the_buffer_full_is_overflow(job, policy):
     assert counts[-1]["foreign"] == 0
     server.start()
     raw.send(Kind.READY, 1)
+
+
+def test_a_round_that_failed_to_open_is_not_open(python_job, policy, monkeypatch):
+    """The caller may free the stack. lossympi_threads_test.cc tries the native one."""
+    server = python_job.endpoint(0, 1, 10)
+    raw = python_job.raw(server, "none", 1)
+    server.start()
+
+    def fail(datagrams):
+        raise MemoryError
+
+    stack_nd = np.zeros((1, 10), np.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_send_all", fail)
+        with pytest.raises(MemoryError):
+            server.collect(1, stack_nd, policy(live_n=(True,), quorum=1))
+    raw.send(Kind.DATA, 1, 0, 1, np.ones(10, np.float32).tobytes())
+    raw.send(Kind.READY, 1)
+    assert raw.get(Kind.DONE)[0].round == 1
+    assert server.counters()[1]["late"] == 1
+    assert not stack_nd.any()

@@ -44,7 +44,7 @@ using lossympi::WorkerProtocol;
 
 constexpr uint32_t kSession = 0x12345678;
 constexpr size_t kTag = 1;        // a byte: the sum of all before it
-constexpr size_t kLongest = 260;  // bytes of a datagram
+constexpr size_t kLongest = 190;  // bytes of a datagram: a step may have as many
 constexpr uint8_t kGuard = 0xa5;
 constexpr size_t kGuardFloats = 16;
 constexpr uint32_t kRateKbps = 1000;
@@ -138,9 +138,7 @@ class Fuzzed {
         if (protocol_->queue() != nullptr) StopTransmitting();
         break;
       default:
-        for (uint32_t& challenge : challenges_) challenge = argument;
-        protocol_->ForgetEchoes(challenges_);
-        CheckProbes();
+        argument < 128 ? ProbeAnew(argument) : Repeat(argument - 127);
     }
     Tick();
   }
@@ -167,7 +165,8 @@ class Fuzzed {
     CHECK(answer.row == from_);
     const size_t bytes = answer.payload.size(), size = kHeaderBytes + bytes + kTag;
     CHECK(size <= kLongest);
-    if (answer.kind != Kind::kNack) {
+    if (answer.kind != Kind::kNack &&
+        fed_kind_ != Kind::kData) {  // a whole model's DONE is unasked
       // So many bytes at once, and 48 a quarter of a millisecond.
       reply_bytes_[answer.row] += static_cast<double>(size);
       CHECK(reply_bytes_[answer.row] <= 16384 + (now_ - 1) * 192000 + 1);
@@ -211,9 +210,23 @@ class Fuzzed {
     CHECK(done.round > 0 && done.seq == 0 && done.total == 0 && done.payload.empty());
   }
 
+  void ProbeAnew(uint8_t challenge) {
+    CheckProbes();
+    for (int row = 0; row < layout_.num_peers(); ++row) challenges_[row] = challenge + row;
+    protocol_->ForgetEchoes(challenges_);
+    CHECK(!protocol_->all_echoed());
+    CheckProbes();
+  }
+
   void CheckProbes() const {
     const lossympi::Datagrams probes = protocol_->Probe();
-    CHECK(probes.size() == 2 * static_cast<size_t>(layout_.num_peers()));
+    size_t num_echoed = 0;
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      CHECK(protocol_->longest_echo(row) <= kLongest);
+      num_echoed += protocol_->longest_echo(row) == kLongest;
+    }
+    CHECK(probes.size() == 2 * (layout_.num_peers() - num_echoed));
+    CHECK(protocol_->all_echoed() == probes.empty());
     for (const Outgoing& probe : probes) {
       CHECK(probe.kind == Kind::kProbe && probe.round == 0 && probe.total == 0);
       CHECK(kHeaderBytes + probe.payload.size() + kTag <= kLongest);
@@ -330,11 +343,22 @@ class Fuzzed {
   // `size` bytes of the input, or as many as there are, made a datagram. The byte before them says
   // what is left as the fuzzer wants it and who sends.
   void Feed(size_t size, Input* input) {
-    const uint8_t how = input->Byte();
+    fed_how_ = input->Byte();
+    fed_.assign(input->data, input->data + std::min(size, input->size));
+    input->data += fed_.size();
+    input->size -= fed_.size();
+    FeedAgain();
+  }
+
+  // The last one again and again, with higher counters: who asks without end.
+  void Repeat(int times) {
+    for (int i = 0; i < 8 * times; ++i) FeedAgain();
+  }
+
+  void FeedAgain() {
+    const uint8_t how = fed_how_;
     static std::vector<uint8_t> datagram;  // kept: under a sanitizer allocations take most time
-    datagram.assign(input->data, input->data + std::min(size, input->size));
-    input->data += datagram.size();
-    input->size -= datagram.size();
+    datagram = fed_;
     from_ = how % 4;
     if (datagram.size() >= kHeaderBytes) {
       if ((how & 0x10) == 0) MakePlausible(how, &datagram);
@@ -392,6 +416,7 @@ class Fuzzed {
     if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
     CHECK(envelope.row >= 0 && envelope.row < layout_.num_peers());
     if (envelope.row != from_) return protocol_->Reject(-1, Verdict::kForeign);
+    fed_kind_ = envelope.header.kind;
     const size_t end = envelope.signed_bytes;
     CHECK(end >= kHeaderBytes && end + kTag == size);
     if (SumOf(data, end) != data[end]) return protocol_->Reject(envelope.row, Verdict::kForged);
@@ -448,7 +473,8 @@ class Fuzzed {
       if (!asks.empty()) CHECK(asks[0].kind == Kind::kReady && asks[0].round == asked_round_);
       return;
     }
-    if (open_) CHECK(server_->wake_at(now_) <= std::max(now_, opened_at_ + deadline_));
+    const double wake_at = server_->wake_at(now_);
+    CHECK(open_ ? wake_at <= std::max(now_, opened_at_ + deadline_) : std::isinf(wake_at));
     const auto dones = server_->Tick(now_);
     CHECK(dones.empty() || open_);
     for (const Outgoing& done : dones) CheckDone(done);
@@ -479,7 +505,10 @@ class Fuzzed {
   double broadcast_at_ = 0;
   std::vector<double> nacked_at_, nack_bytes_, reply_bytes_;
   std::vector<uint32_t> challenges_;
-  int from_ = 0;  // the row that the datagram in hand comes from
+  uint8_t fed_how_ = 0;
+  Kind fed_kind_{};
+  std::vector<uint8_t> fed_;  // of the input, by the last Feed
+  int from_ = 0;              // the row that the datagram in hand comes from
   size_t fed_bytes_ = 0;
   uint64_t num_fed_ = 0, counter_ = 0;
   bool open_ = false;
