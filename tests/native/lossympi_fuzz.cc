@@ -138,7 +138,7 @@ class Fuzzed {
         if (protocol_->queue() != nullptr) StopTransmitting();
         break;
       default:
-        argument < 128 ? ProbeAnew(argument) : Repeat(argument - 127);
+        argument < 224 ? ProbeAnew(argument) : Repeat(argument - 223);
     }
     Tick();
   }

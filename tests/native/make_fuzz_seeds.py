@@ -28,8 +28,8 @@ def odd(kind, round=1, seq=0, total=0, payload=b"", counter=2**40, rank=1):
 
 
 def repeated(times):
-    """Returns a step that feeds the datagram before it 8 times as often."""
-    return PROBES + bytes([127 + times])
+    """Returns a step that feeds the datagram before it 8 times as often, 32 at the most."""
+    return PROBES + bytes([223 + times])
 
 
 def broadcast(num_acts=30):
@@ -88,10 +88,10 @@ SEEDS = {
     + datagram(ECHO, 0, 9, how=0x40) + datagram(ECHO, 0) + datagram(ECHO, 0, payload=bytes(157))
     + PROBES + b"\x06" + datagram(ECHO, 0, payload=bytes(157))
     + datagram(ECHO, 0, payload=bytes(157), how=1) + PROBES + b"\x07"
-    + datagram(PROBE, 0, payload=bytes(157)) + repeated(20) + SHORT + b"\xff"
+    + datagram(PROBE, 0, payload=bytes(157)) + repeated(15) + SHORT + b"\xff"
     + datagram(PROBE, 0, payload=bytes(157)),
     "asks_without_end": bytes([SERVER | DIM_40]) + OWN + b"\x01" + datagram(READY, 1)
-    + repeated(70) + datagram(END, 1, 1) + repeated(9) + SHORT + b"\x02" + datagram(END, 1, 1),
+    + repeated(32) * 2 + datagram(END, 1, 1) + repeated(9) + SHORT + b"\x02" + datagram(END, 1, 1),
     "server_closed": bytes([SERVER | DIM_40]) + datagram(READY, 1) + OWN + b"\x01"
     + datagram(READY, 1, 1) + vector(range(4)) + datagram(END, 1, 0) + datagram(END, 2, 1)
     + vector([4]) + SHORT + b"\1" + datagram(END, 1, 1) + datagram(READY, 1) + OWN + b"\x04"
