@@ -107,8 +107,10 @@ class Attacker:
 
     def _show(self, round: int, grad_d: np.ndarray) -> None:
         """Sends the gradient to the attackers; waits until the last one has left."""
-        for request in self._sending:
-            request.Wait()
+        self._ranks.wait(
+            lambda: all([request.Test() for request in self._sending]),
+            "the Byzantine workers, to take a gradient",
+        )
         self._sent = np.array([round], np.int64), np.array(grad_d)
         self._sending = [
             self._ranks.comm.Isend(sent, dest=self._ranks.topology.rank_of(row), tag=tag)

@@ -67,6 +67,7 @@ class Job:
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
+        ranks.identify(self.meeting)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
