@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
 from aggregathor.gars import GARS, Aggregated, Context, gar
 from aggregathor.gars.base import registered
@@ -93,18 +92,8 @@ def test_a_quorum_is_no_smaller_than_the_rule_needs(name):
     begin = f"quorum={quorum} lets {quorum} gradients close a round, and f={given['f']} of them"
     with pytest.raises(UserError, match=f"{begin} .*{message}"):
         Setting(num_workers=20, quorum=quorum, **given).check()
-    for transport in ("auto", "udp"):
-        with pytest.raises(UserError, match=f"{begin} .*{message}"):
-            Config.of({**given, "transport": transport, "link_args": {"quorum": quorum}}, {})
     largest = {**given, "f": 0}
     Setting(num_workers=20, quorum=max(quorum, 3), **largest).check()
-    Config.of({**largest, "link_args": {"quorum": max(quorum, 3)}}, {})
-
-
-def test_a_quorum_of_a_rule_that_only_the_script_knows_is_checked_there():
-    Config.of({"gar": "my-own", "f": 1, "link_args": {"quorum": 2}}, {})
-    with pytest.raises(UserError, match="rule is called 'my-own'"):
-        Setting(num_workers=3, gar="my-own", f=1, quorum=2).check()
 
 
 @pytest.mark.parametrize("rule", ["median", "krum", "brute"])
