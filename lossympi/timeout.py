@@ -198,7 +198,7 @@ class Deadline:
           f: how many of them may be Byzantine. If more of them are unsettled, t_B is too short; for
             f = 0 if half of them are, as a single worker may have died.
         """
-        if math.isinf(self._cap_s):
+        if math.isinf(self._cap_s) or self._floor_s >= self._cap_s:
             return
         if most_s is None:
             if unsettled > f and (f > 0 or 2 * unsettled >= num_live):
@@ -206,7 +206,7 @@ class Deadline:
             return
         self._most_s.append(most_s)
         if len(self._most_s) == self._most_s.maxlen:
-            usual_s = float(np.quantile(self._most_s, self._quantile))
+            usual_s = _quantile(sorted(self._most_s), self._quantile)
             self.current = min(self._cap_s, max(self._floor_s, self._margin * usual_s))
 
 
@@ -296,6 +296,17 @@ class Allowance:
         np.minimum(self._account_s_n, full_s, out=self._account_s_n)
         is_enough_n = (self._account_s_n >= self.free_s) & (self._account_s_n > 0)
         self.of_next_n = tuple(np.where(is_enough_n, self._account_s_n, 0.0).tolist())
+
+
+def _quantile(times_s: Sequence[float], share: float) -> float:
+    """Returns the quantile of times in order, as np.quantile does, which takes 20 times as long.
+
+    >>> _quantile([1.0, 2.0, 4.0], 0.75)
+    3.0
+    """
+    at = share * (len(times_s) - 1)
+    low, high = math.floor(at), math.ceil(at)
+    return times_s[low] + (at - low) * (times_s[high] - times_s[low])
 
 
 def _at(values: Sequence[float], rows: np.ndarray) -> np.ndarray:
