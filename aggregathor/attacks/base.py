@@ -181,9 +181,16 @@ def _check_type(attack: str, name: str, value: object, default: object) -> None:
     elif isinstance(default, int):
         expected, fits = "an integer", isinstance(value, Integral)
     else:
-        expected, fits = "a finite number", isinstance(value, Real) and math.isfinite(value)
+        expected, fits = "a finite number", isinstance(value, Real) and _is_finite(value)
         fits = fits or (default is None and value is None)
     if not fits or isinstance(value, bool):
         raise UserError(
             f"attack {attack} needs {expected} as {name!r}; got {value!r} (default {default!r})."
         )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of a whole number that is too large for a float
+        return False

@@ -233,7 +233,7 @@ def new_folder(path: Path) -> Path:
         for number in count(max(before, default=0) + 1):
             folder = path / f"run-{number}"
             try:
-                folder.mkdir()
+                folder.mkdir(mode=0o755)  # whatever the umask: others may read it
             except FileExistsError:  # another job has been faster
                 continue
             _begin(folder)
@@ -260,7 +260,7 @@ def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     else:
         parts.append("nobody was suspected" if rule.robust else f"{rule.name} suspects nobody")
     if setting.attack:
-        first = setting.num_workers - setting.num_byzantine
+        first = setting.num_workers - setting.byzantine
         attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
         parts.append(f"{setting.attack} came from worker {attackers}")
     if missing_n.any():
@@ -291,7 +291,7 @@ def _rounds(number: int) -> str:
 
 
 def _begin(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
     begin_csv(folder / "workers.csv")
 
 
