@@ -19,10 +19,12 @@ using lossympi::Closed;
 using lossympi::Counts;
 using lossympi::Datagrams;
 using lossympi::Framing;
+using lossympi::Handled;
 using lossympi::Header;
 using lossympi::kHeaderBytes;
 using lossympi::Kind;
 using lossympi::kNumVerdicts;
+using lossympi::kTagBytes;
 using lossympi::Outgoing;
 using lossympi::PeerLayout;
 using lossympi::Reason;
@@ -43,7 +45,7 @@ using simulation::WorkerRank;
 
 constexpr double kMoment = 1e-9;
 constexpr int kMostWorkers = 10;
-constexpr uint64_t kWarmUp = 2;     // rounds, after which the server's memory is flat
+constexpr uint64_t kWarmUp = 2;  // rounds, after which the server's memory is flat
 constexpr uint64_t kMostSteps = 1000000;
 
 struct Job {
@@ -60,7 +62,7 @@ struct Job {
 
 Job ReadJob(Input* input) {
   constexpr int kWorkers[] = {3, 4, 5, 7, kMostWorkers, 1, 2, 5};
-  constexpr int64_t kDims[] = {1, 17, 100, 333, 1000, 1601, 2600, 9000};
+  constexpr int64_t kDims[] = {1, 17, 100, 320, 1000, 1601, 2560, 9000};
   constexpr double kLosses[] = {0, 0, 0.02, 0.2, 0.5, 0, 0.1, 0};
   constexpr double kJitters[] = {0, 0, 0.0001, 0.002};
   constexpr double kMaxLosses[] = {1, 1, 0.25, 0};
@@ -106,6 +108,7 @@ class Checks : public ServerRank::Observer {
       : job_(job),
         c_(job.framing.NumDatagrams()),
         guarded_(2 * kGuard + static_cast<size_t>(job.num_workers * job.framing.dim), kGuardValue) {
+    nacked_at_.fill(-kNever);
   }
 
   float* stack() { return guarded_.data() + kGuard; }
@@ -138,14 +141,15 @@ class Checks : public ServerRank::Observer {
     ++num_ended_;
   }
 
-  // A worker gets back no more than the server may send to it, whatever it sends.
-  void Replies(const Packet& to, const Datagrams& replies, double now) override {
-    for (const Outgoing& reply : replies) {
-      CHECK(reply.row == to.from - 1);  // never to anybody else
-      CHECK(reply.kind == Kind::kNack ||
-            kHeaderBytes + reply.payload.size() + kTag <= std::max(to.size, kHeaderBytes + kTag));
-      CheckReplyBudget(reply.row, kHeaderBytes + reply.payload.size() + kTag, now);
+  void Handles(const Packet& packet, const Handled& handled, double now) override {
+    CHECK(handled.verdict == Verdict::kAccepted || handled.to_send.empty());
+    const Header header = lossympi::Unpack(packet.bytes.data());
+    if (handled.verdict == Verdict::kAccepted && header.kind != Kind::kData) {
+      uint64_t& last = last_control_[static_cast<size_t>(packet.from - 1)];
+      CHECK(header.counter > last);  // never twice, and never an older one
+      last = header.counter;
     }
+    CheckReplies(packet, handled.to_send, now);
   }
 
  private:
@@ -243,18 +247,33 @@ class Checks : public ServerRank::Observer {
     CountedScope::ForgetMost();
   }
 
-  // Within any time, what it was granted; and some datagrams at once.
+  // A worker gets back no more than the server may send to it, whatever it sends.
+  void CheckReplies(const Packet& to, const Datagrams& replies, double now) {
+    for (const Outgoing& reply : replies) {
+      CHECK(reply.row == to.from - 1);  // never to anybody else
+      const size_t bytes = kHeaderBytes + reply.payload.size() + kTag;
+      if (reply.kind == Kind::kNack) {
+        double& nacked_at = nacked_at_[static_cast<size_t>(reply.row)];
+        CHECK(now == nacked_at || now >= nacked_at + 0.00025 - kMoment);
+        nacked_at = now;
+      } else {
+        CHECK(bytes <= to.size && replies.size() == 1);
+      }
+      CheckReplyBudget(reply.row, bytes, now);
+    }
+  }
+
+  // WIRE.md: NACKs at the rate that the row was granted; other replies at that of bare datagrams as
+  // often as NACKs, and what is left of 16 KiB at once.
   void CheckReplyBudget(int row, size_t bytes, double now) {
+    constexpr double kAtOnce = 16384, kBytesPerS = (kHeaderBytes + kTagBytes) / 0.00025;
+    const double nacks = std::ceil(c_ / (8.0 * kPayload)) * kLongest;
+    const double rate = kBytesPerS + server_->bytes_per_s_of_each();
     Budget& budget = budgets_[static_cast<size_t>(row)];
-    const double rate = server_->bytes_per_s_of_each();
-    budget.left = std::min(MostReplyBytes(), budget.left + (now - budget.at) * rate);
+    budget.left = std::min(kAtOnce + 2 * nacks, budget.left + (now - budget.at) * rate);
     budget.at = now;
     budget.left -= static_cast<double>(bytes);
     CHECK(budget.left >= 0);
-  }
-  double MostReplyBytes() const {
-    const double nacks = std::ceil(c_ / (8.0 * kPayload)) * kLongest;
-    return 2 * nacks + 64 * static_cast<double>(kLongest);
   }
 
   // Nothing is lost or overtaken, and all are waited for.
@@ -264,7 +283,7 @@ class Checks : public ServerRank::Observer {
   }
 
   struct Budget {
-    double left = 1e12, at = 0;  // the first grant has not come yet
+    double left = 1e12, at = 0;  // full from the start
   };
 
   const Job job_;
@@ -275,6 +294,8 @@ class Checks : public ServerRank::Observer {
   uint64_t num_ended_ = 0, num_delivered_ = 0;
   int64_t held_ = 0;
   std::array<Budget, kMostWorkers> budgets_;
+  std::array<uint64_t, kMostWorkers> last_control_{};
+  std::array<double, kMostWorkers> nacked_at_;
 };
 
 // ---- Byzantine workers
@@ -389,7 +410,7 @@ class Byzantine {
     if (wrong & 1) header.round = RoundOf(input_->Byte());
     if (wrong & 2) header.seq = IndexOf(input_->Byte(), c);
     if (wrong & 4) header.total = IndexOf(input_->Byte(), c);
-    if (wrong & 8) bytes = input_->Byte() % (kRoom - kHeaderBytes - kTag);
+    if (wrong & 8) bytes = BytesOf(input_->Byte(), bytes);
     if (wrong & 32) header.rank = input_->Byte() % (layout_.num_workers + 3);
     if (wrong & 64) from = input_->Byte() % (layout_.num_workers + 2);
     if (wrong & 128) to = input_->Byte() % (layout_.num_workers + 1);
@@ -418,6 +439,10 @@ class Byzantine {
   uint32_t IndexOf(uint8_t choice, uint32_t c) const {
     const uint32_t choices[] = {0, 1, c - 1, c, c + 1, ~0U, c / 8 * 8, 8, c / 2, ~0U - 7};
     return choices[choice % 10];
+  }
+  static size_t BytesOf(uint8_t choice, size_t right) {
+    const size_t choices[] = {0, 1, right + 1, right / 2, kPayload, kPayload + 1};
+    return choice % 8 < 6 ? choices[choice % 8] : choice % (kRoom - kHeaderBytes - kTag);
   }
   uint64_t CounterOf(uint8_t choice) const {
     const uint64_t choices[] = {counter_, 0, counter_ + 100, ~uint64_t{0}};

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "lossympi/core/packet.h"
 #include "lossympi/core/pacer.h"
+#include "lossympi/core/packet.h"
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
 #include "lossympi/core/send_queue.h"
@@ -199,8 +199,8 @@ class Rank {
     }
     uint8_t payload[kPayload];
     lossympi::Narrow(values.data(), floats, framing.wire, payload);
-    SendBytes(row, Kind::kData, round, seq, framing.NumDatagrams(), payload,
-              framing.PayloadOf(seq), now);
+    SendBytes(row, Kind::kData, round, seq, framing.NumDatagrams(), payload, framing.PayloadOf(seq),
+              now);
   }
   void SendOne(const Outgoing& what, double now) {
     SendBytes(what.row, what.kind, what.round, what.seq, what.total, what.payload.data(),
@@ -332,7 +332,7 @@ class ServerRank : public Rank {
     virtual void HasClosed(uint64_t round, const Closed& closed) = 0;
     virtual void HasBroadcast(uint64_t round, const std::vector<bool>& served,
                               const std::vector<uint8_t>& done, double elapsed, double half_at) = 0;
-    virtual void Replies(const Packet& to, const Datagrams& replies, double now) = 0;
+    virtual void Handles(const Packet& packet, const Handled& handled, double now) = 0;
   };
 
   ServerRank(const PeerLayout& layout, Network* network, const Terms& terms, float* stack,
@@ -356,7 +356,7 @@ class ServerRank : public Rank {
     const auto handled = Judge(&*protocol_, packet, now);
     ++num_received_;
     if (!handled) return;
-    observer_->Replies(packet, handled->to_send, now);
+    observer_->Handles(packet, *handled, now);
     SendAll(handled->to_send, now);
   }
 
@@ -448,11 +448,11 @@ class ServerRank : public Rank {
 class WorkerRank : public Rank {
  public:
   struct Habits {
-    double compute_s = 0;     // before each gradient, at most
-    bool in_parts = false;    // half of the gradient leaves first
-    double max_loss = 1;      // of the link
-    uint64_t seed = 0;        // of how long it computes
-    bool is_honest = true;    // else what it receives is not checked
+    double compute_s = 0;   // before each gradient, at most
+    bool in_parts = false;  // half of the gradient leaves first
+    double max_loss = 1;    // of the link
+    uint64_t seed = 0;      // of how long it computes
+    bool is_honest = true;  // else what it receives is not checked
   };
 
   WorkerRank(const PeerLayout& layout, Network* network, const Habits& habits)
@@ -478,8 +478,8 @@ class WorkerRank : public Rank {
     }
   }
 
-  uint64_t round() const { return round_; }              // of its next gradient
-  uint64_t held_round() const { return held_round_; }    // of the model that it has
+  uint64_t round() const { return round_; }            // of its next gradient
+  uint64_t held_round() const { return held_round_; }  // of the model that it has
   WorkerProtocol& protocol() { return protocol_; }
 
  private:

@@ -152,7 +152,8 @@ class Watched:
         samples = self._holdings[0].samples
         rss = f"{samples[-1].rss_kib >> 10} MiB" if samples else "not known"
         counted = ", ".join(f"{count} {kind}" for kind, count in faults.items()) or "none"
-        return f"job {self._terms.job}: round {made + 1}, faults: {counted}; server {rss}"
+        of = f"{made + 1} of {self._terms.rounds}"
+        return f"job {self._terms.job}: round {of}, faults: {counted}; server {rss}"
 
     def _hang(self, made: int) -> str:
         """Returns who waits for whom, and where each rank is."""
