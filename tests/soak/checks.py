@@ -1,4 +1,4 @@
-"""What the server's rounds are held against: the rows that honest workers send, and a simulation."""
+"""What rounds are held against: the rows that honest workers send, and a simulation."""
 
 from __future__ import annotations
 

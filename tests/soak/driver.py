@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.mpi.launch import ONE_HOST, ROOT, environment
-from tests.soak.processes import Holdings, begun_at, state_of
 from tests.soak.plan import Terms, faults_of
+from tests.soak.processes import Holdings, begun_at, state_of
 from tests.warm.start import python as warm_python
 
 _LOOK_S = 0.25

@@ -56,7 +56,9 @@ class Hostile:
                     stranger.sendto(random.bytes(size), ("127.0.0.1", self._port))
         endpoint = self._link._endpoint
         for _ in range(min(number, 64)):
-            kind = random.choice([Kind.READY, Kind.END, Kind.NACK, Kind.DONE, Kind.PROBE, Kind.DATA])
+            kind = random.choice(
+                [Kind.READY, Kind.END, Kind.NACK, Kind.DONE, Kind.PROBE, Kind.DATA]
+            )
             about = max(0, round + int(random.integers(-2, 3))) if kind != Kind.PROBE else 0
             payload = random.bytes(int(random.integers(0, 1400))) if random.random() < 0.5 else b""
             endpoint._peers.send(
