@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from aggregathor import files
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.protocols.aggregation import RuleError
@@ -225,9 +226,8 @@ def _prepare(folder: Path, config: Config, overwrite: bool) -> None:
                     f"{folder} holds a run of another configuration ({'; '.join(differences)}). "
                     "Name another --output, or --overwrite this one."
                 )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.to_json())
-        temporary.replace(path)
+        with files.replacing(path) as file:
+            file.write(config.to_json().encode())
     except OSError as error:
         raise cannot_write(folder, error) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -181,7 +181,9 @@ def _check_type(attack: str, name: str, value: object, default: object) -> None:
     elif isinstance(default, int):
         expected, fits = "an integer", isinstance(value, Integral)
     else:
-        expected, fits = "a finite number", isinstance(value, Real) and math.isfinite(value)
+        # No `isfinite`, which raises for a whole number that is too large for a float.
+        fits = isinstance(value, Real) and abs(value) <= sys.float_info.max
+        expected = "a finite number"
         fits = fits or (default is None and value is None)
     if not fits or isinstance(value, bool):
         raise UserError(

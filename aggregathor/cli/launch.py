@@ -52,9 +52,10 @@ def main(words: Sequence[str]) -> int:
     """
     args, unknown = _parse(words)
     ranks = _ranks(args.n)
-    # What every process would refuse after TensorFlow's start is refused at once, and once.
-    Config.of({}, {**os.environ, **flags.to_environment(args.job, unknown)})
+    told = flags.to_environment(args.job, unknown)
     _check_script(args.words)
+    # What every process would refuse after TensorFlow's start is refused at once, and once.
+    Config.of({}, {**os.environ, **told})
     if args.hostfile is not None and not Path(args.hostfile).is_file():
         raise UserError(
             f"--hostfile names a file with a host a line; there is none: {args.hostfile!r}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aggregathor import compositions
 from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
 from aggregathor.log import LEVELS
@@ -133,6 +134,7 @@ class Config:
         for name in ("start_s", "stop_after_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
+        compositions.check(self.gar, self.gar_args)
         options_of = Options.of if self.transport == "udp" else Options.of_lossless
         try:
             options_of(self.link_args)

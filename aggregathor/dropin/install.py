@@ -35,7 +35,7 @@ class Dropin:
         self.guard = _make_guard(job)
         self._optimizers = Optimizers(job, checkpoints, self.guard)
         Fit(job, self._optimizers, checkpoints)
-        job.at_begin(Seeds(job.ranks.rank).begin)
+        job.at_begin(Seeds(job.ranks.rank, is_server=job.is_server).begin)
         if not job.is_server:
             job.at_close(PrivateFiles(job.ranks.rank).remove)
         strategies.refuse()

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.errors import Registry, UserError, near
+from aggregathor.compositions import Known, check_names, declare
+from aggregathor.errors import Registry, UserError
 from aggregathor.gars.context import Context, State
 from aggregathor.ops import Columns, has_arrays
 
@@ -69,6 +70,19 @@ class Condition:
     def __str__(self) -> str:
         factor = "" if self.a == 1 else str(self.a)
         return f"n >= {factor}f + {self.b}" if self.a else f"n >= {self.b}"
+
+    def implies(self, other: Condition) -> bool:
+        """Whether the other holds for every f >= 0 for which this one does."""
+        return self.a >= other.a and self.b >= other.b
+
+    def refusal(self, name: str, n: int, f: int, *, what: str = "needs") -> str:
+        """Says that n gradients are too few, and what to do."""
+        missing = self.least_n(f) - n
+        remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
+        largest = self.largest_f(n)
+        if largest is not None and self.a:
+            remedy += f" or declare f={largest}"
+        return f"{name} {what} {self} gradients; f={f} needs {self.least_n(f)}, got {n}. {remedy}."
 
     def least_n(self, f: int) -> int:
         """The smallest number of gradients that tolerates f Byzantine ones."""
@@ -187,12 +201,8 @@ class Gar:
         parameters = {"f": 0, **parameters} if not self.robust else parameters
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
-        state: State = {}
-        if self._init is not None:
-            if not isinstance(stack_nd, np.ndarray):
-                stack_nd, _ = as_stack(self.name, stack_nd)
-            own = {name: value for name, value in parameters.items() if name in self.parameters}
-            state = self.init(*stack_nd.shape, **own)
+        own = {name: value for name, value in parameters.items() if name in self.parameters}
+        stack_nd, state = alone(self, stack_nd, **own)
         return self.apply(stack_nd, state, _ALONE, usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
@@ -241,7 +251,8 @@ class Gar:
         check_names(self.name, parameters, self.parameters, "it has none but f.")
         needed = self.minimum if unsafe else self.condition
         if n < needed.least_n(f):
-            raise ConditionError(self._too_few(n, f, needed, unsafe))
+            what = "cannot be computed unless" if unsafe else "needs"
+            raise ConditionError(needed.refusal(self.name, n, f, what=what))
         if self._check is not None:
             self._check(n=n, f=f, **{**self.parameters, **parameters})
 
@@ -285,18 +296,6 @@ class Gar:
         usage_n = None if usage_n is None else np.asarray(usage_n)
         state = {name: np.asarray(value) for name, value in state.items()}
         return Aggregated(np.asarray(grad_d), usage_n), state
-
-    def _too_few(self, n: int, f: int, needed: Condition, unsafe: bool) -> str:
-        largest = needed.largest_f(n)
-        missing = needed.least_n(f) - n
-        remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
-        if largest is not None and needed.a:
-            remedy += f" or declare f={largest}"
-        what = "cannot be computed unless" if unsafe else "needs"
-        return (
-            f"{self.name} {what} {needed} gradients; f={f} needs {needed.least_n(f)}, got {n}. "
-            f"{remedy}."
-        )
 
 
 registered: dict[str, Any] = {}  # rules, and the pre-aggregations beside them, by name
@@ -381,6 +380,7 @@ def gar(
             _check=check,
         )
         registered[name] = rule
+        declare(name, Known(True, tuple(rule.parameters)))
         return checked
 
     return register
@@ -431,14 +431,15 @@ def defaults_of(name: str, function: Iterable[inspect.Parameter]) -> dict[str, A
     return defaults
 
 
-def check_names(
-    name: str, given: Mapping[str, Any], known: Mapping[str, Any], none: str = "it has none."
-) -> None:
-    """Raises ``UserError`` for a parameter that is unknown."""
-    for each in given:
-        if each not in known:
-            hint = near(each, known) if known else none
-            raise UserError(f"{name} has no parameter {each!r}: {hint}")
+def alone(rule: Any, stack_nd: Any, **parameters: Any) -> tuple[Values, State]:
+    """Returns a stack that a rule or a composition aggregates by itself, and its first state."""
+    if not isinstance(stack_nd, np.ndarray):
+        stack_nd, _ = as_stack(rule.name, stack_nd)
+    if not rule.has_state:
+        return stack_nd, {}
+    if stack_nd.ndim != 2:
+        raise UserError(f"{rule.name} takes gradients stacked as [n, d], got {stack_nd.shape}")
+    return stack_nd, rule.init(*stack_nd.shape, **parameters)
 
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Aggregated, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar, is_whole
 from aggregathor.ops import kernels_for
 
-LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
+# In float32, in which they are handed to the op: far above the least, and the greatest.
+LEAST_NU, GREATEST = 1e-30, float(np.finfo(np.float32).max)
 
 
 def _check(*, n: int, f: int, nu: Any, tol: Any, max_iter: Any) -> None:
-    if not (_is_number(nu) and _is_number(tol) and LEAST_NU <= nu < math.inf and tol >= 0):
+    fits = _is_number(nu) and _is_number(tol) and LEAST_NU <= nu <= GREATEST
+    if not (fits and (0 <= tol <= GREATEST or tol == math.inf)):
         raise UserError(
-            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, "
+            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, in float32, "
             f"got nu={nu!r}, tol={tol!r}"
         )
-    if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
+    if not is_whole(max_iter) or not 0 <= max_iter < 2**31:
         raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
 
 

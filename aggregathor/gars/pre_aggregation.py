@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from aggregathor.compositions import Known, check_names, declare
 from aggregathor.errors import Registry, UserError
 from aggregathor.gars.base import (
     Condition,
     ConditionError,
     Kind,
     Values,
-    check_names,
     check_new,
     defaults_of,
     is_whole,
@@ -80,14 +80,11 @@ class PreAggregation:
         """
         self.check_parameters(**parameters)
         if n < self.condition.least_n(f):
-            raise ConditionError(
-                f"{self.name} needs {self.condition} gradients; f={f} needs "
-                f"{self.condition.least_n(f)}, got {n}. Start more workers or declare a smaller f."
-            )
+            raise ConditionError(self.condition.refusal(self.name, n, f))
 
     def check_parameters(self, **parameters: Any) -> None:
         """Raises ``UserError`` for a parameter that is unknown or out of range."""
-        check_names(self.name, parameters, self.parameters, "it has none.")
+        check_names(self.name, parameters, self.parameters)
         if self._check is not None:
             self._check(**{**self.parameters, **parameters})
 
@@ -140,6 +137,7 @@ def pre_aggregation(
             _check=check,
         )
         registered[name] = made
+        declare(name, Known(False, tuple(made.parameters)))
 
         @functools.wraps(function)
         def checked(stack_nd: Values, **given: Any) -> Mixed:

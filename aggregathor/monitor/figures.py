@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import files
 from aggregathor.protocols.report import RoundReport
 
 
@@ -80,7 +81,7 @@ class Monitor:
         text = io.StringIO(newline="")
         for worker, row in enumerate(rows):
             csv.writer(text).writerow([step, worker, *map(_written, row.values())])
-        with self.path.open("a", newline="") as file:
+        with files.appending(self.path) as file:
             file.write(text.getvalue())
         for row, counts in zip(rows, sums.rejected, strict=True):
             row.update({f"rejected/{reason}": count for reason, count in counts.items()})

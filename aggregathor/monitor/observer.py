@@ -233,7 +233,7 @@ def new_folder(path: Path) -> Path:
         for number in count(max(before, default=0) + 1):
             folder = path / f"run-{number}"
             try:
-                folder.mkdir()
+                folder.mkdir(mode=0o755)  # whatever the umask: others may read it
             except FileExistsError:  # another job has been faster
                 continue
             _begin(folder)
@@ -291,7 +291,7 @@ def _rounds(number: int) -> str:
 
 
 def _begin(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o755, exist_ok=True)
     begin_csv(folder / "workers.csv")
 
 

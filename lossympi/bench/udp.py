@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,10 +42,10 @@ def measure_udp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         rate_bps=arguments.rate_bps,
     )
     try:
-        if isinstance(link, UdpServer):
-            result = _serve(comm, link, arguments, tell)
-        elif isinstance(link, UdpWorker):
-            result = _work(comm, link, arguments)
+        if Topology.of_size(comm.size).is_server(comm.rank):
+            result = _serve(comm, cast(UdpServer, link), arguments, tell)
+        else:
+            result = _work(comm, cast(UdpWorker, link), arguments)
         everyones = comm.gather(result)
         wait_for_all(comm)  # or a worker would hear BYE while it still waits
     finally:

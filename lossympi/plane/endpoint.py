@@ -19,7 +19,13 @@ from lossympi.plane.assembler import ACCEPTED
 from lossympi.plane.pacing import Pacer
 from lossympi.plane.packet import HEADER_BYTES, IP_UDP_BYTES, Kind
 from lossympi.plane.peers import Peers
-from lossympi.plane.protocol import Outgoing, PeerLayout, ServerProtocol, WorkerProtocol
+from lossympi.plane.protocol import (
+    Outgoing,
+    PeerLayout,
+    Protocol,
+    ServerProtocol,
+    WorkerProtocol,
+)
 from lossympi.plane.send_queue import SendQueue
 
 PROBE_GAP_S = 0.02
@@ -54,16 +60,14 @@ class Endpoint(interface.Endpoint):
         self._layout = PeerLayout.of(setup)
         self._peers = Peers(setup, self._layout)
         self.port = self._peers.port
-        self._protocol: ServerProtocol | WorkerProtocol
-        if self._layout.is_server:
-            self._protocol = ServerProtocol(self._layout)
-        else:
-            self._protocol = WorkerProtocol(self._layout)
+        role = ServerProtocol if self._layout.is_server else WorkerProtocol
+        self._protocol: Protocol = role(self._layout)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_busy = False  # a verb is at work
-        self._wakes_at = -math.inf  # when `collect`, if it waits, looks next by itself
+        # While `collect` waits: whose round it is, and when it looks next by itself.
+        self._collecting: tuple[ServerProtocol, float] | None = None
 
     def add_peer(
         self, rank: int, address: str, port: int, send_key: bytes, receive_key: bytes
@@ -135,7 +139,7 @@ class Endpoint(interface.Endpoint):
         Raises:
           ValueError: not the server's, or the round, the stack or the policy is not as it must be.
         """
-        server = self._server("collect")
+        server = self._protocol.as_server("collect")
         _check_round(round)
         check_array("stack_nd", stack_nd, np.float32, (self._setup.num_workers, self._setup.dim))
         if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
@@ -158,10 +162,11 @@ class Endpoint(interface.Endpoint):
                             on_whole(np.array(news))
                         continue
                     server.tell_at(told + at_once if on_whole is not None else math.inf)
-                    self._wakes_at = server.wake_at(time.monotonic())
-                    self._wait(self._wakes_at)
+                    wakes_at = server.wake_at(time.monotonic())
+                    self._collecting = server, wakes_at
+                    self._wait(wakes_at)
             finally:
-                self._wakes_at = -math.inf
+                self._collecting = None
                 server.abandon_round()  # if it is open still: the caller may free the stack
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
@@ -171,7 +176,7 @@ class Endpoint(interface.Endpoint):
         With `max_loss` below 1 it returns True only if the server also said that it has enough, or
         has left since.
         """
-        worker = self._worker("send")
+        worker = self._protocol.as_worker("send")
         check_array("grad_d", grad_d, np.float32, (self._setup.dim,))
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
@@ -210,7 +215,7 @@ class Endpoint(interface.Endpoint):
 
         `rate_kbps` is shared by all workers; one that says nothing for `silence_s` is left behind.
         """
-        server = self._server("broadcast")
+        server = self._protocol.as_server("broadcast")
         n = self._setup.num_workers
         check_array("params_d", params_d, np.float32, (self._setup.dim,))
         _check_rate(rate_kbps)
@@ -237,7 +242,7 @@ class Endpoint(interface.Endpoint):
         next `receive` that returns another. None: nothing whole came in time, or the server said
         BYE.
         """
-        worker = self._worker("receive")
+        worker = self._protocol.as_worker("receive")
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
         deadline = time.monotonic() + timeout_s
@@ -263,7 +268,7 @@ class Endpoint(interface.Endpoint):
 
     def server_left(self) -> bool:
         """Worker: whether the server has said BYE."""
-        return self._worker("server_left").server_left
+        return self._protocol.as_worker("server_left").server_left
 
     def close(self) -> None:
         """Says BYE to every peer, three times, ends the thread and closes the socket."""
@@ -332,7 +337,7 @@ class Endpoint(interface.Endpoint):
 
     def _ask_until(self, until: float, is_so: Callable[[], bool]) -> None:
         """Asks for what the worker waits for, until `is_so()` or the time is up."""
-        worker = self._worker("asking")
+        worker = self._protocol.as_worker("asking")
         while not is_so() and (now := time.monotonic()) < until:
             self._send_all(worker.tick(now))
             self._wait_for(min(until, worker.wake_at()), is_so)
@@ -387,16 +392,6 @@ class Endpoint(interface.Endpoint):
         if self._is_closed:
             raise ValueError("the endpoint was closed while it was in use. Make a new one.")
 
-    def _server(self, verb: str) -> ServerProtocol:
-        if isinstance(self._protocol, ServerProtocol):
-            return self._protocol
-        raise ValueError(f"{verb} is for the server; this is rank {self._setup.rank}.")
-
-    def _worker(self, verb: str) -> WorkerProtocol:
-        if isinstance(self._protocol, WorkerProtocol):
-            return self._protocol
-        raise ValueError(f"{verb} is for a worker; this is rank {self._setup.rank}.")
-
     # Receiving, on a thread of its own.
 
     def _receive_all(self) -> None:
@@ -429,9 +424,10 @@ class Endpoint(interface.Endpoint):
 
         Waking it for each datagram would cost more than the datagram.
         """
-        if not isinstance(self._protocol, ServerProtocol) or self._wakes_at == -math.inf:
+        if self._collecting is None:
             return False
-        return self._protocol.wake_at(time.monotonic()) < self._wakes_at
+        server, wakes_at = self._collecting
+        return server.wake_at(time.monotonic()) < wakes_at
 
 
 def _check_rate(rate_kbps: int) -> None:

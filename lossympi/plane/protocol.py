@@ -173,6 +173,18 @@ class Protocol(ABC):
         self._assembler = Assembler(layout.dim, len(layout.peers), layout.floats, layout.wire)
         self._queue_round = 0
 
+    def as_server(self, verb: str) -> ServerProtocol:
+        """Returns this one if it is the server's.
+
+        Raises:
+          ValueError: it is a worker's, which does not have the verb.
+        """
+        raise ValueError(f"{verb} is for the server; this is rank {self._layout.rank}.")
+
+    def as_worker(self, verb: str) -> WorkerProtocol:
+        """Returns this one if it is a worker's; as ``as_server``."""
+        raise ValueError(f"{verb} is for a worker; this is rank {self._layout.rank}.")
+
     def handle(self, row: int, header: Header, payload: bytes, now: float) -> Handled:
         """Judges a datagram whose address and tag are those of a peer, acts on it and counts it.
 
@@ -330,6 +342,10 @@ class ServerProtocol(Protocol):
         self._repairs = False  # END is answered
         self._tell_at = math.inf
 
+    def as_server(self, verb: str) -> ServerProtocol:
+        """Returns this one."""
+        return self
+
     # A round of gradients.
 
     def open_round(
@@ -478,6 +494,10 @@ class WorkerProtocol(Protocol):
         self._asking: tuple[int, float, float] | None = None  # round, when next, pause after that
         self._models = [np.zeros(layout.dim, np.float32) for _ in range(2)]
         self._held = 0
+
+    def as_worker(self, verb: str) -> WorkerProtocol:
+        """Returns this one."""
+        return self
 
     @property
     def server_left(self) -> bool:

@@ -77,23 +77,32 @@ def refused(capsys, *words):
 
 def test_what_is_started(here, capsys):
     fake = install(here / "on-path", OPEN_MPI_5)
-    words = ["--gar=multi-krum", "--gar_args=m=1 k=2", "-n", "3", "--seed=5", "train.py"]
+    words = ["--gar=geometric-median", "--gar_args=nu=1 tol=2", "-n", "3", "--seed=5", "train.py"]
     its_own = ["--dry-run", "-n", "7", "--", "--help", "a b", "--hots=1", ""]
     mpirun, options, started = planned(capsys, *words, *its_own)
     assert mpirun == str(fake)
     assert (
         options == "--bind-to none --with-ft ulfm --oversubscribe --mca pml ob1 --mca btl self,sm"
     )
-    passed = ["--gar=multi-krum", "--gar_args=m=1 k=2", "--seed=5"]
+    passed = ["--gar=geometric-median", "--gar_args=nu=1 tol=2", "--seed=5"]
     python = [sys.executable, "-m", "aggregathor.run"]
     assert started == ["-n", "3", *python, *passed, "train.py", *its_own]
 
 
 def test_flags_of_the_job_have_both_forms(here, capsys):
     install(here / "beside", OPEN_MPI_5)
-    words = ["--gar", "multi-krum", "-n3", "--gar_args", "m=1", "--gar-args=k=2", "--f", "1"]
+    words = [
+        "--gar",
+        "geometric-median",
+        "-n3",
+        "--gar_args",
+        "nu=1",
+        "--gar-args=tol=2",
+        "--f",
+        "1",
+    ]
     started = planned(capsys, *words, "train.py", "--f", "2")[2]
-    job = ["--gar=multi-krum", "--gar_args=m=1", "--gar_args=k=2", "--f=1"]
+    job = ["--gar=geometric-median", "--gar_args=nu=1", "--gar_args=tol=2", "--f=1"]
     assert started[5:] == [*job, "train.py", "--f", "2"]
 
 
@@ -206,6 +215,14 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
         (["-n3", "--gar", "train.py"], "which script"),
         (["-n3", "--mpirun-args"], "--mpirun-args needs a value"),
         (["-n3", "--gar=krum", "trian.py"], "there is no script 'trian.py'"),
+        (["-n3", "--gar=kurm", "train.py"], "rule is called 'kurm': did you mean 'krum'"),
+        (["-n3", "--gar=nnm+kurm", "train.py"], "no rule or pre-aggregation is called 'kurm'"),
+        (["-n3", "--gar=krum+nnm", "train.py"], "krum is a rule, and a rule comes last"),
+        (["-n3", "--gar=krum", "--gar_args=m=2", "train.py"], "krum has no parameter 'm'"),
+        (
+            ["-n3", "--gar=bucketing+median", "--gar_args=s=3", "train.py"],
+            "give it in brackets, as in 'bucketing(s=3)+median'",
+        ),
         (["-n3", "beside"], "'beside' is a directory"),
         (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
         (["-n3", "--dryrun", "train.py"], "did you mean --dry-run?"),

@@ -183,7 +183,17 @@ def test_advise_takes_compositions(capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["nonesuch", "nnm+", "median+nnm", "multi-krum(m=", "krum(m=1)", "bucketing(s=0)+krum"]
+    "wrong",
+    [
+        "nonesuch",
+        "nnm+",
+        "median+nnm",
+        "multi-krum(m=",
+        "krum(m=1)",
+        "bucketing(s=0)+krum",
+        'multi-krum(m="two")',
+        "geometric-median(max_iter=True)",
+    ],
 )
 def test_a_composition_that_is_none_is_a_mistake(wrong, capsys):
     assert cli.main(["advise", "--n=20", f"--gar={wrong}"]) == 2

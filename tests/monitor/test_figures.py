@@ -52,6 +52,16 @@ def scalars_of(folder):
     return found
 
 
+def test_rows_go_through_no_link(make_monitor, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    monitor, _ = make_monitor()
+    monitor.path.symlink_to("victim")
+    monitor.record(report([1, 0], [1, 1]))
+    with pytest.raises(OSError, match="symbolic link"):
+        monitor.write(1, report([1, 0], [1, 1]))
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 def test_a_row_is_the_mean_of_the_rounds_since_the_last_one(make_monitor):
     monitor, writer = make_monitor()
     for usage_n, delivered_n in [([1, 0], [1, 0.5]), ([0, 0], [1, 0.0]), ([1, 1], [1, 1.0])]:

@@ -1,6 +1,8 @@
 import csv
 import io
 import logging
+import os
+import stat
 from types import SimpleNamespace
 
 import numpy as np
@@ -198,6 +200,15 @@ def test_every_start_has_a_folder_of_its_own(tmp_path):
     (tmp_path / "run-of-mine").write_text("")
     assert new_folder(tmp_path) == tmp_path / "run-8"
     assert new_folder(tmp_path / "new" / "one") == tmp_path / "new" / "one" / "run-1"
+
+
+def test_others_cannot_write_to_the_folder_of_a_run_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        folder = new_folder(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 def test_no_folder_is_made_unless_it_is_asked_for(tmp_path, capfd, monkeypatch):

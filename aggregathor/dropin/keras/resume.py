@@ -5,29 +5,35 @@ optimizers, and what its half of their rounds keeps (of the rule, of the fill); 
 what is its own, such as the states of dropout's random numbers and an attack's memory. A job that
 is started again with the same command draws the batches of the steps that are done without
 computing anything, so that its data come in the same order, takes over what was saved, and goes on.
+
+Each rank has a folder of its own below the one that ``--checkpoint`` names, which other users can
+neither read nor write: workers may run as another user on a file system that all hosts share.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregathor import checkpoint
+from aggregathor import checkpoint, files
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.protocols.state import prefixed, under
 
 _log = logging.getLogger(__name__)
 _POSITION = "position"
+_SERVER = "server.npz"
 
 
 class Checkpoints:
-    """The files of one rank in the folder that ``--checkpoint`` names.
+    """The files of one rank: ``server/server.npz``, or ``worker_ROW/FIT-STEP.npz``, two of these.
 
     Attributes:
       skipped: how many steps of the current ``fit`` are left that were made before the job was
@@ -38,22 +44,25 @@ class Checkpoints:
         """Reads what an earlier job has left.
 
         Raises:
-          UserError: the folder cannot be made or read.
+          UserError: the folder cannot be made or read, or another user has put something there.
         """
         self.skipped: float = 0
         self._job = job
         self._fits = 0
         self._steps = 0
         self._saved: dict[str, np.ndarray] = {}
-        self._folder = Path(job.config.checkpoint) if job.config.checkpoint else None
-        if self._folder is None:
+        self._folder: files.PrivateFolder | None = None
+        if not job.config.checkpoint:
             return
+        above = Path(job.config.checkpoint)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if job.is_server and (self._folder / "server.npz").exists():
-                self._saved = checkpoint.read(self._folder / "server.npz")
-        except (OSError, ValueError) as error:
-            raise UserError(f"--checkpoint={self._folder} cannot be used: {error}") from None
+            own = "server" if job.is_server else f"worker_{job.ranks.row:04d}"
+            self._folder = files.PrivateFolder(above / own)
+            if job.is_server:
+                _check_no_old_layout(above, self._folder)
+                self._saved = self._load_if_there(_SERVER)
+        except OSError as error:
+            raise UserError(f"--checkpoint={above} cannot be used: {error}") from None
 
     def begin_fit(self) -> None:
         """Finds out, on every rank alike, how much of a ``fit`` that begins was done before."""
@@ -69,9 +78,16 @@ class Checkpoints:
         if not self.skipped or fit != self._fits:
             return
         if self._job.is_server:
-            _log.info("going on after step %d, from %s", steps, self._folder)
-        else:
-            self._saved = _load_if_there(self._file(steps))
+            _log.info("going on after step %d, from %s", steps, self._folder.path)
+            return
+        name = self._name(steps)
+        self._saved = self._load_if_there(name)
+        if not self._saved:
+            _log.warning(
+                "%s is not there, so this worker's random numbers and the memory of an attack "
+                "begin anew",
+                self._folder.path / name,
+            )
 
     def end_fit(self) -> None:
         """Ends the skipping of steps: the next ``fit`` has its own."""
@@ -85,8 +101,9 @@ class Checkpoints:
                 return
             if value.shape != tuple(variable.shape):
                 raise UserError(
-                    f"{self._folder} holds a checkpoint of another model: {name} number {number} "
-                    f"has the shape {list(value.shape)} there and {list(variable.shape)} here. "
+                    f"{self._job.config.checkpoint} holds a checkpoint of another model: {name} "
+                    f"number {number} has the shape {list(value.shape)} there and "
+                    f"{list(variable.shape)} here. "
                     "Name another folder, or remove that one."
                 )
             variable.assign(value)
@@ -111,7 +128,11 @@ class Checkpoints:
         self._steps += steps
 
     def save(self, groups: Mapping[str, Sequence[Any]]) -> Path | None:
-        """Saves groups of variables for this rank; returns the file, or None without a folder."""
+        """Saves groups of variables for this rank; returns the file, or None without a folder.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         if self._folder is None:
             return None
         arrays = {
@@ -122,34 +143,38 @@ class Checkpoints:
         for number, half in enumerate(self._job.halves):
             arrays |= prefixed(f"rounds/{number}", half.state())
         arrays[_POSITION] = np.array([self._fits, self._steps], np.int64)
-        path = self._folder / "server.npz" if self._job.is_server else self._file(self._steps)
-        checkpoint.write(path, arrays)
-        if not self._job.is_server:
-            self._forget_all_but_two()
-        return path
-
-    def _file(self, steps: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{self._prefix()}{self._fits}-{steps:010d}.npz"
-
-    def _prefix(self) -> str:
-        return f"worker_{self._job.ranks.row:04d}-"
-
-    def _forget_all_but_two(self) -> None:
-        """Removes old files: the server's is of the last but one step at worst."""
-        assert self._folder is not None
-        for path in sorted(self._folder.glob(f"{self._prefix()}*.npz"))[:-2]:
-            path.unlink(missing_ok=True)
-
-
-def _load_if_there(path: Path) -> dict[str, np.ndarray]:
-    if path.exists():
+        name = _SERVER if self._job.is_server else self._name(self._steps)
         try:
-            return checkpoint.read(path)
+            with self._folder.replacing(name) as file:
+                checkpoint.save(file, arrays)
+            if not self._job.is_server:
+                # The server's is of the last but one of these steps at worst.
+                for old in self._folder.names()[:-2]:
+                    self._folder.remove(old)
+        except OSError as error:
+            raise UserError(f"cannot save to {self._folder.path}: {error}") from None
+        return self._folder.path / name
+
+    def _name(self, steps: int) -> str:
+        return f"{self._fits:06d}-{steps:010d}.npz"
+
+    def _load_if_there(self, name: str) -> dict[str, np.ndarray]:
+        assert self._folder is not None
+        path = self._folder.path / name
+        try:
+            with self._folder.reading(name) as file:
+                return checkpoint.load(file, path)
+        except FileNotFoundError:
+            return {}
         except (OSError, ValueError) as error:
             raise UserError(f"the checkpoint {path} cannot be used: {error}") from None
-    _log.warning(
-        "%s is not there, so this worker's random numbers and the memory of an attack begin anew",
-        path,
-    )
-    return {}
+
+
+def _check_no_old_layout(above: Path, folder: files.PrivateFolder) -> None:
+    """Refuses a file that lies where the server's once lay, and where all ranks may write."""
+    old, new = above / _SERVER, folder.path / _SERVER
+    if os.path.lexists(old) and not os.path.lexists(new):
+        raise UserError(
+            f"{old} lies where workers may write, so it is not taken over. If it is yours, go on "
+            f"from it by `mv {shlex.quote(str(old))} {shlex.quote(str(new))}`; else remove it."
+        )

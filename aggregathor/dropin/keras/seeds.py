@@ -27,9 +27,10 @@ APART = 7919  # a prime: a script's seeds 0, 1, 2, ... do not coincide with othe
 class Seeds:
     """Adds 7919 times the rank to every global seed that the script sets."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, *, is_server: bool) -> None:
         """Patches Python's, NumPy's, TensorFlow's and Keras's."""
         self._rank = rank
+        self._is_server = is_server
         self._has_begun = False
         self._said = False
         self._later: dict[Callable[..., Any], int] = {}  # seeds for when the training begins
@@ -46,7 +47,7 @@ class Seeds:
         """Makes the ranks draw differently from now on: the training begins."""
         self._has_begun = True
         for function, seed in self._later.items():
-            if self._rank > 0:  # the server draws what the script would alone
+            if not self._is_server:  # which draws what the script would alone
                 function(self._own(seed))
         self._later.clear()
 
@@ -66,7 +67,7 @@ class Seeds:
             if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
                 self._later.pop(function, None)
                 return function(seed, *args, **kwargs)
-            if self._rank == 0 and not self._said:
+            if self._is_server and not self._said:
                 self._said = True
                 _logger.info(
                     "seeds: rank r uses %d + %d r, so that each worker draws its own batches: in "

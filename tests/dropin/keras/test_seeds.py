@@ -24,7 +24,7 @@ def on_rank(monkeypatch):
     def patch(rank):
         for (module, name), original in zip(places, originals, strict=True):
             monkeypatch.setattr(module, name, original)
-        return Seeds(rank)
+        return Seeds(rank, is_server=rank == 0)
 
     yield patch
     originals[0]()

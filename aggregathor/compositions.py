@@ -1,0 +1,208 @@
+"""Compositions as text, such as "bucketing(s=2)+multi-krum(m=5)": read and checked by name.
+
+This needs no TensorFlow, so a typing error is found before any process of a job is started. What
+the parameters may be is checked where the rules are: see ``gars.compose``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aggregathor.errors import Registry, UserError, near
+
+_FOLDER = Path(__file__).parent / "gars"
+_DECORATORS = {"gar": True, "pre_aggregation": False}  # whether it makes a rule
+_LENT = ("f", "state", "context")  # what a function takes that is no parameter of its users
+
+
+class Known(NamedTuple):
+    """What a text is checked against: a rule or a pre-aggregation.
+
+    Attributes:
+      is_rule: whether it is a rule, which comes last.
+      parameters: names of what it takes beside f.
+    """
+
+    is_rule: bool
+    parameters: Collection[str]
+
+
+class Part(NamedTuple):
+    """A name of a composition with the parameters in its brackets."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{each}={value!r}" for each, value in self.parameters.items())
+        return f"{self.name}({given})" if given else self.name
+
+
+_declared: dict[str, Known] = {}  # by the decorators, which may be a script's
+
+
+def declare(name: str, known: Known) -> None:
+    """Makes a rule or a pre-aggregation known, which was registered in this process."""
+    _declared[name] = known
+
+
+def check(text: str, parameters: Mapping[str, Any]) -> None:
+    """Raises what ``gars.compose`` raises for names, wherever TensorFlow is not loaded.
+
+    Raises:
+      UserError: see ``read``.
+    """
+    read(text, parameters, {**_built_in(), **_declared})
+
+
+def read(text: str, more: Mapping[str, Any], known: Mapping[str, Known]) -> list[Part]:
+    """Reads names joined by "+", each with its parameters in brackets where it has any.
+
+    Args:
+      text: the last name is that of a rule, those before it are of pre-aggregations.
+      more: more parameters of the rule; ``unsafe`` may be among them.
+      known: all rules and pre-aggregations by name.
+
+    Raises:
+      UserError: it cannot be read, a name is unknown or in the wrong place, or a parameter is
+        unknown or given twice.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"a rule is named by a text such as 'nnm+median', got {text!r}")
+    words = _split(text)
+    if not all(word.strip() for word in words):
+        raise UserError(f"{text!r} has an empty name: a rule's name, or names joined by '+'")
+    *before, last = parts = [_part(word) for word in words]
+    for part in before:
+        if _named(part.name, known, is_alone=False).is_rule:
+            raise UserError(
+                f"{text!r}: {part.name} is a rule, and a rule comes last: what it gives is a "
+                "single row"
+            )
+        check_names(part.name, part.parameters, known[part.name].parameters)
+    if not _named(last.name, known, is_alone=not before).is_rule:
+        raise UserError(
+            f"{text!r}: {last.name} is a pre-aggregation, after which a rule comes: "
+            f"{last.name}+median"
+        )
+    for name, value in more.items():
+        if name in last.parameters and last.parameters[name] != value:
+            raise UserError(
+                f"{text!r} has {name}={last.parameters[name]!r}, and {name}={value!r} is given "
+                "beside it: leave one of them out"
+            )
+    own = {**last.parameters, **more}
+    _check_last(parts, own, known)
+    return [*before, Part(last.name, own)]
+
+
+def check_names(
+    name: str, given: Iterable[str], known: Collection[str], none: str = "it has none."
+) -> None:
+    """Raises ``UserError`` for a parameter that is unknown."""
+    for each in given:
+        if each not in known:
+            hint = near(str(each), known) if known else none
+            raise UserError(f"{name} has no parameter {each!r}: {hint}")
+
+
+def _check_last(parts: list[Part], own: Mapping[str, Any], known: Mapping[str, Known]) -> None:
+    *before, (name, _) = parts
+    if "f" in own:
+        raise UserError(f"f is no parameter of {name} among others: it has a place of its own, --f")
+    taken = (*known[name].parameters, "unsafe")
+    for each in own:
+        for part in before:
+            if each not in taken and each in known[part.name].parameters:
+                meant = [
+                    p._replace(parameters={each: own[each]}) if p is part else p for p in parts
+                ]
+                raise UserError(
+                    f"{each} is a parameter of {part.name}, not of {name}: give it in brackets, "
+                    f"as in {'+'.join(map(str, meant))!r}"
+                )
+    check_names(
+        name,
+        (each for each in own if each != "unsafe"),
+        known[name].parameters,
+        "it has none but f.",
+    )
+
+
+def _named(name: str, known: Mapping[str, Known], *, is_alone: bool) -> Known:
+    """Returns a rule or a pre-aggregation; the hint for a single name is about rules."""
+    if name in known:
+        return known[name]
+    if is_alone:
+        rules = {each: kind for each, kind in known.items() if kind.is_rule}
+        return Registry("gradient aggregation rule", rules)[name]  # raises
+    return Registry("rule or pre-aggregation", known)[name]  # raises
+
+
+def _split(text: str) -> list[str]:
+    """Splits at every "+" that is in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "+" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _part(word: str) -> Part:
+    name, bracket, rest = word.strip().partition("(")
+    if not bracket:
+        return Part(name, {})
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
+            raise ValueError("only name=value may stand in it")
+        parameters: dict[str, Any] = {}
+        for each in call.keywords:
+            if each.arg in parameters:
+                raise ValueError(f"{each.arg} is given twice")
+            parameters[str(each.arg)] = _value(each.value)
+        return Part(name.strip(), parameters)
+    except (SyntaxError, ValueError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise UserError(
+            f"{word.strip()!r} cannot be read as NAME(parameter=value, ...): {reason}"
+        ) from None
+
+
+def _value(node: ast.expr) -> Any:
+    """Returns a literal; a bare word is a string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is neither a number nor a word") from None
+
+
+@functools.cache
+def _built_in() -> dict[str, Known]:
+    """Returns this package's own, as their decorators in ``gars/`` say: importing those takes 3 s.
+
+    A test compares it with what is registered.
+    """
+    found = {}
+    for path in sorted(_FOLDER.glob("*.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            for call in getattr(node, "decorator_list", ()):
+                match call:
+                    case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=name)]):
+                        if kind in _DECORATORS:
+                            found[name] = Known(_DECORATORS[kind], _taken(node))
+    return found
+
+
+def _taken(function: Any) -> tuple[str, ...]:
+    names = (each.arg for each in function.args.kwonlyargs)
+    return tuple(name for name in names if name not in _LENT)
