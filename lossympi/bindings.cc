@@ -93,7 +93,7 @@ class PyEndpoint {
     const int n = setup().num_workers;
     float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
     const ClosePolicy p = PolicyOf(policy, n);
-    const uint32_t rate = RateOf(policy.attr("rate_kbps"));
+    const std::vector<uint32_t> rates = RatesOf(policy.attr("rate_kbps"), n);
     const uint64_t r = RoundOf(round);
     Endpoint::OnWhole tell;
     if (!on_whole.is_none()) {
@@ -104,7 +104,7 @@ class PyEndpoint {
       };
     }
     const Closed closed =
-        WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, tell, CheckSignals); });
+        WithoutGil([&] { return endpoint_.Collect(r, data, p, rates, tell, CheckSignals); });
     return ClosedOf(closed);
   }
 
@@ -169,7 +169,11 @@ class PyEndpoint {
   py::dict Counters() {
     const Endpoint::Report report = endpoint_.Counters();
     py::dict all;
-    for (const auto& [rank, counts] : report.of_peer) all[py::int_(rank)] = CountsOf(counts);
+    for (const auto& [rank, of_peer] : report.of_peer) {
+      py::dict counts = CountsOf(of_peer.counts);
+      counts["unsent"] = of_peer.unsent;
+      all[py::int_(rank)] = counts;
+    }
     py::dict nobody = CountsOf(report.of_nobody);
     nobody["dropped"] = report.dropped;
     nobody["overflow"] = report.overflow;

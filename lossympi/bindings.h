@@ -85,6 +85,15 @@ inline uint64_t NumberIn(const char* name, const py::object& value, uint64_t low
 inline uint32_t RateOf(const py::object& kbps) {
   return static_cast<uint32_t>(NumberIn("rate_kbps", kbps, 1, 0xffffffff));
 }
+// One number for all rows, or one for each.
+inline std::vector<uint32_t> RatesOf(const py::object& kbps, size_t num_rows) {
+  if (!py::isinstance<py::tuple>(kbps)) return std::vector<uint32_t>(num_rows, RateOf(kbps));
+  std::vector<uint32_t> rates;
+  for (const py::handle each : kbps) rates.push_back(RateOf(py::cast<py::object>(each)));
+  if (rates.size() == num_rows) return rates;
+  throw std::invalid_argument("rate_kbps must be one number or " + std::to_string(num_rows) +
+                              ", got " + std::to_string(rates.size()) + ". Pass one for each row.");
+}
 inline uint64_t RoundOf(const py::object& round) { return NumberIn("round", round, 1, UINT64_MAX); }
 
 inline ClosePolicy PolicyOf(const py::object& policy, size_t num_rows) {

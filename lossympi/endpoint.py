@@ -29,6 +29,12 @@ REASONS = (
 )
 
 
+def check_rate(rate_kbps: int) -> None:
+    """Raises ValueError unless a rate is one that GRANT can carry."""
+    if not 1 <= rate_kbps < 2**32:
+        raise ValueError(f"rate_kbps must be in 1..{2**32 - 1}, got {rate_kbps}. Change it.")
+
+
 @dataclass(frozen=True)
 class Setup:
     """What an endpoint is made with.
@@ -76,7 +82,7 @@ class ClosePolicy:
       max_loss: share of a row that may be missing when it is settled, 0..1.
       quorum: how many live rows must be settled, at least 1.
       live_n: who is waited for.
-      rate_kbps: what each worker is granted, kbit/s of UDP payload.
+      rate_kbps: what each worker is granted, kbit/s of UDP payload: one number for all, or [n].
     """
 
     deadline_s: float
@@ -85,7 +91,22 @@ class ClosePolicy:
     max_loss: float
     quorum: int
     live_n: tuple[bool, ...]
-    rate_kbps: int
+    rate_kbps: int | tuple[int, ...]
+
+    def rates_kbps(self, n: int) -> tuple[int, ...]:
+        """Returns what each of n workers is granted.
+
+        Raises:
+          ValueError: it is not one number for all, nor n numbers, or they are not in 1..2^32-1.
+        """
+        rates = self.rate_kbps if isinstance(self.rate_kbps, tuple) else (self.rate_kbps,) * n
+        if len(rates) != n:
+            raise ValueError(
+                f"rate_kbps must be one number or {n}, got {len(rates)}. Pass one for each row."
+            )
+        for rate in rates:
+            check_rate(rate)
+        return rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +196,10 @@ class Endpoint(Protocol):
     def counters(self) -> dict[int, dict[str, int]]:
         """Returns, for each peer's rank and for -1 (nobody's), counts since the start.
 
-        Keys: "accepted" (datagrams of any kind that were taken), every one of `REASONS`, and for
-        -1 also "dropped" (by the test hook) and "overflow" (by the kernel's buffer).
+        Keys: "accepted" (datagrams of any kind that were taken), every one of `REASONS`; for a peer
+        also "unsent" (datagrams that this host could not send to it: too long for its device, no
+        route, refused, no room), and for -1 also "dropped" (by the test hook) and "overflow" (by
+        the kernel's buffer).
         """
 
     def server_left(self) -> bool:

@@ -66,7 +66,8 @@ class WorkerStats:
       accepted: datagrams written.
       late: datagrams that came after the close; over UDP, of the round before.
       duplicate: datagrams that were there already.
-      rejected: for each other reason, such as "forged", how many datagrams it rejected, if any.
+      rejected: for each other reason, such as "forged", how many datagrams it rejected, if any; as
+        "unsent", how many for the worker this host could not send.
     """
 
     delivered: float

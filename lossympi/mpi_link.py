@@ -7,8 +7,9 @@ neither end at a deadline nor hear of Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mpi4py import MPI
 
 from lossympi.backoff import Backoff
 from lossympi.checked_link import CheckedWorkerLink
+from lossympi.credit import Credit
 from lossympi.doorbell import Doorbell
 from lossympi.link import LinkError, Model, aligned_zeros
 from lossympi.lossless_link import LosslessServerLink, OpenRound
@@ -24,7 +26,7 @@ from lossympi.topology import Topology
 
 _MODEL, _BYE = 0, 1  # tags, from the server
 _HEADER = 16  # floats before the parameters: int64 round, then nothing up to a multiple of 64 bytes
-_SILENCE_S = 0.05
+_SILENCE_S, _HURRY_S = 0.05, 0.02
 _MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can be closed
 
 
@@ -56,6 +58,7 @@ class MpiServer(LosslessServerLink):
         self._sending: dict[int, tuple[Any, _Parcel]] = {}
         self._behind: set[int] = set()  # rows that the newest parameters have not been sent to
         self._delivered_n = np.zeros(self.num_workers, bool)  # in the round collected last
+        self._credit = Credit(self.num_workers)
 
     def _broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], to every live worker that has taken those
@@ -63,7 +66,8 @@ class MpiServer(LosslessServerLink):
 
         A worker that has not is sent the newest as soon as it has, or is heard again, while a later
         round is collected. Those that have delivered their gradient are waited for until they have
-        taken the parameters, but not much longer than most of them take.
+        taken the parameters, but not much longer than most of them take; and for those that have
+        cost too much overtime hardly any longer.
 
         Cost: a copy of the parameters, kept until all have taken it; at most n + 1 are kept, one
           more than workers have stopped while they took one.
@@ -232,25 +236,64 @@ class MpiServer(LosslessServerLink):
 
     def _wait_for_sends(self, rows: set[int]) -> None:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
-        begun = time.monotonic()
-        limit_s, most_known = self._options.timeout_s, False
+        now = time.monotonic()
+        wait = BroadcastWait(rows, self._credit, self._options.timeout_s, now)
         backoff = Backoff(self._bell)
-        while True:
+        while (left_s := wait.left_s(self._sending.keys(), now)) > 0:
+            backoff.pause(left_s, False, True)
             self._end_sends()
-            left = rows & self._sending.keys()
-            elapsed_s = time.monotonic() - begun
-            if not left or elapsed_s >= limit_s:
-                return
-            if not most_known and 2 * len(left) < len(rows):
-                most_known = True
-                limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
-            backoff.pause(limit_s - elapsed_s, False, True)
+            now = time.monotonic()
 
     def _free_parcel(self) -> _Parcel:
         """Returns one that nothing is sent from, and gives back the memory of other such."""
         free = [parcel for parcel in self._parcels if not parcel.users][:1] or [_Parcel(self.dim)]
         self._parcels = free + [parcel for parcel in self._parcels if parcel.users]
         return free[0]
+
+
+class BroadcastWait:
+    """For how long a broadcast waits for those who take it: a rule without a clock (``WIRE.md``).
+
+    Once most have taken it, t after the start, the others have until 4 t + 50 ms, and those in debt
+    until t + max(t, 20 ms), after which what others take is charged to them.
+    """
+
+    def __init__(self, rows: set[int], credit: Credit, timeout_s: float, now: float) -> None:
+        """Begins to wait for these rows, `timeout_s` at most."""
+        credit.refill(_SILENCE_S, now)
+        self._credit = credit
+        self._num_rows = len(rows)
+        self._left = set(rows)
+        self._begun = now
+        self._leave_at = now + timeout_s
+        self._hurry_at = math.inf
+        self._patient = {row for row in rows if not credit.in_debt(row)}
+
+    def left_s(self, sending: Collection[int], now: float) -> float:
+        """Returns how long to wait still, 0 for no longer; call it again then, or before.
+
+        Args:
+          sending: rows that have not taken it.
+          now: the time.
+        """
+        self._charge(self._left.difference(sending), now)
+        self._left.intersection_update(sending)
+        if math.isinf(self._hurry_at) and 2 * len(self._left) < self._num_rows:
+            t = now - self._begun
+            self._hurry_at = now + max(t, _HURRY_S)
+            self._leave_at = min(self._leave_at, max(now + 3 * t + _SILENCE_S, self._hurry_at))
+        if now >= self._leave_at:
+            self._charge(self._left, now)
+            self._left.clear()
+        waits_for = self._left if now < self._hurry_at else self._left & self._patient
+        if not waits_for:
+            return 0.0
+        until = self._leave_at if waits_for & self._patient else self._hurry_at
+        return min(until, self._leave_at) - now
+
+    def _charge(self, rows: set[int], now: float) -> None:
+        for row in rows & self._patient:
+            self._credit.charge(row, max(0.0, now - self._hurry_at))
 
 
 class MpiWorker(CheckedWorkerLink):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from lossympi.link import (
     delivered_share,
 )
 from lossympi.options import Options
+from lossympi.plane.packet import IP_UDP_BYTES
 from lossympi.rate import Rate
 from lossympi.timeout import Deadline, Grace
 from lossympi.topology import Topology
@@ -30,6 +32,9 @@ from lossympi.topology import Topology
 # WIRE.md counts rounds from 1; a link counts from 0.
 _FIRST = 1
 _TRY_AGAIN = 16  # rounds
+# Datagrams that only their worker can have sent, and not before; and those that anybody may have.
+_FRESH = "malformed", "early"
+_STRAY = "truncated", "oversized", "version", "foreign"
 
 
 class UdpServer(CheckedServerLink):
@@ -43,12 +48,12 @@ class UdpServer(CheckedServerLink):
         self._worker_ranks = Topology(servers=1, workers=num_workers).worker_ranks
         self._options = options
         self._endpoint = endpoint
-        self._rate = Rate(rate_bps)
+        self._rate = Rate(rate_bps, num_workers)
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._deadline = Deadline(cap_s=options.timeout_s, floor_s=options.floor_s)
         self._grace = Grace(options.grace_s)
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
-        self._counters = endpoint.counters()
+        self._counters, self._counted_at = endpoint.counters(), time.monotonic()
         self._awaited: list[int] = []
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
@@ -63,7 +68,10 @@ class UdpServer(CheckedServerLink):
             quorum=self._options.quorum or self.num_workers,
             live_n=live_n,
             # Who is dead may come back, but no share of the rate is kept for it.
-            rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
+            rate_kbps=tuple(
+                max(1, int(share * self._rate.bps / 1000 / num_live))
+                for share in self._rate.share_n
+            ),
         )
         self._awaited = np.flatnonzero(live_n).tolist()
         on_whole = None if on_columns is None else partial(self._tell, on_columns)
@@ -134,7 +142,6 @@ class UdpServer(CheckedServerLink):
             for reason, count in self._counters[-1].items()
             if count > before[-1].get(reason, 0)
         }
-        self._rate.observe(others.get("overflow", 0))
         delivered_n = delivered_share(
             closed.arrived_nc, self.dim, self._options.floats_per_datagram
         )
@@ -142,7 +149,7 @@ class UdpServer(CheckedServerLink):
         for row, rank in enumerate(self._worker_ranks):
             new = {
                 reason: self._counters[rank][reason] - before[rank][reason]
-                for reason in ("accepted", *REASONS)
+                for reason in ("accepted", *REASONS, "unsent")
             }
             workers.append(
                 WorkerStats(
@@ -156,9 +163,44 @@ class UdpServer(CheckedServerLink):
                     rejected={reason: count for reason, count in new.items() if count},
                 )
             )
+        self._observe_rate(workers, others, policy)
         return RoundStats(
             round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers), others
         )
+
+    def _observe_rate(
+        self, workers: list[WorkerStats], others: dict[str, int], policy: ClosePolicy
+    ) -> None:
+        before, self._counted_at = self._counted_at, time.monotonic()
+        rates_kbps = policy.rates_kbps(self.num_workers)
+        self._rate.observe(
+            overflow=others.get("overflow", 0),
+            fresh_n=np.array(
+                [
+                    worker.accepted + sum(worker.rejected.get(reason, 0) for reason in _FRESH)
+                    for worker in workers
+                ]
+            ),
+            repeated_n=np.array(
+                [
+                    worker.late + worker.duplicate + worker.rejected.get("replayed", 0)
+                    for worker in workers
+                ]
+            ),
+            granted_n=granted_datagrams(
+                rates_kbps, self._counted_at - before, self._options.mtu - IP_UDP_BYTES
+            ),
+            strays=sum(others.get(reason, 0) for reason in _STRAY)
+            + sum(worker.rejected.get("forged", 0) for worker in workers),
+        )
+
+
+def granted_datagrams(rates_kbps: Sequence[int], elapsed_s: float, size: int) -> np.ndarray:
+    """Returns, float64 [n], how many datagrams of a size were granted, at the most.
+
+    A quarter and 100 more, for what is sent beside DATA, and clocks that are not ours.
+    """
+    return 1.25 * np.array(rates_kbps) * 125 * elapsed_s / size + 100
 
 
 class UdpWorker(CheckedWorkerLink):

@@ -107,7 +107,7 @@ class Endpoint:
         return round, np.zeros(10, np.float32)
 
     def counters(self):
-        return {row: dict.fromkeys(("accepted", *REASONS), 0) for row in (-1, 1, 2)}
+        return {row: dict.fromkeys(("accepted", *REASONS, "unsent"), 0) for row in (-1, 1, 2)}
 
 
 def server_with(**options):

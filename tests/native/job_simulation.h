@@ -399,7 +399,8 @@ class ServerRank : public Rank {
     const ClosePolicy policy{terms_.deadline, terms_.grace,  terms_.quiet,
                              terms_.max_loss, terms_.quorum, live_};
     const auto kbps = static_cast<uint32_t>(bytes_per_s_of_each() * 8 / 1000);
-    SendAll(protocol_->OpenRound(round_, stack_, policy, std::max(1U, kbps), now), now);
+    const std::vector<uint32_t> rates_kbps(live_.size(), std::max(1U, kbps));
+    SendAll(protocol_->OpenRound(round_, stack_, policy, rates_kbps, now), now);
   }
   void Close(double now) {
     const Closed closed = *std::move(protocol_->closed());
@@ -428,7 +429,7 @@ class ServerRank : public Rank {
   }
   void EndBroadcast(double now) {
     transmission_.reset();
-    const std::vector<uint8_t> done = protocol_->EndBroadcast();
+    const std::vector<uint8_t> done = protocol_->EndBroadcast(now);
     observer_->HasBroadcast(round_, served_, done, now - begun_at_, half_at_);
   }
 
