@@ -19,6 +19,7 @@
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
 #include "lossympi/core/send_queue.h"
+#include "lossympi/core/write_tracker.h"
 #include "tests/native/counted_memory.h"
 #include "tests/native/fuzz_input.h"
 
@@ -504,6 +505,7 @@ class WorkerRank : public Rank {
         if (transmission_->Run(now)) return false;
         transmission_.reset();
         if (rest_is_missing_) {  // the first half has left
+          CHECK(!protocol_.queue()->has_wanted());
           rest_is_missing_ = false;
           SendAll(protocol_.Pause(round_), now);
           until_ = now + habits_.compute_s * random_.Share();
@@ -536,9 +538,11 @@ class WorkerRank : public Rank {
     rest_is_missing_ = habits_.in_parts && half_sent_round_ != round_ && c > 1;
     if (rest_is_missing_) {
       half_sent_round_ = round_;
-      std::vector<uint32_t> seqs;
-      for (uint32_t seq = 0; seq < c; seq += 2) seqs.push_back(seq);
-      queue.Add(seqs);
+      lossympi::WriteTracker written(layout_.framing);
+      const int64_t end = layout_.framing.dim, half = end / 2;  // as training has it, from the end
+      written.Add(end - half / 2, half / 2);
+      written.Add(end - half, half - half / 2);
+      queue.Add(written.whole());
     } else {
       queue.AddRest();
     }
