@@ -55,7 +55,7 @@ def init(**given: Any) -> None:
             raise UserError("agt.init was called before, with other arguments. Call it once.")
         return
     _initialised = True
-    ranks = start_ranks()
+    ranks = start_ranks(config.start_s)
     if ranks is None:
         _logger.info(
             "one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`"

@@ -24,6 +24,7 @@ from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.worker import WorkerHalf
+from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
 
@@ -67,19 +68,10 @@ class Job:
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
+        ranks.identify(self.meeting)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
-        self.setting = Setting(
-            num_workers=ranks.topology.workers,
-            num_byzantine=config.byzantine,
-            f=config.f,
-            gar=config.gar,
-            gar_parameters=config.gar_args,
-            attack=config.attack,
-            attack_parameters=config.attack_args,
-            fill=config.fill,
-            seed=config.seed,
-        )
+        self.setting = Setting(num_workers=ranks.topology.workers, **shared(config))
         self.setting.check()
         if ranks.is_server and config.byzantine > config.f:
             _log.warning(
@@ -240,7 +232,7 @@ def corruption(setting: Setting) -> Callable[[Collected], None] | None:
     if not setting.attack or ATTACKS[setting.attack].form != "coordinates":
         return None  # the others are the workers' business
     attack = ATTACKS[setting.attack]
-    honest = setting.num_workers - setting.num_byzantine
+    honest = setting.num_workers - setting.byzantine
 
     def corrupt(collected: Collected) -> None:
         view = View(
@@ -249,6 +241,6 @@ def corruption(setting: Setting) -> Callable[[Collected], None] | None:
             f=setting.f,
             rng=generator("attack", setting.seed, collected.round),
         )
-        collected.stack_nd[:] = attack(view, **setting.attack_parameters)
+        collected.stack_nd[:] = attack(view, **setting.attack_args)
 
     return corrupt

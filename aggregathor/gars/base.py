@@ -201,8 +201,7 @@ class Gar:
         parameters = {"f": 0, **parameters} if not self.robust else parameters
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
-        own = {name: value for name, value in parameters.items() if name in self.parameters}
-        stack_nd, state = alone(self, stack_nd, **own)
+        stack_nd, state = alone(self, stack_nd, parameters)
         return self.apply(stack_nd, state, _ALONE, usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
@@ -431,15 +430,24 @@ def defaults_of(name: str, function: Iterable[inspect.Parameter]) -> dict[str, A
     return defaults
 
 
-def alone(rule: Any, stack_nd: Any, **parameters: Any) -> tuple[Values, State]:
-    """Returns a stack that a rule or a composition aggregates by itself, and its first state."""
+def alone(rule: Any, stack_nd: Any, given: Mapping[str, Any]) -> tuple[Values, State]:
+    """Returns a stack that a rule or a composition aggregates by itself, and its first state.
+
+    Args:
+      rule: a ``Gar``, or a ``Rule``, which has its parameters.
+      stack_nd: what it is given.
+      given: arguments of the call, the rule's parameters among them.
+    """
+    if not rule.has_state and isinstance(stack_nd, (np.ndarray, tf.Tensor)):
+        return stack_nd, {}  # `apply` checks it
     if not isinstance(stack_nd, np.ndarray):
         stack_nd, _ = as_stack(rule.name, stack_nd)
     if not rule.has_state:
         return stack_nd, {}
     if stack_nd.ndim != 2:
         raise UserError(f"{rule.name} takes gradients stacked as [n, d], got {stack_nd.shape}")
-    return stack_nd, rule.init(*stack_nd.shape, **parameters)
+    own = {name: value for name, value in given.items() if name in rule.parameters}
+    return stack_nd, rule.init(*stack_nd.shape, **own)
 
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:

@@ -180,7 +180,7 @@ class Rule:
                 f"{self.name} has its parameters already, and {more} is given beside them: compose "
                 f'another one, as in compose("{self.gar.name}({more})")'
             )
-        stack_nd, state = alone(self, stack_nd)
+        stack_nd, state = alone(self, stack_nd, {})
         return self.apply(stack_nd, state, Context(), f=f, unsafe=unsafe, usage=usage)[0]
 
     def __call__(self, stack_nd: Any, *, f: int, unsafe: bool = False, **strange: Any) -> tf.Tensor:

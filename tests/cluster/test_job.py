@@ -342,7 +342,7 @@ def test_the_server_warns_where_what_is_lost_spoils_the_average(capsys):
 def test_only_attacks_on_any_row_are_made_by_the_server():
     """The others are made by the workers."""
     honest = Setting(num_workers=3)
-    by_workers = Setting(num_workers=3, num_byzantine=1, attack="sign-flip")
+    by_workers = Setting(num_workers=3, byzantine=1, attack="sign-flip")
     assert corruption(honest) is corruption(by_workers) is None
 
     corrupt = corruption(Setting(num_workers=3, attack="bit-flip"))
