@@ -99,13 +99,14 @@ bool IsNew() {
 
 }  // namespace
 
-// Called at each block of what is compiled with -fsanitize-coverage=trace-pc.
-extern "C" void __sanitizer_cov_trace_pc() {
+// Called at each block of what is compiled with -fsanitize-coverage=trace-pc; a sanitizer here
+// would cost a tenth of the time.
+extern "C" __attribute__((no_sanitize("address", "undefined"))) void __sanitizer_cov_trace_pc() {
   const auto here = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) -
                     reinterpret_cast<uintptr_t>(&LLVMFuzzerTestOneInput);
-  bool& known = ways[(here * 31 ^ block_before) % ways.size()];
-  num_ways += !known;
-  known = true;
+  bool* const known = ways.data() + (here * 31 ^ block_before) % ways.size();
+  num_ways += !*known;
+  *known = true;
   block_before = here * 17;
 }
 

@@ -20,7 +20,9 @@ RULES = (
 )
 # 20,011 floats are more than a round aggregates at once: columns are aggregated as they come.
 DIMS = (7, 2_000, 20_011)
-_WARM_UP, _GAP = 50, 60  # rounds before the first fault, and between two on average
+# Rounds before the first fault and after the last, and between two on average; at most a fifth of
+# the job.
+_QUIET, _GAP = 50, 60
 # Kinds of faults that a worker may recover from, and how likely each is.
 _KINDS = {"stop": 0.3, "late": 0.2, "garbage": 0.25, "flood": 0.1, "full disk": 0.15}
 
@@ -109,13 +111,14 @@ def faults_of(terms: Terms) -> list[Fault]:
     random = np.random.default_rng([terms.seed, terms.job, TRANSPORTS.index(terms.transport)])
     faults: list[Fault] = []
     free_at = 0  # the round from which on no worker is faulty but the hostile one
-    killed = terms.f > 1 and terms.rounds > 4 * _WARM_UP and random.random() < 0.7
+    quiet, gap = min(_QUIET, terms.rounds // 5), min(_GAP, terms.rounds // 10)
+    killed = terms.f > 1 and random.random() < 0.7
     # Late in the job: from then on no other worker may fail.
     kill_at = int(terms.rounds * random.uniform(0.8, 0.95)) if killed else terms.rounds
-    last = terms.rounds - _WARM_UP  # so that all have come back at the end
-    round = _WARM_UP
+    last = terms.rounds - quiet  # so that all have come back at the end
+    round = quiet
     while True:
-        round += 1 + int(random.exponential(_GAP))
+        round += 1 + int(random.exponential(gap))
         if round >= last:
             break
         kind = str(random.choice(list(_KINDS), p=list(_KINDS.values())))

@@ -14,7 +14,7 @@ from tests.soak.driver import SoakError, Watched, soak
 from tests.soak.plan import TRANSPORTS, Terms, faults_of, gradient
 from tests.soak.processes import Holdings, Sample
 
-ROUNDS = 150  # of a job
+ROUNDS = 100  # of a job
 
 
 def terms_of(transport, folder, **more):
