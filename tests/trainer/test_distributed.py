@@ -219,7 +219,7 @@ KEPT = {"step": STEP, "round": STEP, "workers/momentum": MOMENTUM}
 def test_what_a_worker_keeps_is_taken_if_it_is_what_it_must_be(row, theirs, words, capsys):
     job = Job()
     setting = Setting(
-        num_workers=5, num_byzantine=1, f=1, gar="krum", worker_momentum=0.9, attack="zero"
+        num_workers=5, byzantine=1, f=1, gar="krum", worker_momentum=0.9, attack="zero"
     )
     keras.utils.set_random_seed(0)
     drawn = batches(*clouds(), num_workers=5, batch_size=8)
