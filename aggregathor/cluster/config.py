@@ -42,7 +42,9 @@ class Config(settings.Training):
         choices=TRANSPORTS,
     )
     link_args: Mapping[str, Any] = setting(
-        {}, 'options of the link, those of lossympi.Options: --link_args="timeout_s=5".'
+        {},
+        'options of the link, those of lossympi.Options: --link_args="timeout_s=5". The rule must '
+        "tolerate f Byzantine ones among ``quorum`` gradients.",
     )
     monitor: str = setting(
         "",
