@@ -87,6 +87,8 @@ Job ReadJob(Input* input) {
   job.terms.patience = terms & 0x10 ? 3 : 1;
   job.terms.bytes_per_s = 4e6 * job.num_workers;
   const uint8_t habits = input->Byte();
+  job.terms.f = habits & 0x40 ? job.num_byzantine : 0;
+  job.terms.free = job.terms.allowance = 0.03;  // more than honest workers take for a gradient
   job.compute_s = 0.001 * (habits % 8);
   job.in_parts = habits & 0x80;
   job.seed = input->Byte() * 256 + habits;
@@ -156,9 +158,25 @@ class Checks : public ServerRank::Observer {
   static constexpr size_t kGuard = 64;
   static constexpr float kGuardValue = 12345.5F;
 
+  // Until the deadline; and once all but f have settled, at u, only as long as the others may be
+  // waited for, and until the last of them has been idle for the grace.
   void CheckRoundTime(const Closed& closed) const {
-    CHECK(closed.elapsed <= job_.terms.deadline + kMoment);
+    const ServerRank::Terms& terms = job_.terms;
+    CHECK(closed.elapsed <= terms.deadline + kMoment);
     CHECK(closed.reason != Reason::kOpen);
+    if (terms.f == 0 || terms.quorum < job_.num_workers) return;
+    std::vector<double> settled;
+    int num_live = 0;
+    for (size_t row = 0; row < closed.settled.size(); ++row) {
+      if (!server_->live()[row]) continue;
+      ++num_live;
+      if (!std::isnan(closed.settled[row])) settled.push_back(closed.settled[row]);
+    }
+    const auto most = static_cast<size_t>(std::max(1, num_live - terms.f));
+    if (settled.size() < most) return;
+    std::nth_element(settled.begin(), settled.begin() + (most - 1), settled.end());
+    const double u = std::max(settled[most - 1], terms.free);
+    CHECK(closed.elapsed <= u + terms.allowance + 2 * terms.grace + kMoment);
   }
 
   // Of each row, what arrived of an honest worker is what it sent; what did not is untouched.

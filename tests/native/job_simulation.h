@@ -324,6 +324,8 @@ class ServerRank : public Rank {
   struct Terms {
     double deadline, grace, quiet, max_loss, silence, timeout, bytes_per_s;
     int quorum, patience;
+    int f;                   // how many are waited for at their own expense, 0 for none
+    double free, allowance;  // of each of these
   };
   // What looks at each round. `elapsed`: seconds; `half_at`: when more than half of those who were
   // served were done, after the begin; infinity if they never were.
@@ -397,8 +399,11 @@ class ServerRank : public Rank {
     live_.clear();
     for (const int silent : silent_rounds_) live_.push_back(silent < terms_.patience);
     observer_->Opens(++round_);
-    const ClosePolicy policy{terms_.deadline, terms_.grace,  terms_.quiet,
-                             terms_.max_loss, terms_.quorum, live_};
+    const ClosePolicy policy{terms_.deadline, terms_.grace,
+                             terms_.quiet,    terms_.max_loss,
+                             terms_.quorum,   live_,
+                             terms_.f,        terms_.deadline,
+                             terms_.free,     std::vector<double>(live_.size(), terms_.allowance)};
     const auto kbps = static_cast<uint32_t>(bytes_per_s_of_each() * 8 / 1000);
     const std::vector<uint32_t> rates_kbps(live_.size(), std::max(1U, kbps));
     SendAll(protocol_->OpenRound(round_, stack_, policy, rates_kbps, now), now);
