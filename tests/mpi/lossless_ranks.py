@@ -225,7 +225,7 @@ def overtaken():
 def stalled():
     """Transfers that never end keep a row each, and 16 receives of what is not wanted."""
     dim = 1_000_003
-    link = joined(dim, timeout_s=0.3, patience=100, f=2)
+    link = joined(dim, timeout_s=2.0, patience=100, f=2)
     sent = []
     folder = tempfile.TemporaryDirectory()
     is_seen = Path(COMM.bcast(folder.name)) / "seen"
