@@ -20,6 +20,7 @@ from keras.optimizers import LossScaleOptimizer
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.deferred_variables import initialise, keep_initial_values
 from aggregathor.dropin.keras import xla
+from aggregathor.dropin.keras.description import Group
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.errors import UserError
@@ -47,7 +48,7 @@ class Optimizers:
         self._job = job
         self._guard = guard
         self._checkpoints = checkpoints
-        self._saved: dict[str, list[Any]] = {}
+        self._saved: dict[str, Group] = {}
         self._inside = threading.local()  # an original `apply`, which may call `apply`
         self._shared: dict[tuple[int, ...], SharedVariables] = {}
         self._marked: list[Any] = []  # kept alive, as an id may be used again
@@ -86,7 +87,7 @@ class Optimizers:
             self._shared[key] = shared
         return self._shared[key]
 
-    def groups(self) -> dict[str, list[Any]]:
+    def groups(self) -> dict[str, Group]:
         """Returns the variables and slots, by optimizer, for a checkpoint of the server."""
         return self._saved
 
@@ -103,8 +104,9 @@ class Optimizers:
 
     def _take_saved(self, optimizer: Any, variables: Sequence[Any]) -> None:
         number = len(self._shared)
-        for name, group in (("variables", variables), ("optimizer", optimizer.variables)):
-            self._saved[f"{number}/{name}"] = list(group)
+        slots = Group(list(optimizer.variables), owner=type(optimizer).__name__)
+        for name, group in (("variables", Group(list(variables))), ("optimizer", slots)):
+            self._saved[f"{number}/{name}"] = group
             self._checkpoints.take(f"{number}/{name}", group)
 
     def _take_part(self, optimizer: Any, grads: Any, trainable_variables: Any = None) -> None:
