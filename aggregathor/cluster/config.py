@@ -16,7 +16,7 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 CHOICES = {"transport": TRANSPORTS, "output": ("server", "all"), "log": LEVELS}
-LOCKS = ("scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
+LOCKS = ("drift", "scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
 # Variables with the prefix that mean something to others: to the rules, the launcher and setup.py.
 _NOT_OURS = frozenset(
     f"{PREFIX}{name}"
@@ -55,10 +55,12 @@ class Config:
       log: the least severe messages that are logged: "debug", "info", "warning" or "error". They go
         to the logger "aggregathor" of Python's ``logging``.
       lock: what keeps a worker from writing what only the server writes, one or more of these,
-        separated by commas. "scan" checks the graphs that the worker traces, and refuses those that
-        could write; "patch" lets them write a copy instead, where that is possible, and refuses the
-        others; "kernel" lets TensorFlow's CPU kernels refuse, eagerly too; "digest" detects in
-        every round whether something was written; "off" checks nothing.
+        separated by commas. "drift" checks the graphs that the worker traces, and refuses those
+        that would let its variables drift from the server's: that write what depends on the
+        worker's own data, and what is still there when the next gradient is computed. "scan"
+        refuses all that could write; "patch" lets them write a copy instead, where that is
+        possible, and refuses the others; "kernel" lets TensorFlow's CPU kernels refuse, eagerly
+        too; "digest" detects in every round whether something was written; "off" checks nothing.
       digest_every: the digest checks one round of this many.
       stop_after_s: seconds after which the server stops the training if, round after round, too few
         gradients arrive for the rule.
@@ -82,7 +84,7 @@ class Config:
     checkpoint_every: int = 100
     output: str = "server"
     log: str = "info"
-    lock: str = "scan"
+    lock: str = "drift"
     digest_every: int = 1
     stop_after_s: float = 60.0
     start_s: float = 300.0

@@ -48,7 +48,7 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
     """
     missing = [v for v in variables if not v.is_initialized()]
     for variable in missing:
-        if not hasattr(variable, _INITIAL):
+        if not hasattr(_first(variable), _INITIAL):
             raise UserError(
                 f"{variable.name} has no value yet. Build the model before its first step, by an "
                 "Input, model.build(shape), or a call outside of the step."
@@ -56,7 +56,7 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
     if not missing:
         return
 
-    initial = [getattr(variable, _INITIAL) for variable in missing]
+    initial = [getattr(_first(variable), _INITIAL) for variable in missing]
 
     @tf.function(autograph=False)
     def compute() -> list[tf.Tensor]:
@@ -71,5 +71,11 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
             "model.build(shape), or a call outside of the step."
         ) from None
     for variable, value in zip(missing, values, strict=True):
-        variable.assign(value)
-        delattr(variable, _INITIAL)
+        for replica in getattr(variable, "values", [variable]):
+            replica.assign(value)
+            vars(replica).pop(_INITIAL, None)
+
+
+def _first(variable: Any) -> tf.Variable:
+    """Returns the first replica of a mirrored variable, by whose value the others begin."""
+    return getattr(variable, "values", [variable])[0]
