@@ -8,7 +8,7 @@ worker's own slots are never used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -129,14 +129,49 @@ class Optimizers:
             unscaled,
         )
         if not self._updates.is_server:
-            adapt_loss_scale(optimizer, optimizer.check_finite(grads))
+            _with_finite(optimizer, grads, lambda finite, *_: adapt_loss_scale(optimizer, finite))
 
     def _apply_if_finite(self, optimizer: Any, grads: list[Any], variables: Sequence[Any]) -> None:
         """Server: applies the aggregate, unless it has an infinity or a NaN."""
         inner = optimizer.inner_optimizer
-        finite = optimizer.check_finite(grads)
-        keras.ops.cond(finite, lambda: self._apply(inner, grads, variables), lambda: None)
-        adapt_loss_scale(optimizer, finite)
+
+        def apply(strategy: Any = None, grads: Any = grads) -> None:
+            if strategy is None:
+                self._apply(inner, grads, variables)
+            else:
+                strategy.extended.call_for_each_replica(
+                    lambda grads: self._apply(inner, grads, variables), args=(grads,)
+                )
+
+        def apply_if(finite: Any, *given: Any) -> None:
+            keras.ops.cond(finite, lambda: apply(*given), lambda: None)
+            adapt_loss_scale(optimizer, finite)
+
+        _with_finite(optimizer, grads, apply_if)
+
+
+def _with_finite(optimizer: Any, grads: list[Any], call: Callable[..., None]) -> None:
+    """Calls ``call(finite)``; for replicas ``call(finite, strategy, grads)``, once for all of them.
+
+    Replicas change variables together, and cannot do so in a branch.
+
+    Args:
+      optimizer: which knows what is finite.
+      grads: those of this replica.
+      call: takes whether all gradients are, a bool tensor.
+    """
+    replicas = tf.distribute.get_replica_context()
+    if replicas is None or not tf.distribute.has_strategy():
+        call(optimizer.check_finite(grads))
+        return
+
+    @tf.autograph.experimental.do_not_convert
+    def in_all(strategy: Any, grads: Any) -> None:
+        each = strategy.extended.call_for_each_replica(optimizer.check_finite, args=(grads,))
+        finite = keras.ops.all(keras.ops.stack(strategy.experimental_local_results(each)))
+        call(finite, strategy, grads)
+
+    replicas.merge_call(in_all, args=(grads,))
 
 
 def _variables(optimizer: Any, given: Any, grads: Sequence[Any]) -> list[Any]:
