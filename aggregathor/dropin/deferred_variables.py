@@ -15,7 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.internals.tensorflow import FirstTraceVariable, UnliftableError, lift_to_graph
+from aggregathor.internals.tensorflow import (
+    FirstTraceVariable,
+    UnliftableError,
+    initialise_variables_within,
+    lift_to_graph,
+)
 from aggregathor.locking import Guard
 
 _INITIAL = "_aggregathor_initial"  # on a variable: its initial value, a tensor of the trace
@@ -24,8 +29,8 @@ _INITIAL = "_aggregathor_initial"  # on a variable: its initial value, a tensor 
 def keep_initial_values(guard: Guard | None) -> None:
     """Patches TensorFlow's variables of a first trace: each keeps its initial value.
 
-    A branch of the trace assigns that value, and does not run once the variable has one: so a
-    worker's ``guard`` allows it.
+    A branch of the trace assigns that value, and does not run once the variable has one; a graph of
+    its own assigns it after the trace. A worker's ``guard`` allows both.
     """
     original = FirstTraceVariable.__init__
 
@@ -36,6 +41,8 @@ def keep_initial_values(guard: Guard | None) -> None:
             setattr(self, _INITIAL, add_initializers_to[-1][1])
 
     FirstTraceVariable.__init__ = init
+    if guard is not None:
+        initialise_variables_within(guard.making_a_variable)
 
 
 def initialise(variables: Sequence[tf.Variable]) -> None:

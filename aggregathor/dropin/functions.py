@@ -34,27 +34,39 @@ class Turn:
         self.number = Turn._made
 
 
+class _Known:
+    """What is known of a function: the turns of its rounds, once it has been traced."""
+
+    def __init__(self) -> None:
+        self.turns: set[Turn] = set()
+        self.first = threading.Lock()  # of the first call: no other runs before it is traced
+        self.is_traced = False
+
+
 class _Call:
     """A call of a function by a thread, which has the turns of the rounds that are known of it."""
 
-    def __init__(self, turns: set[Turn]) -> None:
-        self._turns = turns
+    def __init__(self, known: _Known) -> None:
+        self._known = known
         self._taken = contextlib.ExitStack()
 
     def __enter__(self) -> None:
-        for turn in sorted(self._turns, key=lambda turn: turn.number):
+        if not self._known.is_traced:
+            self._taken.enter_context(self._known.first)
+        for turn in sorted(self._known.turns, key=lambda turn: turn.number):
             self._taken.enter_context(turn.lock)
         _call.running = self
 
     def __exit__(self, *error: object) -> None:
         _call.running = None
+        self._known.is_traced = True
         self._taken.close()
 
     def add(self, turn: Turn) -> None:
         """Adds a round that was found while the function is traced."""
-        if turn not in self._turns:
+        if turn not in self._known.turns:
             self._taken.enter_context(turn.lock)
-            self._turns.add(turn)
+            self._known.turns.add(turn)
 
 
 @contextlib.contextmanager
@@ -75,7 +87,7 @@ class Functions:
     def __init__(self) -> None:
         """Patches TensorFlow."""
         self._call = PolymorphicFunction.__call__
-        self._turns: weakref.WeakKeyDictionary[Any, set[Turn]] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._splits: weakref.WeakKeyDictionary[Any, xla.Split] = weakref.WeakKeyDictionary()
         PolymorphicFunction.__call__ = as_method(self._run)
 
@@ -83,9 +95,7 @@ class Functions:
         run = self._split(function) if _shall_be_split(function) else self._call.__get__(function)
         if not tf.executing_eagerly() or getattr(_call, "running", None) is not None:
             return run(*args, **kwargs)
-        known = self._turns.get(function)
-        if known is None:
-            known = self._turns[function] = set()
+        known = self._known.get(function) or self._known.setdefault(function, _Known())
         with _Call(known):
             return run(*args, **kwargs)
 

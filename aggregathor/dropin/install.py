@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job
-from aggregathor.dropin import strategies
+from aggregathor.dropin import keras2, strategies
 from aggregathor.dropin.deferred_variables import keep_initial_values
 from aggregathor.dropin.functions import Functions
 from aggregathor.dropin.keras.files import PrivateFiles
@@ -46,6 +46,8 @@ class Dropin:
         if not job.is_server:
             job.at_close(PrivateFiles(job.ranks.rank).remove)
         strategies.refuse()
+        keras2.refuse(lambda: self._optimizers.all and not self._updates.is_applying)
+        job.at_begin(keras2.check_environment)
         self._v1 = V1(job, self._updates, self.guard)
 
     def distribute_all(self) -> None:
@@ -103,9 +105,11 @@ def checked_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, (str, dict)):
         optimizer = keras.optimizers.get(optimizer)
     if not isinstance(optimizer, (keras.optimizers.Optimizer, tf.compat.v1.train.Optimizer)):
+        kind = type(optimizer)
         raise UserError(
-            "agt.DistributedOptimizer takes an optimizer of Keras or of tf.compat.v1, got "
-            f"{type(optimizer).__name__}."
+            "agt.DistributedOptimizer takes an optimizer of Keras 3 or of tf.compat.v1, got "
+            f"{kind.__module__.partition('.')[0]}'s {kind.__name__}. For any other update rule: "
+            "agt.apply(zip(gradients, variables), update)."
         )
     return optimizer
 

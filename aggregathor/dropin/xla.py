@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from aggregathor.internals.tensorflow import without_xla, wrapped
-from aggregathor.locking import made_at, parts_of
+from aggregathor.locking import parts_of, place_of
 
 _recording = threading.local()
 _split: weakref.WeakSet[Any] = weakref.WeakSet()  # functions that are what XLA compiles of a step
@@ -63,10 +63,10 @@ class _Trace:
         self._marks.append(mark)
         self.calls.append(_Recorded(apply, [g is not None for g in gradients]))
         if tf.compat.v1.get_default_graph() is not self._graph:
-            self.why_not = f"applies gradients in a branch or loop{made_at(mark)}"
+            self.why_not = f"applies gradients in a branch or loop at {place_of(mark)}"
             return
         if len(self.calls) > 1:
-            self.why_not = f"applies gradients several times, again{made_at(mark)}"
+            self.why_not = f"applies gradients several times, again at {place_of(mark)}"
             return
         self.gradients = [tf.convert_to_tensor(g) for g in gradients if g is not None]
         self._handles = {id(part.handle) for v in variables for part in parts_of(v)}
@@ -79,7 +79,8 @@ class _Trace:
         operations = self._graph.get_operations()
         for operation in operations[operations.index(self._marks[0]) :]:
             if any(id(tensor) in held for tensor in operation.inputs):
-                self.why_not = f"uses a variable after its gradient was applied{made_at(operation)}"
+                place = place_of(operation)
+                self.why_not = f"uses a variable at {place}, after its gradient was applied"
                 return
 
 
@@ -161,8 +162,8 @@ class Split:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{self._name} {self._why_not}, and XLA cannot compile around the exchange there: "
-                f"so it runs without XLA. {self._remedy}",
+                f"{self._name} {self._why_not}: XLA cannot compile around the exchange there, so "
+                f"it runs without XLA. {self._remedy}",
                 stacklevel=3,
             )
         return self._plain(*args, **kwargs)

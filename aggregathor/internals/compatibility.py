@@ -134,6 +134,11 @@ TENSORFLOW_NAMES = (
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__call__", "self ..."),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function._clone", "self python_function"),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.python_function"),
+    PrivateName(
+        f"{_FUNCTIONS}.polymorphic_function",
+        "Function._initialize_uninitialized_variables",
+        "self initializers",
+    ),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_jit_compile"),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_autograph"),
     PrivateName(f"{_FUNCTIONS}.autograph_util", "py_func_from_autograph", "python_func ..."),

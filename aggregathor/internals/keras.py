@@ -53,10 +53,21 @@ def replace_build(build: Callable[..., None]) -> Callable[..., None]:
 def build_by_batch(model: Any, *args: Any, **kwargs: Any) -> None:
     """Builds a model, its metrics and its loss by a batch, without computing anything.
 
+    A model with a train step of its own leaves its optimizer unbuilt: that step may build, and
+    train, more layers than ``call`` does.
+
     Raises:
       NotImplementedError, RuntimeError, ValueError: it cannot be called on that batch.
     """
-    model._symbolic_build(*args, **kwargs)
+    optimizer = model.optimizer
+    if type(model).train_step is TensorFlowTrainer.train_step:
+        model._symbolic_build(*args, **kwargs)
+        return
+    was_built, optimizer.built = optimizer.built, True
+    try:
+        model._symbolic_build(*args, **kwargs)
+    finally:
+        optimizer.built = was_built
 
 
 @contextlib.contextmanager

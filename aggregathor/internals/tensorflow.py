@@ -80,6 +80,19 @@ def watch_traces(look: Callable[[FuncGraph], None]) -> Callable[[], None]:
     return stop
 
 
+def initialise_variables_within(
+    make_context: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Enters a context whenever a ``tf.function`` initialises the variables of its first trace."""
+    initialise = polymorphic_function.Function._initialize_uninitialized_variables
+
+    def within(self: Any, initializers: Any) -> None:
+        with make_context():
+            initialise(self, initializers)
+
+    polymorphic_function.Function._initialize_uninitialized_variables = within
+
+
 def is_for_xla(function: Any) -> bool:
     """Whether a ``tf.function`` was made with ``jit_compile=True``."""
     return bool(function._jit_compile)
@@ -215,6 +228,7 @@ __all__ = [
     "clear_kernel_cache",
     "eager_mode",
     "functions_called_by",
+    "initialise_variables_within",
     "is_for_xla",
     "lift_to_graph",
     "op_definition",

@@ -4,9 +4,9 @@ from aggregathor.locking.digest import Digest
 from aggregathor.locking.guard import (
     Guard,
     LockError,
-    made_at,
     name_of,
     parts_of,
+    place_of,
     variable_of,
 )
 from aggregathor.locking.kernels import KernelLock, NoKernelLock
@@ -17,8 +17,8 @@ __all__ = [
     "KernelLock",
     "LockError",
     "NoKernelLock",
-    "made_at",
     "name_of",
     "parts_of",
+    "place_of",
     "variable_of",
 ]

@@ -197,12 +197,13 @@ class Guard:
 
     @contextlib.contextmanager
     def making_a_variable(self) -> Iterator[None]:
-        """A context in which TensorFlow may trace the branch that initialises a variable."""
+        """A context in which TensorFlow may trace what initialises variables."""
+        before = getattr(self._thread, "makes", False)
         self._thread.makes = True
         try:
             yield
         finally:
-            self._thread.makes = False
+            self._thread.makes = before
 
     def check_function(self, graph: FuncGraph) -> None:
         """Checks the graph of a function that was traced.
@@ -248,7 +249,7 @@ class Guard:
                 self._who,
                 operation.type,
                 operation.name,
-                made_at(operation),
+                _made_at(operation),
                 self._names[key],
             )
 
@@ -373,14 +374,19 @@ def _line_of(graph: tf.Graph, write: Write) -> str:
     home = next((g for g in _graphs(graph) if g[0] == write.function), None)
     if home is None:
         return ""
-    return made_at(home[1].get_operation_by_name(write.node))
+    return _made_at(home[1].get_operation_by_name(write.node))
 
 
-def made_at(operation: tf.Operation) -> str:
-    """Returns " made at FILE:LINE, in FUNCTION" of the user's script; "" if that is unknown."""
+def _made_at(operation: tf.Operation) -> str:
+    place = place_of(operation)
+    return f" made at {place}" if place else ""
+
+
+def place_of(operation: tf.Operation) -> str:
+    """Returns where in the user's script an operation was made; "" if that is unknown."""
     made = operation.traceback or []  # an operation of an imported graph has none
     frames = [f for f in made if not f.filename.startswith(_NOT_THE_USERS)]
-    return f" made at {_place(frames[-1])}" if frames else ""
+    return _place(frames[-1]) if frames else ""
 
 
 def _place(frame: traceback.FrameSummary) -> str:
