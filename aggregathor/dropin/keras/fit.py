@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
-from aggregathor.dropin.keras import xla
-from aggregathor.dropin.keras.description import Group
+from aggregathor.dropin import xla
+from aggregathor.dropin.description import Group
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError

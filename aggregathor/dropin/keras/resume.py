@@ -29,7 +29,7 @@ import numpy as np
 
 from aggregathor import checkpoint, files
 from aggregathor.cluster.job import Job
-from aggregathor.dropin.keras.description import Group, difference, packed, unpacked
+from aggregathor.dropin.description import Group, difference, packed, unpacked
 from aggregathor.errors import UserError
 from aggregathor.protocols.state import prefixed, under
 

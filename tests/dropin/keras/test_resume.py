@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aggregathor import checkpoint
-from aggregathor.dropin.keras.description import Group
+from aggregathor.dropin.description import Group
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.protocols.setting import Setting
