@@ -94,6 +94,7 @@ def test_what_cannot_be_called_any_more(monkeypatch):
 def test_an_attribute_that_no_constructor_sets_is_named(monkeypatch):
     def init(self, learning_rate):
         self.loss_scale_factor = None
+        self._iterations = None
 
     monkeypatch.setattr(BaseOptimizer, "__init__", init)
     assert refused().endswith(
