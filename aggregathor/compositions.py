@@ -197,7 +197,7 @@ def _built_in() -> dict[str, Known]:
         for node in ast.parse(path.read_bytes()).body:
             for call in getattr(node, "decorator_list", ()):
                 match call:
-                    case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=name)]):
+                    case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(name))]):
                         if kind in _DECORATORS:
                             found[name] = Known(_DECORATORS[kind], _taken(node))
     return found

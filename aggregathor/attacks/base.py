@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -181,11 +181,16 @@ def _check_type(attack: str, name: str, value: object, default: object) -> None:
     elif isinstance(default, int):
         expected, fits = "an integer", isinstance(value, Integral)
     else:
-        # No `isfinite`, which raises for a whole number that is too large for a float.
-        fits = isinstance(value, Real) and abs(value) <= sys.float_info.max
-        expected = "a finite number"
+        expected, fits = "a finite number", isinstance(value, Real) and _is_finite(value)
         fits = fits or (default is None and value is None)
     if not fits or isinstance(value, bool):
         raise UserError(
             f"attack {attack} needs {expected} as {name!r}; got {value!r} (default {default!r})."
         )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of a whole number that is too large for a float
+        return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import re
 import shutil
 import textwrap
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aggregathor import settings
 from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, Config, read_text
 from aggregathor.errors import UserError, near
 
@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_job_flags(self, *, shown: bool) -> None:
         """Adds a flag for each field of ``Config``; ``--help`` lists them if they are shown."""
-        for name, text in _documented():
+        for name, field in settings.fields(Config).items():
+            text = field.metadata["help"].replace("%", "%%")
             default = f" (default {FIELDS[name]})" if FIELDS[name] not in ("", {}) else ""
             metavar = _METAVARS[KINDS[name]]
             about = f"{text}{default}" if shown else argparse.SUPPRESS
@@ -108,7 +109,7 @@ def to_environment(flags: Flags, unknown: Iterable[str] = ()) -> dict[str, str]:
 
 
 def help_text() -> str:
-    """Returns the flags with their defaults, as the documentation of ``Config`` describes them."""
+    """Returns the flags with their defaults, as the fields of ``Config`` describe them."""
     return _parser().format_help()
 
 
@@ -118,13 +119,6 @@ def _parser() -> Parser:
     parser = Parser(usage=usage.removeprefix("usage: "), description=ABOUT)
     parser.add_job_flags(shown=True)
     return parser
-
-
-def _documented() -> list[tuple[str, str]]:
-    """Returns the fields of ``Config``, each with its documentation."""
-    text = (inspect.getdoc(Config) or "").replace("``", "").replace("%", "%%")
-    attributes = re.findall(r"^ {2}(\w+): (.*(?:\n {4,}.*)*)", text, re.MULTILINE)
-    return [(name, " ".join(about.split())) for name, about in attributes]
 
 
 def _hint(flags: Flags) -> str:

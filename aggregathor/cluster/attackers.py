@@ -50,7 +50,7 @@ class Attacker:
         self._read = read
         self._tags = _FIRST_TAG + 2 * optimizer, _FIRST_TAG + 2 * optimizer + 1
         self._attack = ATTACKS[setting.attack]
-        self._honest = setting.num_workers - setting.num_byzantine
+        self._honest = setting.num_workers - setting.byzantine
         self._row = ranks.row
         self._attacks = self._row >= self._honest
         self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self._attacks else None
@@ -78,7 +78,7 @@ class Attacker:
             state=self._memory,
         )
         try:
-            sent_bd = self._attack(view, **self._setting.attack_parameters)
+            sent_bd = self._attack(view, **self._setting.attack_args)
             rule.follow(np.concatenate([view.honest_hd, sent_bd]), context)
         except (RuleError, tf.errors.InvalidArgumentError):
             # The rule, which some attacks ask, cannot be applied to what they would make of these

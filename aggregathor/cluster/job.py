@@ -20,11 +20,13 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.worker import WorkerHalf
+from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
 
@@ -73,20 +75,18 @@ class Job:
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
         ranks.identify(self.meeting)
-        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
-        self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(
             num_workers=ranks.topology.workers,
-            num_byzantine=config.byzantine,
-            f=config.f,
-            gar=config.gar,
-            gar_parameters=config.gar_args,
-            attack=config.attack,
-            attack_parameters=config.attack_args,
-            fill=config.fill,
-            seed=config.seed,
+            quorum=config.link_args.get("quorum"),
+            **shared(config),
         )
         self.setting.check()
+        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
+        # A rule that tolerates nobody needs all gradients.
+        tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
+        f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
+        link_args = {**usual, "f": f, **config.link_args}
+        self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server and config.byzantine > config.f:
             _log.warning(
                 "%d workers attack, and %s expects at most f=%d",
@@ -299,7 +299,7 @@ def corruption(setting: Setting) -> Callable[[Collected], None] | None:
     if not setting.attack or ATTACKS[setting.attack].form != "coordinates":
         return None  # the others are the workers' business
     attack = ATTACKS[setting.attack]
-    honest = setting.num_workers - setting.num_byzantine
+    honest = setting.num_workers - setting.byzantine
 
     def corrupt(collected: Collected) -> None:
         view = View(
@@ -308,6 +308,6 @@ def corruption(setting: Setting) -> Callable[[Collected], None] | None:
             f=setting.f,
             rng=generator("attack", setting.seed, collected.round),
         )
-        collected.stack_nd[:] = attack(view, **setting.attack_parameters)
+        collected.stack_nd[:] = attack(view, **setting.attack_args)
 
     return corrupt

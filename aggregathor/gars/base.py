@@ -15,6 +15,7 @@ import tensorflow as tf
 from aggregathor.compositions import Known, check_names, declare
 from aggregathor.errors import Registry, UserError
 from aggregathor.gars.context import Context, State
+from aggregathor.gars.stacks import check_dtype, plain
 from aggregathor.ops import Columns, has_arrays
 
 _ALONE = Context()  # of a rule that is used by itself
@@ -187,6 +188,7 @@ class Gar:
           UserError, ConditionError: see ``check``.
           InvalidArgumentError: more rows than the rule can tolerate lack values.
         """
+        stack_nd = plain(self.name, stack_nd)
         if isinstance(stack_nd, np.ndarray):
             return self._apply_to_array(stack_nd, state, context, f, unsafe, usage, parameters)
         stack_nd, n = as_stack(self.name, stack_nd)
@@ -201,8 +203,7 @@ class Gar:
         parameters = {"f": 0, **parameters} if not self.robust else parameters
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
-        own = {name: value for name, value in parameters.items() if name in self.parameters}
-        stack_nd, state = alone(self, stack_nd, **own)
+        stack_nd, state = alone(self, stack_nd, parameters)
         return self.apply(stack_nd, state, _ALONE, usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
@@ -431,27 +432,36 @@ def defaults_of(name: str, function: Iterable[inspect.Parameter]) -> dict[str, A
     return defaults
 
 
-def alone(rule: Any, stack_nd: Any, **parameters: Any) -> tuple[Values, State]:
-    """Returns a stack that a rule or a composition aggregates by itself, and its first state."""
+def alone(rule: Any, stack_nd: Any, given: Mapping[str, Any]) -> tuple[Values, State]:
+    """Returns a stack that a rule or a composition aggregates by itself, and its first state.
+
+    Args:
+      rule: a ``Gar``, or a ``Rule``, which has its parameters.
+      stack_nd: what it is given.
+      given: arguments of the call, the rule's parameters among them.
+    """
+    if not rule.has_state and isinstance(stack_nd, (np.ndarray, tf.Tensor)):
+        return stack_nd, {}  # `apply` checks it
+    stack_nd = plain(rule.name, stack_nd)
     if not isinstance(stack_nd, np.ndarray):
         stack_nd, _ = as_stack(rule.name, stack_nd)
     if not rule.has_state:
         return stack_nd, {}
     if stack_nd.ndim != 2:
         raise UserError(f"{rule.name} takes gradients stacked as [n, d], got {stack_nd.shape}")
-    return stack_nd, rule.init(*stack_nd.shape, **parameters)
+    own = {name: value for name, value in given.items() if name in rule.parameters}
+    return stack_nd, rule.init(*stack_nd.shape, **own)
 
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     """Converts to a tensor [n, d] with known n, or says what is wrong with it."""
     if not isinstance(stack_nd, tf.Tensor):
+        stack_nd = plain(name, stack_nd)
         try:
             stack_nd = tf.convert_to_tensor(stack_nd)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(f"{name} takes gradients stacked as [n, d]: {error}") from None
-    if stack_nd.dtype not in COMPUTED_IN:
-        known = ", ".join(dtype.name for dtype in COMPUTED_IN)
-        raise TypeError(f"{name} takes {known}; got a stack of {stack_nd.dtype.name}")
+    check_dtype(name, stack_nd.dtype.name, [dtype.name for dtype in COMPUTED_IN])
     if stack_nd.shape.rank != 2:
         raise UserError(f"{name} takes gradients stacked as [n, d], got shape {stack_nd.shape}")
     if stack_nd.shape[1] == 0:

@@ -260,7 +260,7 @@ def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     else:
         parts.append("nobody was suspected" if rule.robust else f"{rule.name} suspects nobody")
     if setting.attack:
-        first = setting.num_workers - setting.num_byzantine
+        first = setting.num_workers - setting.byzantine
         attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
         parts.append(f"{setting.attack} came from worker {attackers}")
     if missing_n.any():

@@ -220,7 +220,7 @@ class Server:
         if self._momentum_nd is not None:
             wanted["workers/momentum"] = f"float32 [1, {self.dim}]"
         rest = theirs.keys() - wanted.keys()
-        if row >= self.setting.num_workers - self.setting.num_byzantine:
+        if row >= self.setting.num_workers - self.setting.byzantine:
             rest = {name for name in rest if not name.startswith("attack/")}
         if rest or not wanted.keys() <= theirs.keys():
             names = ", ".join(printable(name, 80) for name in sorted(theirs)[:9])

@@ -140,7 +140,7 @@ class Simulation:
 
     @property
     def _num_honest(self) -> int:
-        return self.setting.num_workers - self.setting.num_byzantine
+        return self.setting.num_workers - self.setting.byzantine
 
     def _sent(self, rows_nd: np.ndarray) -> np.ndarray:
         """What leaves the workers: the honest rows, and what the attack makes of the others."""
@@ -157,7 +157,7 @@ class Simulation:
             state=self._memory,
         )
         try:
-            sent_nd = rows_sent(self._attack, view, **self.setting.attack_parameters)
+            sent_nd = rows_sent(self._attack, view, **self.setting.attack_args)
         except RuleError as error:  # of an attack that asks
             raise RuleError(f"step {self.steps + 1}: {error}") from None
         if self._attack.update is not None:

@@ -184,7 +184,7 @@ class Workers:
     def _labels_as_sent(self, labels: np.ndarray) -> np.ndarray:
         if self._attack is None or self._attack.labels is None:
             return labels
-        honest = self._setting.num_workers - self._setting.num_byzantine
+        honest = self._setting.num_workers - self._setting.byzantine
         here = min(max(honest - self._rows.start, 0), len(labels))
         flipped = self._attack.labels(labels[here:], self._num_classes)
         return np.concatenate([labels[:here], flipped.astype(labels.dtype)])

@@ -30,8 +30,8 @@ def attacker(world, rank, read=None, **settings):
     )
     setting = Setting(
         **{
-            "num_workers": WORKERS, "num_byzantine": 1, "f": 1, "gar": "median",
-            "attack": "reversed", "attack_parameters": {"c": 1.0}, **settings,
+            "num_workers": WORKERS, "byzantine": 1, "f": 1, "gar": "median",
+            "attack": "reversed", "attack_args": {"c": 1.0}, **settings,
         }
     )  # fmt: skip
     return Attacker(ranks, setting, D, read or (lambda: np.zeros(D, np.float32)))

@@ -107,12 +107,12 @@ ALIKE = {
     "a rule": {"gar": "multi-krum", "f": 1, "num_workers": 5},
     "a composition": {"gar": "bucketing(s=2)+median", "f": 1, "num_workers": 6},
     "an attack with memory": {
-        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
-        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+        "gar": "median", "f": 1, "byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_args": {"follow": "direction"},
     },
     "losses": {
-        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
-        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+        "gar": "median", "f": 1, "byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_args": {"follow": "direction"},
         "fill": "previous", "loss": 0.3,
     },
 }  # fmt: skip
@@ -135,9 +135,9 @@ def train_on_threads(setting, monkeypatch):
     config = Config(
         gar=setting.gar,
         f=setting.f,
-        byzantine=setting.num_byzantine,
+        byzantine=setting.byzantine,
         attack=setting.attack,
-        attack_args=setting.attack_parameters,
+        attack_args=setting.attack_args,
         fill=setting.fill,
         seed=setting.seed,
         transport="shm",
@@ -219,7 +219,7 @@ KEPT = {"step": STEP, "round": STEP, "workers/momentum": MOMENTUM}
 def test_what_a_worker_keeps_is_taken_if_it_is_what_it_must_be(row, theirs, words, capsys):
     job = Job()
     setting = Setting(
-        num_workers=5, num_byzantine=1, f=1, gar="krum", worker_momentum=0.9, attack="zero"
+        num_workers=5, byzantine=1, f=1, gar="krum", worker_momentum=0.9, attack="zero"
     )
     keras.utils.set_random_seed(0)
     drawn = batches(*clouds(), num_workers=5, batch_size=8)
