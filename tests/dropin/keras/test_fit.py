@@ -69,7 +69,7 @@ def test_epochs_are_the_servers(ranks, name):
     }
 
 
-@pytest.mark.parametrize("name", ["validated", "stopped by a worker", "nothing to train", "nested"])
+@pytest.mark.parametrize("name", ["validated", "stopped by a worker", "rates", "nested"])
 def test_a_worker_makes_the_steps_of_the_server(ranks, name):
     assert {result[name]["batches"] for result in ranks[0].values()} == {12}
 
