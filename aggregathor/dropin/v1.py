@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.shared_variables import SharedVariables
+from aggregathor.flat import is_number, trained
 from aggregathor.internals.patching import as_method
 from aggregathor.internals.tensorflow import BaseSession, wrapped_optimizer
 from aggregathor.locking import Guard
@@ -72,7 +73,8 @@ class V1:
         takes_part = self.all or any(each in (optimizer, inner) for each in self._marked)
         if self._inside or not takes_part:
             return self._apply(inner, pairs, global_step=global_step, name=name)
-        variables = [variable for _, variable in pairs]
+        gradients, variables = trained(*zip(*pairs, strict=True)) if pairs else ([], [])
+        pairs = list(zip(gradients, variables, strict=True))
         if self._guard is not None:
             self._guard.train(variables)
         graph = v1.get_default_graph()
@@ -89,7 +91,7 @@ class V1:
         if self._job.is_server:
             op = self._apply_aggregate(inner, shared, pairs, global_step, name)
         else:
-            values = shared.replace([gradient for gradient, _ in pairs])
+            values = shared.replace(gradients)
             assignments = [v1.assign(v, x) for v, x in zip(variables, values, strict=True)]
             if self._guard is not None:
                 for assignment in assignments:
@@ -157,9 +159,16 @@ class V1:
             self._checked[graph].add(wanted)
 
     def _synchronise(self, session: Any) -> None:
-        """Gives every rank the server's variables; collective."""
+        """Gives every rank the server's variables; collective.
+
+        Text and tables stay with their rank.
+        """
         # The server's include the slots of its optimizers, which workers do not need.
-        variables = {v.name: v for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)}
+        variables = {
+            v.name: v
+            for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
+            if is_number(v)
+        }
         own = {name: np.asarray(value) for name, value in self._run(session, variables).items()}
         values = self._job.synchronise(own)
         if self._guard is not None:

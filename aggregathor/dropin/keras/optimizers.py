@@ -23,7 +23,7 @@ from aggregathor.dropin.keras import xla
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.errors import UserError
-from aggregathor.flat import FlatLayout
+from aggregathor.flat import FlatLayout, is_number, trained
 from aggregathor.internals.keras import (
     BaseOptimizer,
     adapt_loss_scale,
@@ -91,7 +91,11 @@ class Optimizers:
         return self._saved
 
     def synchronise(self, variables: Sequence[Any]) -> list[np.ndarray]:
-        """Gives every rank the server's variables, and returns their values; collective."""
+        """Gives every rank the server's variables, and returns their values; collective.
+
+        Text stays with its rank.
+        """
+        variables = [v for v in variables if is_number(v)]
         own = {f"{i}: {v.name}": _value(v) for i, v in enumerate(variables)}
         values = list(self._job.synchronise(own).values())
         if not self._job.is_server:
@@ -115,6 +119,7 @@ class Optimizers:
         variables = _variables(optimizer, trainable_variables)
         if len(variables) != len(grads):
             raise UserError(f"{len(grads)} gradients for {len(variables)} variables.")
+        grads, variables = trained(grads, variables)
         if optimizer.loss_scale_factor is not None:
             grads = [g if g is None else g / optimizer.loss_scale_factor for g in grads]
         if xla.record(optimizer, grads, variables):
@@ -202,7 +207,7 @@ class Optimizers:
             self._scaled_apply(optimizer, grads, trainable_variables)
             return
         variables = _variables(optimizer, trainable_variables)
-        grads = list(grads)
+        grads, variables = trained(list(grads), variables)
         if xla.record(optimizer, grads, variables):
             return
         inner = optimizer.inner_optimizer
