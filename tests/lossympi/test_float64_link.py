@@ -36,6 +36,35 @@ def check_arrived(got, sent_nd):
     return arrived_nd
 
 
+def check_filled(got, sent_d, policy, previous_nd):
+    """Fills what did not arrive of one row; returns a copy of the stack."""
+    arrived_d = check_arrived(got, sent_d[None])[0]
+    fill(
+        got.stack_nd,
+        got.arrived_nc,
+        policy,
+        round=got.round,
+        previous_nd=previous_nd if policy == "previous" else None,
+        floats_per_datagram=got.floats_per_datagram,
+    )
+    check_arrived(got, sent_d[None])
+    holes = got.stack_nd[0, ~arrived_d]
+    if policy == "nan":
+        assert np.isnan(holes).all()
+    elif policy == "random":
+        came = sent_d[arrived_d]
+        came = came[np.isfinite(came)]
+        scale = np.max(np.abs(came), initial=0.0) or 1.0
+        rms = scale * np.sqrt(np.mean((came / scale) ** 2)) if came.size else 0.0
+        assert np.isfinite(holes).all()
+        assert (np.abs(holes) < 6 * rms).all()
+        assert holes.size == 0 or rms == 0 or np.max(np.abs(holes)) > rms
+    else:
+        before = 0 if policy == "zero" or previous_nd is None else previous_nd[0, ~arrived_d]
+        np.testing.assert_array_equal(holes, np.broadcast_to(before, holes.shape))
+    return got.stack_nd.copy()
+
+
 @pytest.mark.parametrize("network", [LOSSLESS, Network(loss=0.4, seed=1)], ids=["whole", "lossy"])
 def test_in_memory(network):
     server, workers = memory.connect(2, D, network, dtype=np.float64)
@@ -55,8 +84,8 @@ def test_in_memory(network):
     assert (lost > 0) == (network.loss > 0)
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_over_udp(job, background, drop):
+@pytest.mark.parametrize(("drop", "policy"), [(0.0, "zero"), *((0.3, each) for each in FILLS)])
+def test_over_udp(job, background, drop, policy):
     options = Options()
     server, workers = job.connected(1, 2 * D, drop=drop)
     link = of_dtype(UdpServer(server, 1, 2 * D, RATE_BPS, options), np.float64)
@@ -70,10 +99,11 @@ def test_over_udp(job, background, drop):
         return models
 
     made = background(work)
-    lost, whole = 0, []
+    lost, whole, previous_nd = 0, [], None
     for round in range(ROUNDS):
         got = link.collect(round, lambda stack_nd, ranges_k2: whole.append((stack_nd, ranges_k2)))
         lost += np.count_nonzero(~check_arrived(got, vector(0, round)[None]))
+        previous_nd = check_filled(got, vector(0, round), policy, previous_nd)
         for stack_nd, ranges_k2 in whole:
             assert stack_nd.shape == (1, D)
             assert (ranges_k2[:, 1] <= D).all()
@@ -92,28 +122,7 @@ def test_what_is_lost_is_filled_with_values_of_float64(policy):
     for round in range(ROUNDS):
         sent_d = 1e200 * np.random.default_rng(round).standard_normal(D)
         worker.send(round, sent_d)
-        got = server.collect(round)
-        arrived_d = check_arrived(got, sent_d[None])[0]
-        fill(
-            got.stack_nd,
-            got.arrived_nc,
-            policy,
-            round=round,
-            previous_nd=previous_nd,
-            floats_per_datagram=got.floats_per_datagram,
-        )
-        check_arrived(got, sent_d[None])
-        holes = got.stack_nd[0, ~arrived_d]
-        assert holes.size
-        if policy == "nan":
-            assert np.isnan(holes).all()
-        elif policy == "random":  # of the magnitude of what came
-            assert 0.5e200 < np.sqrt(np.mean((holes / 1e200) ** 2)) * 1e200 < 2e200
-            assert len(np.unique(holes)) == holes.size
-        else:
-            before = 0 if policy == "zero" or previous_nd is None else previous_nd[0, ~arrived_d]
-            np.testing.assert_array_equal(holes, np.broadcast_to(before, holes.shape))
-        previous_nd = got.stack_nd.copy() if policy == "previous" else None
+        previous_nd = check_filled(server.collect(round), sent_d, policy, previous_nd)
 
 
 @pytest.mark.parametrize("largest", [5e-324, 1e-200, 1.7e308])
