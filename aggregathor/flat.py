@@ -124,8 +124,8 @@ class FlatLayout:
         )
 
 
-def trained(gradients: Sequence[Any], variables: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Returns gradients and variables without those that no optimizer can train.
+def places_of_trained(gradients: Sequence[Any], variables: Sequence[Any]) -> list[int]:
+    """Returns the places in a list of the variables that an optimizer can train.
 
     An integer, a truth value or a text has no gradient: its None, which scripts pass along with the
     others, keeps it out of the round, and its rank keeps its value.
@@ -133,16 +133,14 @@ def trained(gradients: Sequence[Any], variables: Sequence[Any]) -> tuple[list[An
     Raises:
       UserError: one of these has a gradient.
     """
-    kept_gradients, kept_variables = [], []
-    for gradient, variable in zip(gradients, variables, strict=True):
+    places = []
+    for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
         dtype = tf.as_dtype(variable.dtype).base_dtype
-        if not _is_trainable(dtype):
-            if gradient is None:
-                continue
+        if _is_trainable(dtype):
+            places.append(place)
+        elif gradient is not None:
             raise UserError(f"{variable.name} {_CANNOT_BE_TRAINED.format(dtype.name)}")
-        kept_gradients.append(gradient)
-        kept_variables.append(variable)
-    return kept_gradients, kept_variables
+    return places
 
 
 def is_number(variable: Any) -> bool:

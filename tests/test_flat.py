@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.flat import FlatLayout, trained
+from aggregathor.flat import FlatLayout, places_of_trained
 
 SHAPES = [(2, 3), (), (4,), (0, 5), (1, 1, 2)]
 FLOATS = [tf.float32] * 5
@@ -107,12 +107,9 @@ def test_what_cannot_be_trained_is_named():
 def test_what_has_no_gradient_and_cannot_have_one_stays_out():
     weight, idle = tf.Variable(1.0), tf.Variable(2.0)
     steps, text = tf.Variable(3, name="steps"), tf.Variable("text")
-    gradients, variables = trained([7.0, None, None, None], [weight, text, idle, steps])
-    assert gradients == [7.0, None]
-    assert variables[0] is weight
-    assert variables[1] is idle
+    assert places_of_trained([7.0, None, None, None], [weight, text, idle, steps]) == [0, 2]
     with pytest.raises(UserError, match=r"^steps:0 is int32, and optimizers"):
-        trained([tf.constant(1)], [steps])
+        places_of_trained([tf.constant(1)], [steps])
 
 
 def test_no_gradient_is_zero():

@@ -53,10 +53,21 @@ def replace_build(build: Callable[..., None]) -> Callable[..., None]:
 def build_by_batch(model: Any, *args: Any, **kwargs: Any) -> None:
     """Builds a model, its metrics and its loss by a batch, without computing anything.
 
+    A model with a train step of its own leaves its optimizer unbuilt: that step may build, and
+    train, more layers than ``call`` does.
+
     Raises:
       NotImplementedError, RuntimeError, ValueError: it cannot be called on that batch.
     """
-    model._symbolic_build(*args, **kwargs)
+    optimizer = model.optimizer
+    if type(model).train_step is TensorFlowTrainer.train_step:
+        model._symbolic_build(*args, **kwargs)
+        return
+    was_built, optimizer.built = optimizer.built, True
+    try:
+        model._symbolic_build(*args, **kwargs)
+    finally:
+        optimizer.built = was_built
 
 
 @contextlib.contextmanager
@@ -99,6 +110,34 @@ def build_optimizer(optimizer: Any, variables: Sequence[Any]) -> None:
         with keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(variables)
         optimizer.built = True
+
+
+def step_counter(optimizer: Any) -> Any:
+    """Returns the variable that counts calls of ``apply``.
+
+    ``iterations`` is this variable too, or, where gradients are accumulated, a quotient of it.
+    """
+    return optimizer._iterations
+
+
+def count_step(optimizer: Any) -> None:
+    """Does what ``apply`` does beside changing the variables: counts, and averages the variables.
+
+    Call it once the variables have the values after the step. The averages of ``use_ema`` are then
+    those that ``apply`` makes, unless a variable has a constraint, which follows the average there.
+    """
+    if optimizer.use_ema:
+        trained = optimizer._trainable_variables
+        optimizer._update_model_variables_moving_average(trained)
+        if every := optimizer.ema_overwrite_frequency:
+            # The variables are the averages then.
+            are_averages = keras.ops.equal((optimizer.iterations + 1) % every, 0)
+            for variable, average in zip(
+                trained, optimizer._model_variables_moving_average, strict=True
+            ):
+                if average is not None:
+                    average.assign(keras.ops.where(are_averages, variable, average))
+    optimizer._iterations.assign_add(1)
 
 
 def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any) -> None:
@@ -145,9 +184,11 @@ __all__ = [
     "build_optimizer",
     "built_variables",
     "change_default_seeds",
+    "count_step",
     "is_distributed",
     "layers_of",
     "replace_build",
     "restricted_fit",
     "set_global_seed",
+    "step_counter",
 ]

@@ -18,15 +18,21 @@ from tensorflow.python.client.session import BaseSession
 from tensorflow.python.eager import context
 from tensorflow.python.eager import lift_to_graph as lifting
 from tensorflow.python.eager.lift_to_graph import UnliftableError
-from tensorflow.python.eager.polymorphic_function import polymorphic_function, transform
+from tensorflow.python.eager.polymorphic_function import (
+    autograph_util,
+    polymorphic_function,
+    transform,
+)
 from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
-from tensorflow.python.util import deprecation
+from tensorflow.python.util import deprecation, tf_decorator
 
 from aggregathor.internals.patching import as_method
 
+# What `tf.function` makes.
+PolymorphicFunction = polymorphic_function.Function
 # A variable that a `tf.function` makes in its first trace.
 FirstTraceVariable = polymorphic_function.UnliftedInitializerVariable
 
@@ -72,6 +78,51 @@ def watch_traces(look: Callable[[FuncGraph], None]) -> Callable[[], None]:
         WrappedFunction.__init__ = wrap
 
     return stop
+
+
+def initialise_variables_within(
+    make_context: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Enters a context whenever a ``tf.function`` initialises the variables of its first trace."""
+    initialise = polymorphic_function.Function._initialize_uninitialized_variables
+
+    def within(self: Any, initializers: Any) -> None:
+        with make_context():
+            initialise(self, initializers)
+
+    polymorphic_function.Function._initialize_uninitialized_variables = within
+
+
+def is_for_xla(function: Any) -> bool:
+    """Whether a ``tf.function`` was made with ``jit_compile=True``."""
+    return bool(function._jit_compile)
+
+
+def without_xla(function: Any) -> Any:
+    """Returns a ``tf.function`` like another, but for ``jit_compile``."""
+    clone = function._clone(None)
+    clone._jit_compile = False
+    return clone
+
+
+def wrapped(function: Any, around: Callable[[Callable[..., Any], Any, Any], Any]) -> Any:
+    """Returns a ``tf.function`` like another, with other outputs.
+
+    Args:
+      function: the other.
+      around: called while it is traced, with the function of Python and its arguments, positional
+        and by name; what it returns is the output. AutoGraph has converted that function if it
+        would have, and leaves ``around`` alone.
+    """
+    python = function.python_function
+    inner = autograph_util.py_func_from_autograph(python) if function._autograph else python
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        return around(inner, args, kwargs)
+
+    clone = function._clone(tf_decorator.make_decorator(python, outer))  # of the same signature
+    clone._autograph = False
+    return clone
 
 
 def functions_called_by(graph: tf.Graph) -> Iterator[tuple[str, Any]]:
@@ -171,11 +222,14 @@ __all__ = [
     "BaseSession",
     "FirstTraceVariable",
     "FuncGraph",
+    "PolymorphicFunction",
     "UnliftableError",
     "after_loading_a_library",
     "clear_kernel_cache",
     "eager_mode",
     "functions_called_by",
+    "initialise_variables_within",
+    "is_for_xla",
     "lift_to_graph",
     "op_definition",
     "python_function",
@@ -187,5 +241,7 @@ __all__ = [
     "subgraph",
     "synchronous_execution",
     "watch_traces",
+    "without_xla",
+    "wrapped",
     "wrapped_optimizer",
 ]
