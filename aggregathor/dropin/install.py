@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -42,7 +43,14 @@ class Dropin:
         self._updates = Updates(job, checkpoints, self.guard)
         self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints)
-        job.at_begin(Seeds(job.ranks.rank, is_server=job.is_server).begin)
+        seeds = Seeds(
+            job.ranks.rank,
+            is_server=job.is_server,
+            entropy=job.meeting.bcast(secrets.randbits(31), int),
+            rounds=lambda: sum(half.round for half in job.halves),
+            together=job.meeting,
+        )
+        job.at_begin(seeds.begin)
         if not job.is_server:
             job.at_close(PrivateFiles(job.ranks.rank).remove)
         strategies.refuse()

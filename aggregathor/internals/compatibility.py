@@ -105,8 +105,9 @@ KERAS_NAMES = (
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="step_counter"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="dynamic_scale"),
     PrivateName("keras.src.random.seed_generator", "make_default_seed", ""),
-    PrivateName("keras.src.backend.common.global_state", "set_global_attribute", "name value"),
-    PrivateName("keras.src.utils.rng_utils", "GLOBAL_RANDOM_SEED"),
+    PrivateName("keras.src.random.seed_generator", "global_seed_generator", ""),
+    PrivateName("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
+    PrivateName("keras.src.backend.common.global_state", "get_global_attribute", "name ..."),
 )
 
 _CONTEXT = "tensorflow.python.eager.context"
@@ -153,6 +154,12 @@ TENSORFLOW_NAMES = (
     PrivateName(_OPS, "Operation._update_input", "self index tensor"),
     PrivateName("tensorflow.python.ops.ref_variable", "RefVariable._ref", "self"),
     PrivateName("tensorflow.python.ops.script_ops", "_py_funcs.get", "token ..."),
+    PrivateName(
+        "tensorflow.python.ops.script_ops", "FuncRegistry.__call__", "self token device args"
+    ),
+    PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
+    PrivateName("tensorflow.python.data.util.random_seed", "get_seed", "seed"),
+    PrivateName("tensorflow.python.framework.func_graph", "FuncGraph.__init__", sets="seed"),
     PrivateName(
         "tensorflow.python.framework.graph_util",
         "extract_sub_graph",

@@ -15,7 +15,6 @@ from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
-from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
 # Models.
 
@@ -165,15 +164,36 @@ def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any
 # Seeds.
 
 
-def set_global_seed(seed: int) -> None:
-    """Sets the seed that layers without one draw theirs from; other generators stay."""
-    global_state.set_global_attribute(GLOBAL_RANDOM_SEED, seed)
+def change_default_seeds(change: Callable[[int], int], *, for_all: Callable[[int], int]) -> None:
+    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it.
 
-
-def change_default_seeds(change: Callable[[int], int]) -> None:
-    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it."""
+    Args:
+      change: of the seeds of layers.
+      for_all: the same of the generator that ``keras.random`` uses where no seed is given.
+    """
     make_default_seed = seed_generator.make_default_seed
-    seed_generator.make_default_seed = lambda: change(make_default_seed())
+    global_seed_generator = seed_generator.global_seed_generator
+    current = change
+
+    def make_global() -> Any:
+        nonlocal current
+        if global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR) is None:
+            current = for_all
+        try:
+            return global_seed_generator()
+        finally:
+            current = change
+
+    seed_generator.make_default_seed = lambda: current(make_default_seed())
+    seed_generator.global_seed_generator = make_global
+
+
+def reseed_global_generator(change: Callable[[int], int]) -> None:
+    """Changes the seed of the generator of ``keras.random``, if there is one already."""
+    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        seed, drawn = generator.state.value.numpy().tolist()
+        generator.state.assign([change(seed), drawn])
 
 
 __all__ = [
@@ -188,7 +208,7 @@ __all__ = [
     "is_distributed",
     "layers_of",
     "replace_build",
+    "reseed_global_generator",
     "restricted_fit",
-    "set_global_seed",
     "step_counter",
 ]

@@ -13,8 +13,10 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.client.session import BaseSession
+from tensorflow.python.data.util import random_seed as dataset_seeds
 from tensorflow.python.eager import context
 from tensorflow.python.eager import lift_to_graph as lifting
 from tensorflow.python.eager.lift_to_graph import UnliftableError
@@ -148,6 +150,53 @@ def lift_to_graph(tensors: Sequence[tf.Tensor], graph: tf.Graph) -> list[tf.Tens
     return [lifted[tensor] for tensor in tensors]
 
 
+def not_converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps AutoGraph from converting a function; unlike ``do_not_convert`` it costs no call."""
+    return autograph.autograph_artifact(function)
+
+
+def watch_python_calls(
+    within: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Lets each call of Python by a graph, such as of ``tf.py_function``, run in a context."""
+    call = script_ops.FuncRegistry.__call__
+
+    def call_within(self: Any, token: Any, device: Any, args: Any) -> Any:
+        with within():
+            return call(self, token, device, args)
+
+    script_ops.FuncRegistry.__call__ = call_within
+
+
+# Seeds.
+
+
+def change_function_seeds(change: Callable[[int | None], int | None]) -> None:
+    """Lets a function have ``change(s)`` in place of the global seed s, from its next trace on."""
+    original = FuncGraph.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        is_outermost = tf.executing_eagerly()
+        original(self, *args, **kwargs)
+        if is_outermost:  # else it has the seed of the graph around it
+            self.seed = change(self.seed)
+
+    FuncGraph.__init__ = init
+
+
+def change_dataset_seeds(change: Callable[[Any], Any]) -> None:
+    """Lets datasets that draw have ``change(s)`` in place of the first of their two seeds s."""
+    get_seed = dataset_seeds.get_seed
+
+    def changed(seed: Any) -> tuple[Any, Any]:
+        pair = get_seed(seed)
+        if all(tf.get_static_value(each) == 0 for each in pair):
+            return pair  # drawn when the dataset is made
+        return change(pair[0]), pair[1]
+
+    dataset_seeds.get_seed = changed
+
+
 # Graphs.
 
 
@@ -225,12 +274,15 @@ __all__ = [
     "PolymorphicFunction",
     "UnliftableError",
     "after_loading_a_library",
+    "change_dataset_seeds",
+    "change_function_seeds",
     "clear_kernel_cache",
     "eager_mode",
     "functions_called_by",
     "initialise_variables_within",
     "is_for_xla",
     "lift_to_graph",
+    "not_converted",
     "op_definition",
     "python_function",
     "reference_of",
@@ -240,6 +292,7 @@ __all__ = [
     "set_attribute",
     "subgraph",
     "synchronous_execution",
+    "watch_python_calls",
     "watch_traces",
     "without_xla",
     "wrapped",
