@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import lossympi
 from aggregathor.attacks import ATTACKS, View
@@ -111,19 +112,22 @@ class Job:
         """Whether this process is the server."""
         return self.ranks.is_server
 
-    def serve(self, dim: int, read: Callable[[], np.ndarray]) -> ServerHalf:
+    def serve(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
         Args:
-          dim: d, floats in all of them.
-          read: gives their values as they are, float32 [d], on the thread that calls it.
+          dim: d, coordinates of all of them.
+          read: gives their values as they are, [d], on the thread that calls it.
+          dtype: of all that travels, float32 or float64.
         Raises:
           UserError: on every rank, with the same words.
         """
-        link = cast(ServerLink, self._connect(dim))
+        link = cast(ServerLink, self._connect(dim, dtype))
         waits = ServerWaits(self.ranks)
         with waits.context():
-            aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
+            aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
         server = RoundsServer(
             link,
             aggregation,
@@ -140,20 +144,26 @@ class Job:
         self.halves.append(server)
         return server
 
-    def work(self, dim: int, read: Callable[[], np.ndarray]) -> WorkerHalf:
+    def work(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
-        link = cast(WorkerLink, self._connect(dim))
+        link = cast(WorkerLink, self._connect(dim, dtype))
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
-        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves))
+        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self.halves.append(worker)
         return worker
 
-    def _connect(self, dim: int) -> ServerLink | WorkerLink:
+    def _connect(self, dim: int, dtype: DTypeLike) -> ServerLink | WorkerLink:
         self.begin()
         try:
             return lossympi.connect(
-                self.meeting, dim, transport=self.config.transport, **self.config.link_args
+                self.meeting,
+                dim,
+                dtype=dtype,
+                transport=self.config.transport,
+                **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
@@ -163,7 +173,7 @@ class Job:
 
         Raises:
           TrainingEnded: on a worker, if the server ends instead.
-          UserError: the server has no array of a name, or one of another shape.
+          UserError: the server has no array of a name, or one of another shape or dtype.
         """
         if self.is_server:
             for half in self.halves:
@@ -173,12 +183,11 @@ class Job:
         if self.is_server:
             return theirs
         for name, array in arrays.items():
-            if name not in theirs or theirs[name].shape != np.shape(array):
-                other = f"{list(theirs[name].shape)}" if name in theirs else "none"
+            differs = _difference(np.asarray(array), theirs.get(name))
+            if differs:
                 raise UserError(
-                    f"rank {self.ranks.rank} has a variable {name} of shape "
-                    f"{list(np.shape(array))} and the server has {other}. All ranks must build the "
-                    "same model."
+                    f"rank {self.ranks.rank} has a variable {name} of {differs}. All ranks must "
+                    "build the same model."
                 )
         return {name: theirs[name] for name in arrays}
 
@@ -234,6 +243,17 @@ class Job:
         for half in self.halves:
             half.close()
         self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
+
+
+def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:
+    """Returns how a worker's array differs from the server's in form, "" where it does not."""
+    if theirs is None or theirs.shape != own.shape:
+        other = "none" if theirs is None else list(theirs.shape)
+        return f"shape {list(own.shape)} and the server has {other}"
+    # The type of a text has its length.
+    if theirs.dtype != own.dtype and not theirs.dtype.kind == own.dtype.kind == "U":
+        return f"type {own.dtype} and the server has {theirs.dtype}"
+    return ""
 
 
 def corruption(setting: Setting) -> Callable[[Collected], None] | None:
