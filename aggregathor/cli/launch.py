@@ -1,7 +1,7 @@
 """Starts a script on a server and its workers: ``aggregathor run``.
 
-The process becomes the mpirun that belongs to mpi4py's MPI, with the options that this machine
-needs. The processes that mpirun starts run ``aggregathor.run``, which takes the job's flags.
+It runs the mpirun that belongs to mpi4py's MPI, with the options that this machine needs. The
+processes that mpirun starts run ``aggregathor.run``, which takes the job's flags.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aggregathor.cli import flags
+from aggregathor.cli import flags, program, supervise
 from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
 from lossympi import machine, mpi
@@ -41,19 +40,19 @@ Option = tuple[str, ...]  # of mpirun, with its values
 
 
 def main(words: Sequence[str]) -> int:
-    """Becomes mpirun, or prints its command line.
+    """Runs mpirun, or prints its command line.
 
     Args:
       words: what follows ``aggregathor run``.
     Returns:
-      0, only after a dry run.
+      mpirun's exit status; 130 after Ctrl-C, 143 after SIGTERM.
     Raises:
       UserError: an argument is wrong, or there is no mpirun that fits.
     """
     args, unknown = _parse(words)
     ranks = _ranks(args.n)
     told = flags.to_environment(args.job, unknown)
-    _check_script(args.words)
+    named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
     Config.of({}, {**os.environ, **told})
     if args.hostfile is not None and not Path(args.hostfile).is_file():
@@ -65,23 +64,25 @@ def main(words: Sequence[str]) -> int:
 
     mpirun, version = _find_mpirun()
     options = _options(version, ranks, args.host, args.hostfile)
-    named = {word.partition("=")[0] for word in extra}
+    replaced = {word.partition("=")[0] for word in extra}
     passed = [f"--{name}={text}" for name, text in args.job]
     command = [
         mpirun,
-        *(word for option in options if _subject(option) not in named for word in option),
+        *(word for option in options if _subject(option) not in replaced for word in option),
         *extra,
-        *("-n", str(ranks), sys.executable, "-m", MODULE, *passed, *args.words),
+        *("-n", str(ranks), sys.executable, *named.python, "-m", MODULE, *passed),
+        *named.words(),
     ]
     if args.dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
         return 0
     sys.stdout.flush()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would mpirun
-    try:
-        os.execv(mpirun, command)
-    except OSError as error:
-        raise UserError(f"{mpirun} does not start: {error.strerror}") from error
+    return supervise.run(
+        command,
+        os.environ,
+        can_ask=mpi.family_of(version) == mpi.OPEN_MPI,
+        is_one_host=_is_one_host(args.host, args.hostfile),
+    )
 
 
 class _Meant(argparse.Action):
@@ -94,8 +95,9 @@ class _Meant(argparse.Action):
 def _parser() -> flags.Parser:
     parser = flags.Parser(
         prog="aggregathor run",
-        usage="aggregathor run -n N [OPTION ...] SCRIPT [ARGUMENT ...]",
-        description="Start a script on a server and N - 1 workers, with the mpirun beside this "
+        usage="aggregathor run -n N [OPTION ...] SCRIPT|-m MODULE|-c CODE [ARG ...]",
+        description="Start a script, a module or a line of code, as python takes them, on a server "
+        "and N - 1 workers, with the mpirun beside this "
         "Python or on PATH that belongs to the MPI that mpi4py loads. With Open MPI 5 the training "
         "goes on when a worker dies.",
         epilog="All other options, such as --gar=multi-krum --f=2 --transport=udp --monitor=DIR "
@@ -162,14 +164,13 @@ def _ranks(said: str | None) -> int:
     return ranks
 
 
-def _check_script(words: Sequence[str]) -> None:
-    if not words:
+def _program(words: Sequence[str]) -> program.Program:
+    """Returns the program to start, whose syntax is checked."""
+    named = program.read(words)
+    if named is None:
         raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
-    script = words[0]
-    if Path(script).is_dir():
-        raise UserError(f"{script!r} is a directory; name the script in it")
-    if not Path(script).exists():
-        raise UserError(f"there is no script {script!r}")
+    named.check()
+    return named
 
 
 def _extra(said: str) -> list[str]:
@@ -225,7 +226,7 @@ def _find_mpirun() -> tuple[str, str]:
 
 def _options(version: str, ranks: int, host: str | None, hostfile: str | None) -> list[Option]:
     """Returns the options that this mpirun needs here; none for an unknown family."""
-    is_one_host = not (host or hostfile or _allocated_hosts() > 1)
+    is_one_host = _is_one_host(host, hostfile)
     family = mpi.family_of(version)
     if family == mpi.OPEN_MPI:
         return _open_mpi_options(version, ranks, host, hostfile, is_one_host)
@@ -299,6 +300,10 @@ def _threads(ranks: int) -> dict[str, str]:
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _is_one_host(host: str | None, hostfile: str | None) -> bool:
+    return not (host or hostfile or _allocated_hosts() > 1)
 
 
 def _allocated_hosts() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -64,6 +65,7 @@ class Job:
         Raises:
           UserError: on every rank.
         """
+        self._process = os.getpid()
         self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
@@ -96,6 +98,11 @@ class Job:
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return os.getpid() == self._process
 
     @property
     def is_server(self) -> bool:
@@ -214,7 +221,7 @@ class Job:
 
     def close(self) -> None:
         """Ends the job for this process; the server's workers end with it."""
-        if self._closed:
+        if self._closed or not self.is_here:
             return
         self._closed = True
         self._observer.close()

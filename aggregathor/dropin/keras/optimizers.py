@@ -64,7 +64,8 @@ class Optimizers:
     def takes_part(self, optimizer: Any) -> bool:
         """Whether ``apply`` of an optimizer makes a round."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        return self.all or any(each is inner for each in self._marked)
+        is_marked = self.all or any(each is inner for each in self._marked)
+        return is_marked and self._job.is_here
 
     def shared(self, optimizer: Any, variables: Sequence[Any]) -> SharedVariables:
         """Returns the shared variables of an optimizer; collective the first time."""
