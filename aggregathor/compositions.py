@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aggregathor.conditions import Condition
 from aggregathor.errors import Registry, UserError, near
 
 _FOLDER = Path(__file__).parent / "gars"
@@ -25,10 +28,16 @@ class Known(NamedTuple):
     Attributes:
       is_rule: whether it is a rule, which comes last.
       parameters: names of what it takes beside f.
+      condition: under which a rule keeps its promise.
+      rows_text: how many rows a pre-aggregation makes, such as "ceil({n}/{s})".
+      defaults: of the parameters, where they are known here.
     """
 
     is_rule: bool
     parameters: Collection[str]
+    condition: Condition = Condition(0, 1)
+    rows_text: str = "{n}"
+    defaults: Mapping[str, Any] = {}
 
 
 class Part(NamedTuple):
@@ -57,6 +66,38 @@ def check(text: str, parameters: Mapping[str, Any]) -> None:
       UserError: see ``read``.
     """
     read(text, parameters, {**_built_in(), **_declared})
+
+
+def check_workers(text: str, parameters: Mapping[str, Any], n: int, f: int) -> None:
+    """Raises ``UserError`` where n gradients are too few for f, as far as that is known here.
+
+    What only a rule's own check knows is found when the rule is made.
+    """
+    known = {**_built_in(), **_declared}
+    *before, last = read(text, parameters, known)
+    if last.parameters.get("unsafe"):
+        return
+    rows, made_by = n, ""
+    for part in [*before, last]:
+        its = known[part.name]
+        if rows < its.condition.least_n(f):
+            refusal = its.condition.refusal(part.name, rows, f)
+            if rows != n:
+                refusal = f"{made_by} makes {rows} rows of {n} gradients, and {refusal}"
+                refusal = refusal.rpartition(". Start")[0] + ". Start more, or declare a smaller f."
+            raise UserError(refusal)
+        made = _rows(its.rows_text.format(n=rows, **{**its.defaults, **part.parameters}))
+        if made is None:
+            return
+        rows, made_by = made, part.name
+
+
+def _rows(text: str) -> int | None:
+    """Returns the value of such as "9" or "ceil(9/2)"; None for other texts."""
+    found = re.fullmatch(r"(?:ceil\()?(\d+)(?:/(\d+)\))?", text)
+    if not found or found[2] == "0":
+        return None
+    return math.ceil(int(found[1]) / int(found[2] or 1))
 
 
 def read(text: str, more: Mapping[str, Any], known: Mapping[str, Known]) -> list[Part]:
@@ -199,8 +240,26 @@ def _built_in() -> dict[str, Known]:
                 match call:
                     case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(name))]):
                         if kind in _DECORATORS:
-                            found[name] = Known(_DECORATORS[kind], _taken(node))
+                            found[name] = _known(_DECORATORS[kind], node, call)
     return found
+
+
+def _known(is_rule: bool, function: Any, decorator: ast.Call) -> Known:
+    """Returns what a function and its decorator say of a rule or a pre-aggregation."""
+    said = {
+        each.arg: each.value.value
+        for each in decorator.keywords
+        if isinstance(each.value, ast.Constant)
+    }
+    taken = function.args
+    defaults = {
+        name.arg: default.value
+        for name, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True)
+        if isinstance(default, ast.Constant)
+    }
+    condition = Condition.parse(str(said["condition"]))
+    rows_text = str(said.get("rows_text", "{n}"))
+    return Known(is_rule, _taken(function), condition, rows_text, defaults)
 
 
 def _taken(function: Any) -> tuple[str, ...]:

@@ -9,12 +9,14 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from aggregathor import log, settings
+from aggregathor.protocols.checks import doubts
 from experiments.command import import_tensorflow, run_command, tell
 from experiments.ranks import join, settle, work_until_the_end
 from experiments.settings import Settings
@@ -64,6 +66,10 @@ def main(_: list[str]) -> int:
     job = join(config)
     if job is not None and not job.is_server:
         return work_until_the_end(config, job)
+    setting = config.setting()
+    if job is None:  # else the job has said it
+        for doubt in doubts(setting, robust=setting.rule.robust):
+            getLogger("aggregathor").warning("%s", doubt)
     folder = Path(values["output"] or f"results/{default_folder(config)}")
     result = run(config, folder, overwrite=values["overwrite"], job=job)
     sys.stdout.write(f"{summary(result)}; results in {folder}\n")

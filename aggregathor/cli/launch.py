@@ -14,13 +14,16 @@ import shlex
 import shutil
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aggregathor.cli import flags, program, supervise
+from aggregathor import compositions
+from aggregathor.cli import flags, hosts, program, supervise
 from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
+from aggregathor.protocols.checks import check_training
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
@@ -54,11 +57,16 @@ def main(words: Sequence[str]) -> int:
     told = flags.to_environment(args.job, unknown)
     named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
-    Config.of({}, {**os.environ, **told})
+    config = Config.of({}, {**os.environ, **told})
+    _check_training(config, ranks - 1)
     if args.hostfile is not None and not Path(args.hostfile).is_file():
         raise UserError(
             f"--hostfile names a file with a host a line; there is none: {args.hostfile!r}"
         )
+    is_one_host = _is_one_host(args.host, args.hostfile)
+    if is_one_host:
+        for name in ("monitor", "checkpoint"):
+            _check_folder(name, getattr(config, name))
     extra = _extra(args.mpirun_args)
     _check_alone()
 
@@ -76,12 +84,13 @@ def main(words: Sequence[str]) -> int:
     if args.dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
         return 0
+    _warn_of_hosts(hosts.names(args.host, args.hostfile))
     sys.stdout.flush()
     return supervise.run(
         command,
         os.environ,
         can_ask=mpi.family_of(version) == mpi.OPEN_MPI,
-        is_one_host=_is_one_host(args.host, args.hostfile),
+        is_one_host=is_one_host,
     )
 
 
@@ -112,9 +121,9 @@ def _parser() -> flags.Parser:
         "-n", metavar="N", help="how many processes: -n 9 is 1 server and 8 workers"
     )
     parser.add_argument("-np", "-N", action=_Meant, const="-n", help=argparse.SUPPRESS)
-    hosts = parser.add_mutually_exclusive_group()
-    hosts.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
-    hosts.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
+    where.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
     parser.add_argument(
         "--mpirun-args",
         metavar="WORDS",
@@ -171,6 +180,39 @@ def _program(words: Sequence[str]) -> program.Program:
         raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
     named.check()
     return named
+
+
+def _check_training(config: Config, n: int) -> None:
+    """Raises ``UserError`` for names, parameters, n and f that no rank would accept."""
+    check_training(
+        config, n, lambda n, f: compositions.check_workers(config.gar, config.gar_args, n, f)
+    )
+
+
+def _check_folder(name: str, path: str) -> None:
+    """Raises ``UserError`` for a folder that cannot be made or written to."""
+    if not path:
+        return
+    there = Path(path).expanduser().absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"--{name}={path} cannot be a folder: {there} is none")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(
+            f"--{name}={path} cannot be written to: {error.strerror} in {there}"
+        ) from None
+
+
+def _warn_of_hosts(names: Sequence[str]) -> None:
+    """Says which hosts do not answer: mpirun takes twenty lines for it, and not that name."""
+    for name, why in hosts.silent(names):
+        sys.stderr.write(
+            f"aggregathor: the host {name!r} of --host or --hostfile {why}. mpirun starts "
+            f"processes by ssh, so `ssh {name} true` must work without a password.\n"
+        )
 
 
 def _extra(said: str) -> list[str]:

@@ -20,6 +20,7 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.server import ServerHalf
@@ -75,13 +76,9 @@ class Job:
         self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
         self.setting = Setting(num_workers=ranks.topology.workers, **shared(config))
         self.setting.check()
-        if ranks.is_server and config.byzantine > config.f:
-            _log.warning(
-                "%d workers attack, and %s expects at most f=%d",
-                config.byzantine,
-                config.gar,
-                config.f,
-            )
+        if ranks.is_server:
+            for doubt in doubts(config, robust=self.setting.rule.robust):
+                _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":
             _log.warning(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import aggregathor
-from aggregathor.cli import launch
+from aggregathor.cli import hosts, launch
 from aggregathor.cli import main as cli
 from lossympi import machine
 
@@ -148,9 +148,9 @@ def test_several_hosts_speak_tcp_and_see_our_variables(here, capsys, monkeypatch
     (here / "hosts").write_text("a slots=1\nb slots=8\n")
     tcp = "--mca pml ob1 --mca btl self,tcp"
     variables = "-x AGGREGATHOR_KERNELS -x LOSSYMPI_ADDRESS -x OMP_NUM_THREADS"
-    for hosts in ("--host a:1,b:8", "--hostfile hosts"):
-        options = planned(capsys, *hosts.split(), "-n9", "train.py")[1]
-        assert options == f"--bind-to none --with-ft ulfm {hosts} {tcp} {variables}"
+    for given in ("--host a:1,b:8", "--hostfile hosts"):
+        options = planned(capsys, *given.split(), "-n9", "train.py")[1]
+        assert options == f"--bind-to none --with-ft ulfm {given} {tcp} {variables}"
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     assert tcp in planned(capsys, "-n9", "train.py")[1]
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
@@ -240,6 +240,24 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
         (["-n3", "-m"], "-m needs a value"),
         (["-n3", "-m", "beside.train"], "no 'train' in the package beside"),
         (["-n3", "notes.ipynb"], "jupyter nbconvert --to script notes.ipynb"),
+        (
+            ["-n3", "--gar=krum", "--f=1", "train.py"],
+            "krum needs n >= 2f + 3 gradients; f=1 needs 5",
+        ),
+        (["-n3", "--gar=nnm+median", "--f=1", "train.py"], "nnm needs n >= 2f + 1 gradients; f=1"),
+        (
+            ["-n7", "--gar=bucketing+krum", "--f=1", "train.py"],
+            "bucketing makes 3 rows of 6 gradients, and krum needs n >= 2f + 3 gradients; f=1",
+        ),
+        (["-n3", "--attack=litle", "--byzantine=1", "train.py"], "'litle': did you mean 'little'"),
+        (
+            ["-n3", "--attack=little", "--attack_args=x=1", "--byzantine=1", "train.py"],
+            "little has no parameter 'x'",
+        ),
+        (["-n3", "--byzantine=1", "train.py"], "1 workers are Byzantine and no attack is named"),
+        (["-n3", "--byzantine=3", "train.py"], "3 Byzantine workers of 2"),
+        (["-n3", "--monitor=train.py/x", "train.py"], "--monitor=train.py/x cannot be a folder"),
+        (["-n3", "--checkpoint=/proc/x", "train.py"], "--checkpoint=/proc/x cannot be written to"),
         (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
         (["-n3", "--dryrun", "train.py"], "did you mean --dry-run?"),
         (["-n3", "--mpi-args=-v", "train.py"], "did you mean --mpirun-args?"),
@@ -255,6 +273,32 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
 def test_mistakes_are_told_in_a_line(words, told, here, capsys):
     install(here / "beside", OPEN_MPI_5)
     assert told in refused(capsys, *words)
+
+
+def test_hosts_that_do_not_answer_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(hosts.shutil, "which", lambda name: name)
+    (tmp_path / "file").write_text("# hosts\nlocalhost slots=2\nnothere.invalid slots=1\n\n")
+    names = hosts.names(None, str(tmp_path / "file"))
+    assert names == ["localhost", "nothere.invalid"]
+    assert hosts.names("a:1,b:8,a", None) == ["a", "b"]
+    assert hosts.names(None, None) == []
+    [(name, why)] = hosts.silent(names)
+    assert name == "nothere.invalid"
+    assert "has no address here" in why
+    assert hosts.silent(["127.0.0.1"]) == []
+    monkeypatch.setattr(hosts.socket, "create_connection", refuse)
+    monkeypatch.setattr(
+        hosts.socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 22))]
+    )
+    assert hosts.silent(["far"]) == [("far", "does not answer at port 22 (refused)")]
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("Host near far\n  HostName 192.0.2.9\n")
+    assert hosts.silent(["far"]) == []
+
+
+def refuse(*_, **__):
+    raise ConnectionRefusedError(111, "refused")
 
 
 def test_no_mpirun_starts_it_in_its_turn(here, capsys, monkeypatch):
@@ -327,7 +371,7 @@ os._exit(3 if told == "--monitor=fail" and comm.rank == 0 else 0)
 """
 START = """\
 import sys
-from aggregathor.cli import launch
+from aggregathor.cli import hosts, launch
 from aggregathor.cli import main as cli
 launch.MODULE = "stand_in"
 sys.exit(cli.main())
