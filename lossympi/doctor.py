@@ -20,6 +20,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lossympi import packages
+
+# Without these it cannot even say what it finds; what else is missing is a finding.
+names = packages.missing()
+if __name__ == "__main__" and {"numpy", "rich"} & set(names):
+    sys.stdout.write(f"wrong  Python  {packages.lacks(names)}\n")
+    raise SystemExit(1)
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
