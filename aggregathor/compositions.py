@@ -10,10 +10,11 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aggregathor import own
 from aggregathor.conditions import Condition
 from aggregathor.errors import Registry, UserError, near
 
@@ -59,13 +60,18 @@ def declare(name: str, known: Known) -> None:
     _declared[name] = known
 
 
+def declare_as(name: str, other: str) -> None:
+    """Makes what is known by another name known by this one too."""
+    _declared[name] = _declared[other]
+
+
 def check(text: str, parameters: Mapping[str, Any]) -> None:
     """Raises what ``gars.compose`` raises for names, wherever TensorFlow is not loaded.
 
     Raises:
       UserError: see ``read``.
     """
-    read(text, parameters, {**_built_in(), **_declared})
+    read(text, parameters, _all_known(text))
 
 
 def check_workers(text: str, parameters: Mapping[str, Any], n: int, f: int) -> None:
@@ -73,7 +79,7 @@ def check_workers(text: str, parameters: Mapping[str, Any], n: int, f: int) -> N
 
     What only a rule's own check knows is found when the rule is made.
     """
-    known = {**_built_in(), **_declared}
+    known = _all_known(text)
     *before, last = read(text, parameters, known)
     if last.parameters.get("unsafe"):
         return
@@ -90,6 +96,49 @@ def check_workers(text: str, parameters: Mapping[str, Any], n: int, f: int) -> N
         if made is None:
             return
         rows, made_by = made, part.name
+
+
+def own_names(text: str) -> list[str]:
+    """Returns the names of a composition that are functions of modules: "module:function"."""
+    if not isinstance(text, str) or not own.is_own(text):
+        return []
+    return [name for name in (_part(word).name for word in _split(text)) if own.is_own(name)]
+
+
+def _all_known(text: str) -> dict[str, Known]:
+    """Returns what is known without TensorFlow, the functions among it that a text names."""
+    known = {**_built_in(), **_declared}
+    return {**{name: _own(name) for name in own_names(text) if name not in known}, **known}
+
+
+class _Any(Collection[str]):
+    """Parameters that are not known here: all names are accepted."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _own(name: str) -> Known:
+    """Returns what the source of a module says of a rule in it."""
+    found = own.look_up(name, "rule")
+    if not isinstance(found, ast.FunctionDef):
+        return Known(True, _Any())
+    for decorator in found.decorator_list:
+        called = getattr(decorator, "func", None)
+        word = getattr(called, "attr", getattr(called, "id", ""))
+        if word in _DECORATORS and isinstance(decorator, ast.Call):
+            return _known(_DECORATORS[word], found, decorator)
+    taken = found.args
+    if found.decorator_list or taken.kwarg:
+        return Known(True, _Any())
+    names = [each.arg for each in (*taken.args[1:], *taken.kwonlyargs)]
+    return Known(True, tuple(each for each in names if each not in _LENT), Condition(2, 1))
 
 
 def _rows(text: str) -> int | None:

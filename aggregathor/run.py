@@ -49,6 +49,7 @@ def _run(program: Program) -> None:
     _spread_server()
     with quiet_tensorflow():
         import tensorflow  # noqa: F401 - only to have its start-up log held back
+    program.set_path()  # a rule of the user's own is looked for there
     api.init()
     api.distribute_all()
     current = api.current()

@@ -22,15 +22,15 @@ from typing import Any
 
 from lossympi import packages
 
-# Without these it cannot even say what it finds; what else is missing is a finding.
-names = packages.missing()
-if __name__ == "__main__" and {"numpy", "rich"} & set(names):
-    sys.stdout.write(f"wrong  Python  {packages.lacks(names)}\n")
-    raise SystemExit(1)
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+try:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.stdout.write(f"wrong  Python  {packages.lacks(packages.missing())}\n")
+    raise SystemExit(1) from None
 
 from lossympi import mpi
 from lossympi.collectives import Collectives

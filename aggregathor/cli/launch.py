@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -27,7 +28,7 @@ from aggregathor.protocols.checks import check_training
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
-OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run")
+OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run", "--check_gar")
 # TensorFlow uses a thread per core in each process. With more processes than cores, one thread each
 # keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
@@ -57,6 +58,7 @@ def main(words: Sequence[str]) -> int:
     told = flags.to_environment(args.job, unknown)
     named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
+    named.set_path()
     config = Config.of({}, {**os.environ, **told})
     _check_training(config, ranks - 1)
     if args.hostfile is not None and not Path(args.hostfile).is_file():
@@ -84,6 +86,8 @@ def main(words: Sequence[str]) -> int:
     if args.dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
         return 0
+    if args.check_gar:
+        _try_rule(config)
     _warn_of_hosts(hosts.names(args.host, args.hostfile))
     sys.stdout.flush()
     return supervise.run(
@@ -129,6 +133,11 @@ def _parser() -> flags.Parser:
         metavar="WORDS",
         default="",
         help="more options for mpirun; each replaces a chosen one on the same subject",
+    )
+    parser.add_argument(
+        *("--check_gar", "--check-gar"),
+        action="store_true",
+        help="try the rule against the contract of a rule first; a minute or more",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_job_flags(shown=False)
@@ -187,6 +196,15 @@ def _check_training(config: Config, n: int) -> None:
     check_training(
         config, n, lambda n, f: compositions.check_workers(config.gar, config.gar_args, n, f)
     )
+
+
+def _try_rule(config: Config) -> None:
+    """Raises ``UserError`` where the rule breaks the contract, which another process tries."""
+    given = [f"{name}={value!r}" for name, value in config.gar_args.items()]
+    command = [sys.executable, "-m", "aggregathor.cli.try_rule", config.gar, *given]
+    path = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
+    if subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode:
+        raise UserError(f"{config.gar} was tried by --check_gar, and nothing is started: see above")
 
 
 def _check_folder(name: str, path: str) -> None:

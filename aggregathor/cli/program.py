@@ -62,19 +62,24 @@ class Program(NamedTuple):
         else:
             _check_script(self.name)
 
+    def set_path(self) -> None:
+        """Sets where modules are looked for first, as ``python`` does."""
+        if self.kind == SCRIPT:
+            _set_path(str(Path(self.name).resolve().parent))
+        else:
+            _set_path(os.getcwd() if self.kind == MODULE else "")
+
     def run(self) -> None:
         """Runs it in this process, as ``python`` would."""
+        self.set_path()
         if self.kind == MODULE:
-            _set_path(os.getcwd())
             sys.argv = [self.name, *self.arguments]
             runpy.run_module(self.name, run_name="__main__", alter_sys=True)
         elif self.kind == CODE:
-            _set_path("")
             sys.argv = ["-c", *self.arguments]
             main = sys.modules["__main__"] = types.ModuleType("__main__")
             exec(compile(self.name, "<string>", "exec", dont_inherit=True), vars(main))
         else:
-            _set_path(str(Path(self.name).resolve().parent))
             sys.argv = [self.name, *self.arguments]
             runpy.run_path(self.name, run_name="__main__")
 
