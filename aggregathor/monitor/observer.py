@@ -181,7 +181,6 @@ class _Files:
 
     def _close(self) -> None:
         if self._monitor is not None:
-            # The last gradients may be overwritten: their workers may have sent again.
             self._monitor.write_rest(self._rounds)
 
     def _try(self, write: Callable[[], None]) -> None:
