@@ -10,7 +10,8 @@ wrong where TensorFlow itself does not import:
 
 For training scripts, started by ``aggregathor run`` or ``mpirun``:
 
-- ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part.
+- ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part,
+  ``apply`` an update rule of your own.
 - ``shard`` gives each worker its own part of the data; ``lock`` keeps workers from writing
   variables before, or beside, what optimizers train.
 - ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how, the latter by a
@@ -32,6 +33,7 @@ _SUBMODULES = {
 }
 _OF_THE_API = (
     "DistributedOptimizer",
+    "apply",
     "init",
     "is_server",
     "last_round",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from aggregathor import log
@@ -142,6 +143,37 @@ def DistributedOptimizer(optimizer: Any) -> Any:
         _dropin.mark(optimizer)
     _check_initialised("agt.DistributedOptimizer")
     return optimizer
+
+
+def apply(grads_and_vars: Iterable[tuple[Any, Any]], update: Callable[..., Any]) -> Any:
+    """Lets an update rule of your own take part in the job, whatever its class.
+
+    On the server ``update`` is called with the aggregate of what the workers send; a worker sends
+    its gradients, and takes over the server's variables without calling it. In a process that was
+    started alone this is ``update(grads_and_vars)``. It works eagerly, in a ``tf.function``, also
+    with ``jit_compile=True``, and in a graph of ``tf.compat.v1``.
+
+    Args:
+      grads_and_vars: pairs of a gradient, a tensor, an ``IndexedSlices`` or None, and its variable;
+        for the same variables in the same order on all ranks.
+      update: called with a list of such pairs; changes the variables. What it keeps from step to
+        step, such as momenta, is the server's.
+    Returns:
+      In a graph of v1 the op that makes the step, for which ``update`` must return the op that
+      changes the variables; else None.
+    Raises:
+      UserError: something else was given, or ``agt.init`` was not called.
+
+    >>> def descend(grads_and_vars):
+    ...     for gradient, variable in grads_and_vars:
+    ...         variable.assign_sub(0.1 * gradient)
+    >>> agt.apply(zip(gradients, variables), descend)  # doctest: +SKIP
+    """
+    _check_initialised("agt.apply")
+    from aggregathor.dropin.install import checked_pairs
+
+    pairs = checked_pairs(grads_and_vars)
+    return update(pairs) if _dropin is None else _dropin.apply(pairs, update)
 
 
 def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:

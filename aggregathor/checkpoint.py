@@ -74,6 +74,9 @@ def load(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
       OSError: the file cannot be read.
       DamagedError: it is no checkpoint, or a part of one.
     """
+    if not zipfile.is_zipfile(file):
+        raise DamagedError(f"{path} is no whole checkpoint: it is no .npz file, or a part of one")
+    file.seek(0)
     try:
         with np.load(file, allow_pickle=False) as saved:
             arrays = dict(saved)

@@ -99,9 +99,15 @@ class PrivateFolder:
             return sorted(os.listdir(folder))
 
     @contextlib.contextmanager
-    def replacing(self, name: str) -> Iterator[BinaryIO]:
-        """As the function of this name, for a file in the folder."""
-        with self._opened() as folder, _replacing_in(folder, name) as file:
+    def replacing(self, name: str, before: str = "") -> Iterator[BinaryIO]:
+        """As the function of this name, for a file in the folder.
+
+        Args:
+          name: of the file.
+          before: the name that the file so far gets, in place of one of that name; "" for none.
+            Where the machine stops in between there is only this one.
+        """
+        with self._opened() as folder, _replacing_in(folder, name, before) as file:
             yield file
 
     def reading(self, name: str) -> BinaryIO:
@@ -166,13 +172,16 @@ class PrivateFolder:
 
 
 @contextlib.contextmanager
-def _replacing_in(folder: int, name: str) -> Iterator[BinaryIO]:
+def _replacing_in(folder: int, name: str, before: str = "") -> Iterator[BinaryIO]:
     temporary, descriptor = _new_file(folder, name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(name, before, src_dir_fd=folder, dst_dir_fd=folder)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         _unlink(temporary, folder)

@@ -273,12 +273,13 @@ void BindCore(py::module_& m) {
 
   py::class_<Pacer>(m, "Pacer").def(py::init<double>()).def("when", &Pacer::When);
 
-  m.def(
-      "closed_by",
-      [](int num_live, int num_complete, int num_settled, int quorum, bool is_late) -> py::object {
-        const Reason reason = ClosedBy(num_live, num_complete, num_settled, quorum, is_late);
-        return reason == Reason::kOpen ? py::none() : py::object(py::str(NameOf(reason)));
-      });
+  m.def("closed_by",
+        [](int num_live, int num_complete, int num_settled, int quorum, bool is_late,
+           int num_given_up) -> py::object {
+          const Reason reason =
+              ClosedBy(num_live, num_complete, num_settled, quorum, is_late, num_given_up);
+          return reason == Reason::kOpen ? py::none() : py::object(py::str(NameOf(reason)));
+        });
   py::class_<CloseRule>(m, "CloseRule")
       .def(py::init([](const py::object& policy, int num_rows, uint32_t c, double now) {
         return CloseRule(PolicyOf(policy, num_rows), c, now);

@@ -24,7 +24,7 @@ from lossympi.link import (
     OnColumns,
     check_array,
 )
-from lossympi.timeout import Liveness
+from lossympi.timeout import Waiting
 
 
 class CheckedServerLink(ABC):
@@ -35,15 +35,11 @@ class CheckedServerLink(ABC):
       dim: d, floats in a gradient and in the parameters.
     """
 
-    def __init__(self, num_workers: int, dim: int, patience: int) -> None:
-        """Starts with all workers alive and no round collected or broadcast.
-
-        Raises:
-          ValueError: patience is below 1.
-        """
+    def __init__(self, num_workers: int, dim: int, waiting: Waiting) -> None:
+        """Starts with no round collected or broadcast; `waiting` is of n workers."""
         self.num_workers = num_workers
         self.dim = dim
-        self._liveness = Liveness(num_workers, patience)
+        self._waiting = waiting
         self._collected_round = -1  # the last, or the one that is being collected
         self._broadcast_round = -1
         self._closed = False
@@ -100,7 +96,7 @@ class CheckedServerLink(ABC):
         """
         if not 0 <= row < self.num_workers:
             raise ValueError(f"rows are 0..{self.num_workers - 1}, got {row}.")
-        self._liveness.forget(row)
+        self._waiting.forget(row)
         self._forget(row)
 
     def native(self) -> NativeRound | None:

@@ -22,6 +22,7 @@ from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.machine import free_bytes
 from lossympi.mpi_collectives import MpiCommunicator
 from lossympi.options import Options
+from lossympi.timeout import tolerated
 from lossympi.topology import ROOT, Topology
 from lossympi.udp_link import UdpServer, UdpWorker
 
@@ -90,7 +91,7 @@ def connect(
       plane: of UDP: "native" (C++), "python", or "auto": native where it was built. May differ by
         rank.
       start_s: how many seconds a rank may come later than the others.
-      options: see ``Options``; without UDP timeout_s, quorum, patience and give_up_s only. The
+      options: see ``Options``; without UDP timeout_s, f, quorum, patience and give_up_s only. The
         environment may set LOSSYMPI_ADDRESS (this host's address, or a network like 10.0.0.0/8 in
         which it has one) on the server, and, for tests, LOSSYMPI_DROP (share of the datagrams to
         lose on arrival) and LOSSYMPI_DROP_SEED.
@@ -101,8 +102,8 @@ def connect(
         nobody asked for, a rank has no socket or route, or datagrams do not get through within
         2 s. Every rank that is there raises it, so none waits for another.
     Cost: at most ten exchanges of small messages with rank 0; over UDP 4 n d bytes on the server,
-      8 d on a worker, over MPI 4 (n + 1) d, and 12 d; with shared memory 8 (n + 1) d on the host
-      for all.
+      8 d on a worker, over MPI 4 (n + 1 + 2 f) d, and 12 d; with shared memory 8 (n + 1) d on
+      the host for all.
     """
     if hasattr(comm, "Idup"):  # one of MPI's, and not of who has made collectives from it already
         comm = MpiCommunicator.of(comm, start_s, ConnectError)
@@ -346,6 +347,8 @@ def _arguments(size: int, dim: int, transport: str, options: dict[str, Any]) -> 
     n = Topology.of_size(size).workers
     if checked.quorum is not None and checked.quorum > n:
         raise ValueError(f"quorum is at most n = {n} workers, got {checked.quorum}.")
+    if checked.f is not None and checked.f >= n:
+        raise ValueError(f"f is below n = {n} workers, got {checked.f}.")
     return _Arguments(dim, transport, checked)
 
 
@@ -364,9 +367,10 @@ def _check_memory(hosts: list[_Host], arguments: _Arguments) -> None:
     """Raises if the ranks of a host would allocate more than it has: one would be killed for it."""
     topology, dim = Topology.of_size(len(hosts)), arguments.dim
     n = topology.workers
+    stopped = tolerated(arguments.options.f, n)  # which keep a gradient and a model each
     on_server, on_worker = {  # vectors
         "udp": (n, 2),
-        "mpi": (n + 1, 3),
+        "mpi": (n + 1 + 2 * stopped, 3),
     }.get(arguments.transport, (2 * (n + 1), 2))
     wanted: dict[str, int] = {}
     for rank, host in enumerate(hosts):

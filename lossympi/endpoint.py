@@ -76,13 +76,18 @@ class ClosePolicy:
     """When the server closes a round (``WIRE.md``), and what it grants.
 
     Attributes:
-      deadline_s: t_B, from the opening of the round.
+      deadline_s: t_B, from the opening of the round, for all but f of the live rows.
       grace_s: how long nothing may come before an early close.
       quiet_s: after how long without a datagram a row that has begun has ended.
       max_loss: share of a row that may be missing when it is settled, 0..1.
       quorum: how many live rows must be settled, at least 1.
       live_n: who is waited for.
       rate_kbps: what each worker is granted, kbit/s of UDP payload: one number for all, or [n].
+      f: how many live rows are waited for no longer than they are allowed, once all others are
+        settled; 0: none, and the deadline is that of all.
+      longest_s: for none of them longer, from the opening of the round.
+      free_s: for all of them so long, from the opening of the round.
+      allowance_s_n: how long beyond that for each, n values where f is above 0.
     """
 
     deadline_s: float
@@ -92,6 +97,10 @@ class ClosePolicy:
     quorum: int
     live_n: tuple[bool, ...]
     rate_kbps: int | tuple[int, ...]
+    f: int = 0
+    longest_s: float = 0.0
+    free_s: float = 0.0
+    allowance_s_n: tuple[float, ...] = ()
 
     def rates_kbps(self, n: int) -> tuple[int, ...]:
         """Returns what each of n workers is granted.

@@ -62,6 +62,8 @@ class WorkerStats:
       delivered: share of its floats that arrived, 0..1.
       heard: whether any datagram of it was accepted.
       live: whether the round waited for it.
+      allowance_s: how long the round might wait for it, once all but f of the live workers' rows
+        were settled: see ``lossympi.timeout.Allowance``.
       settled_s: when its row was settled, NaN if it was not.
       accepted: datagrams written.
       late: datagrams that came after the close; over UDP, of the round before.
@@ -73,6 +75,7 @@ class WorkerStats:
     delivered: float
     heard: bool
     live: bool
+    allowance_s: float
     settled_s: float
     accepted: int
     late: int
@@ -89,7 +92,8 @@ class RoundStats:
       closed_by: "complete", "early" or "deadline", which without a deadline means that nothing more
         could come.
       elapsed_s: from the opening to the close.
-      deadline_s: t_B, how long it might have taken.
+      deadline_s: t_B, how long it might take until all but f of the live workers' rows were
+        settled.
       workers: of each worker, in the order of the rows.
       others: datagrams that are no worker's, by reason; and those that the kernel's buffer had no
         room for ("overflow") or the test hook lost ("dropped"). Without what is 0.

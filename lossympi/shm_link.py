@@ -91,7 +91,10 @@ class SharedServer(LosslessServerLink):
             self._stack_nd,
             opened.live_n,
             self._quorum,
-            self._options.timeout_s,
+            opened.terms.longest_s,
+            opened.terms.f,
+            opened.terms.free_s,
+            np.array(opened.terms.allowance_s_n),
             opened.arrived_n,
             opened.settled_s_n,
         )

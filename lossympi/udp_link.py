@@ -26,7 +26,7 @@ from lossympi.link import (
 from lossympi.options import Options
 from lossympi.plane.packet import IP_UDP_BYTES
 from lossympi.rate import Rate
-from lossympi.timeout import Deadline, Grace
+from lossympi.timeout import Grace, Waiting
 from lossympi.topology import Topology
 
 # WIRE.md counts rounds from 1; a link counts from 0.
@@ -44,47 +44,61 @@ class UdpServer(CheckedServerLink):
         self, endpoint: Endpoint, num_workers: int, dim: int, rate_bps: float, options: Options
     ) -> None:
         """Takes over a started endpoint that knows its peers."""
-        super().__init__(num_workers, dim, options.patience)
+        waiting = Waiting(
+            num_workers,
+            patience=options.patience,
+            f=options.f,
+            cap_s=options.timeout_s,
+            floor_s=options.floor_s,
+        )
+        super().__init__(num_workers, dim, waiting)
         self._worker_ranks = Topology(servers=1, workers=num_workers).worker_ranks
         self._options = options
         self._endpoint = endpoint
         self._rate = Rate(rate_bps, num_workers)
         self._stack_nd = aligned_zeros((num_workers, dim))
-        self._deadline = Deadline(cap_s=options.timeout_s, floor_s=options.floor_s)
-        self._grace = Grace(options.grace_s)
+        self._grace = Grace(options.grace_s, num_workers, options.f or 0)
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
         self._counters, self._counted_at = endpoint.counters(), time.monotonic()
         self._awaited: list[int] = []
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Grants `round` to the workers and returns what came in before it was closed."""
-        live_n = self._liveness.live
-        num_live = max(1, sum(live_n))
+        terms = self._waiting.terms()
+        num_live = max(1, sum(terms.live_n))
         policy = ClosePolicy(
-            deadline_s=self._deadline.current,
+            deadline_s=terms.deadline_s,
             grace_s=self._grace.current,
             quiet_s=self._options.quiet_s,
             max_loss=self._options.max_loss,
             quorum=self._options.quorum or self.num_workers,
-            live_n=live_n,
+            live_n=terms.live_n,
             # Who is dead may come back, but no share of the rate is kept for it.
             rate_kbps=tuple(
                 max(1, int(share * self._rate.bps / 1000 / num_live))
                 for share in self._rate.share_n
             ),
+            f=terms.f,
+            longest_s=terms.longest_s,
+            free_s=terms.free_s,
+            allowance_s_n=terms.allowance_s_n,
         )
-        self._awaited = np.flatnonzero(live_n).tolist()
+        self._awaited = np.flatnonzero(terms.live_n).tolist()
         on_whole = None if on_columns is None else partial(self._tell, on_columns)
         try:
             closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy, on_whole)
         finally:
             self._awaited = []
         stats = self._stats(round, closed, policy)
-        settled_n = ~np.isnan(closed.settled_s_n)
-        unsettled = 1 - np.count_nonzero(settled_n & live_n) / num_live
-        self._deadline.observe(closed.elapsed_s, closed.reason, unsettled)
-        self._grace.observe(sum(worker.late for worker in stats.workers))
-        self._liveness.observe(closed.heard_n)
+        self._grace.observe([worker.late for worker in stats.workers])
+        self._waiting.observe(
+            terms,
+            live_n=terms.live_n,
+            settled_s_n=closed.settled_s_n,
+            heard_n=closed.heard_n,
+            elapsed_s=closed.elapsed_s,
+            closed_by=closed.reason,
+        )
         return Collected(
             round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats
         )
@@ -121,7 +135,7 @@ class UdpServer(CheckedServerLink):
         again = self._broadcast_round % _TRY_AGAIN == 0
         return tuple(
             live and (again or bool(patient))
-            for live, patient in zip(self._liveness.live, patient_n, strict=True)
+            for live, patient in zip(self._waiting.live, patient_n, strict=True)
         )
 
     def _waiting_for(self) -> list[int]:
@@ -156,6 +170,7 @@ class UdpServer(CheckedServerLink):
                     delivered=float(delivered_n[row]),
                     heard=bool(closed.heard_n[row]),
                     live=policy.live_n[row],
+                    allowance_s=policy.allowance_s_n[row],
                     settled_s=float(closed.settled_s_n[row]),
                     accepted=new.pop("accepted"),
                     late=new.pop("late"),

@@ -18,7 +18,7 @@ from lossympi.options import Options
 
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
-LOCKS = ("scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
+LOCKS = ("drift", "scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
 # Variables with the prefix that mean something else: to rules, launcher, setup.py and children.
 _NOT_OURS = frozenset(
     f"{PREFIX}{name}"
@@ -50,7 +50,9 @@ class Config(settings.Training):
         choices=TRANSPORTS,
     )
     link_args: Mapping[str, Any] = setting(
-        {}, 'options of the link, those of lossympi.Options: --link_args="timeout_s=5".'
+        {},
+        'options of the link, those of lossympi.Options: --link_args="timeout_s=5". The rule must '
+        "tolerate f Byzantine ones among ``quorum`` gradients.",
     )
     monitor: str = setting(
         "",
@@ -78,12 +80,14 @@ class Config(settings.Training):
         choices=LEVELS,
     )
     lock: str = setting(
-        "scan",
+        "drift",
         "what keeps a worker from writing what only the server writes, one or more of these, "
-        'separated by commas. "scan" checks the graphs that the worker traces, and refuses those '
-        'that could write; "patch" lets them write a copy instead, where that is possible, and '
-        'refuses the others; "kernel" lets TensorFlow\'s CPU kernels refuse, eagerly too; "digest" '
-        'detects in every round whether something was written; "off" checks nothing.',
+        'separated by commas. "drift" checks the graphs that the worker traces, and refuses those '
+        "that would let its variables drift from the server's: that write what depends on the "
+        'worker\'s own data, and what is still there when the next gradient is computed. "scan" '
+        'refuses all that could write; "patch" lets them write a copy instead, where that is '
+        'possible, and refuses the others; "kernel" lets TensorFlow\'s CPU kernels refuse, eagerly '
+        'too; "digest" detects in every round whether something was written; "off" checks nothing.',
     )
     digest_every: int = setting(1, "the digest checks one round of this many.")
     stop_after_s: float = setting(

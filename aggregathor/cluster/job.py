@@ -21,6 +21,7 @@ from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer
 from aggregathor.protocols.server import ServerHalf
@@ -72,10 +73,18 @@ class Job:
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
         ranks.identify(self.meeting)
-        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
-        self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
-        self.setting = Setting(num_workers=ranks.topology.workers, **shared(config))
+        self.setting = Setting(
+            num_workers=ranks.topology.workers,
+            quorum=config.link_args.get("quorum"),
+            **shared(config),
+        )
         self.setting.check()
+        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
+        # A rule that tolerates nobody needs all gradients.
+        tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
+        f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
+        link_args = {**usual, "f": f, **config.link_args}
+        self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server:
             for doubt in doubts(config, robust=self.setting.rule.robust):
                 _log.warning("%s", doubt)

@@ -15,7 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from aggregathor.internals.tensorflow import FirstTraceVariable, UnliftableError, lift_to_graph
+from aggregathor.internals.tensorflow import (
+    FirstTraceVariable,
+    UnliftableError,
+    initialise_variables_within,
+    lift_to_graph,
+)
 from aggregathor.locking import Guard
 
 _INITIAL = "_aggregathor_initial"  # on a variable: its initial value, a tensor of the trace
@@ -24,8 +29,8 @@ _INITIAL = "_aggregathor_initial"  # on a variable: its initial value, a tensor 
 def keep_initial_values(guard: Guard | None) -> None:
     """Patches TensorFlow's variables of a first trace: each keeps its initial value.
 
-    A branch of the trace assigns that value, and does not run once the variable has one: so a
-    worker's ``guard`` allows it.
+    A branch of the trace assigns that value, and does not run once the variable has one; a graph of
+    its own assigns it after the trace. A worker's ``guard`` allows both.
     """
     original = FirstTraceVariable.__init__
 
@@ -36,6 +41,8 @@ def keep_initial_values(guard: Guard | None) -> None:
             setattr(self, _INITIAL, add_initializers_to[-1][1])
 
     FirstTraceVariable.__init__ = init
+    if guard is not None:
+        initialise_variables_within(guard.making_a_variable)
 
 
 def initialise(variables: Sequence[tf.Variable]) -> None:
@@ -48,7 +55,7 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
     """
     missing = [v for v in variables if not v.is_initialized()]
     for variable in missing:
-        if not hasattr(variable, _INITIAL):
+        if not hasattr(_first(variable), _INITIAL):
             raise UserError(
                 f"{variable.name} has no value yet. Build the model before its first step, by an "
                 "Input, model.build(shape), or a call outside of the step."
@@ -56,7 +63,7 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
     if not missing:
         return
 
-    initial = [getattr(variable, _INITIAL) for variable in missing]
+    initial = [getattr(_first(variable), _INITIAL) for variable in missing]
 
     @tf.function(autograph=False)
     def compute() -> list[tf.Tensor]:
@@ -71,5 +78,11 @@ def initialise(variables: Sequence[tf.Variable]) -> None:
             "model.build(shape), or a call outside of the step."
         ) from None
     for variable, value in zip(missing, values, strict=True):
-        variable.assign(value)
-        delattr(variable, _INITIAL)
+        for replica in getattr(variable, "values", [variable]):
+            replica.assign(value)
+            vars(replica).pop(_INITIAL, None)
+
+
+def _first(variable: Any) -> tf.Variable:
+    """Returns the first replica of a mirrored variable, by whose value the others begin."""
+    return getattr(variable, "values", [variable])[0]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job
-from aggregathor.dropin import strategies
+from aggregathor.dropin import keras2, strategies
+from aggregathor.dropin.deferred_variables import keep_initial_values
+from aggregathor.dropin.functions import Functions
 from aggregathor.dropin.keras.files import PrivateFiles
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.keras.seeds import Seeds
-from aggregathor.dropin.v1 import V1
+from aggregathor.dropin.updates import Update, Updates
+from aggregathor.dropin.v1 import V1, is_graph_of_sessions
 from aggregathor.errors import UserError
 from aggregathor.locking import Guard, NoKernelLock
 
@@ -33,13 +38,25 @@ class Dropin:
         """Patches Keras and TensorFlow, which ``internals.compatibility.check`` has passed."""
         checkpoints = Checkpoints(job)
         self.guard = _make_guard(job)
-        self._optimizers = Optimizers(job, checkpoints, self.guard)
+        keep_initial_values(self.guard)
+        Functions()
+        self._updates = Updates(job, checkpoints, self.guard)
+        self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints)
-        job.at_begin(Seeds(job.ranks.rank, is_server=job.is_server).begin)
+        seeds = Seeds(
+            job.ranks.rank,
+            is_server=job.is_server,
+            entropy=job.meeting.bcast(secrets.randbits(31), int),
+            rounds=lambda: sum(half.round for half in job.halves),
+            together=job.meeting,
+        )
+        job.at_begin(seeds.begin)
         if not job.is_server:
             job.at_close(PrivateFiles(job.ranks.rank).remove)
         strategies.refuse()
-        self._v1 = V1(job, self.guard)
+        keras2.refuse(lambda: self._optimizers.all and not self._updates.is_applying)
+        job.at_begin(keras2.check_environment)
+        self._v1 = V1(job, self._updates, self.guard)
 
     def distribute_all(self) -> None:
         """Lets every optimizer of the script take part."""
@@ -49,6 +66,42 @@ class Dropin:
         """Lets one optimizer take part."""
         is_v1 = isinstance(optimizer, tf.compat.v1.train.Optimizer)
         (self._v1 if is_v1 else self._optimizers).mark(optimizer)
+
+    def apply(self, pairs: Sequence[tuple[Any, Any]], update: Callable[..., Any]) -> Any:
+        """Lets an update rule of the script's own take part: see ``agt.apply``."""
+        if self._updates.is_applying:
+            return update(pairs)
+        if is_graph_of_sessions():
+            return self._v1.train_op(pairs, update)
+        variables = [variable for _, variable in pairs]
+        self._updates.round(
+            Update(
+                owner=None,
+                variables=variables,
+                apply=lambda used: update(list(zip(used, variables, strict=True))),
+            ),
+            [gradient for gradient, _ in pairs],
+        )
+        return None
+
+
+def checked_pairs(grads_and_vars: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Returns what ``agt.apply`` is given as a list of gradients and their variables.
+
+    Raises:
+      UserError: it is something else, or has no gradient.
+    """
+    kinds = (tf.Variable, keras.Variable, tf.distribute.DistributedValues)
+    pairs = list(grads_and_vars)
+    for each in pairs:
+        if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], kinds):
+            raise UserError(
+                "agt.apply takes pairs of a gradient and its variable, such as zip(gradients, "
+                f"variables), got {type(each).__name__}."
+            )
+    if all(gradient is None for gradient, _ in pairs):
+        raise UserError("agt.apply was given no gradient.")
+    return [(gradient, variable) for gradient, variable in pairs]
 
 
 def checked_optimizer(optimizer: Any) -> Any:
@@ -60,9 +113,11 @@ def checked_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, (str, dict)):
         optimizer = keras.optimizers.get(optimizer)
     if not isinstance(optimizer, (keras.optimizers.Optimizer, tf.compat.v1.train.Optimizer)):
+        kind = type(optimizer)
         raise UserError(
-            "agt.DistributedOptimizer takes an optimizer of Keras or of tf.compat.v1, got "
-            f"{type(optimizer).__name__}."
+            "agt.DistributedOptimizer takes an optimizer of Keras 3 or of tf.compat.v1, got "
+            f"{kind.__module__.partition('.')[0]}'s {kind.__name__}. For any other update rule: "
+            "agt.apply(zip(gradients, variables), update)."
         )
     return optimizer
 
@@ -96,7 +151,8 @@ def _make_guard(job: Job) -> Guard | None:
         return None
     who = f"rank {job.ranks.rank}"
     patches = "patch" in layers
-    guard = Guard(who, scans=patches or "scan" in layers, patches=patches)
+    is_strict = patches or "scan" in layers
+    guard = Guard(who, scans=is_strict or "drift" in layers, patches=patches, is_strict=is_strict)
     job.at_close(guard.close)
     if "digest" in layers:
         guard.digest(job.config.digest_every)

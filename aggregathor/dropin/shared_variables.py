@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from aggregathor import ops
 from aggregathor.cluster.job import Half, Job
+from aggregathor.dropin.functions import Turn
 from aggregathor.flat import FlatLayout
 from aggregathor.locking import Guard, variable_of
 from aggregathor.protocols.server import ServerHalf
@@ -19,7 +20,11 @@ from aggregathor.protocols.worker import WorkerHalf
 
 
 class SharedVariables:
-    """A list of variables and their rounds; eagerly, in a ``tf.function`` and in a v1 graph."""
+    """A list of variables and their rounds; eagerly, in a ``tf.function`` and in a v1 graph.
+
+    Attributes:
+      turn: that a thread needs for a whole round.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class SharedVariables:
           guard: of a worker whose variables are locked, and which knows them.
           read: gives their values as they are, on any thread; by default eagerly.
         """
+        self.turn = Turn()
         self._job = job
         self._named = list(variables)
         self._variables = [variable_of(v) for v in variables]

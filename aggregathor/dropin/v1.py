@@ -1,14 +1,16 @@
-"""``tf.compat.v1`` scripts: a graph, sessions, and optimizers whose train op takes part in a round.
+"""Scripts of ``tf.compat.v1``: optimizers, and sessions whose train ops take part in rounds.
 
-``Optimizer.apply_gradients`` builds the round into the graph. Variables have values in a session
-only, so all ranks take over the server's before the first run of a train op.
+Eagerly and in a ``tf.function`` an optimizer makes a round as one of Keras does. In a graph
+``apply_gradients`` builds the round into the graph. There variables have values in a session only,
+so all ranks take over the server's before a session runs a train op for the first time, and again
+after it has initialised or restored variables.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,43 @@ import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.shared_variables import SharedVariables
+from aggregathor.dropin.updates import Update, Updates
 from aggregathor.internals.patching import as_method
-from aggregathor.internals.tensorflow import BaseSession, wrapped_optimizer
+from aggregathor.internals.tensorflow import BaseSession, FuncGraph, wrapped_optimizer
 from aggregathor.locking import Guard
 
 v1 = tf.compat.v1
+Pairs = Sequence[tuple[Any, Any]]  # gradients, or None, and their variables
+
+
+class _Rounds:
+    """The rounds that were built into a graph.
+
+    Attributes:
+      train_ops: what makes them.
+      variables: that they train.
+      locks: ops that lock the variables in the session that runs them.
+    """
+
+    def __init__(self) -> None:
+        """Begins without any."""
+        self.train_ops: set[tf.Operation] = set()
+        self.variables: list[Any] = []
+        self.locks: list[tf.Operation] = []
+
+
+class _Known:
+    """What is known of a session.
+
+    Attributes:
+      synchronised: the train ops whose variables are the server's.
+      checked: the sets of fetches that were checked since then.
+    """
+
+    def __init__(self) -> None:
+        """Begins with a session that has run nothing."""
+        self.synchronised: set[tf.Operation] = set()
+        self.checked: set[frozenset[tf.Operation]] = set()
 
 
 class V1:
@@ -30,20 +64,17 @@ class V1:
       all: whether every optimizer takes part, marked or not.
     """
 
-    def __init__(self, job: Job, guard: Guard | None) -> None:
+    def __init__(self, job: Job, updates: Updates, guard: Guard | None) -> None:
         """Patches TensorFlow; a worker's ``guard`` locks the variables that take part."""
         self.all = False
         self._job = job
+        self._updates = updates
         self._guard = guard
-        self._shared: dict[tf.Graph, list[tf.Variable]] = {}
-        self._locks: dict[tf.Graph, list[tf.Operation]] = {}
-        # The sets of fetches that were checked, of each graph whose variables are locked.
-        self._checked: dict[tf.Graph, set[frozenset[tf.Operation]]] = {}
+        self._rounds: dict[tf.Graph, _Rounds] = {}
+        self._known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         # The session that has run something of a graph last: variables have their values there.
         self._sessions: dict[tf.Graph, weakref.ref[Any]] = {}
         self._marked: list[Any] = []
-        self._inside = False
-        self._unsynchronised: dict[tf.Graph, set[tf.Operation]] = {}
         self._apply = v1.train.Optimizer.apply_gradients
         self._run = BaseSession.run
         self._make_callable = BaseSession.make_callable
@@ -70,8 +101,43 @@ class V1:
         inner = wrapped_optimizer(optimizer)
         pairs = list(grads_and_vars)
         takes_part = self.all or any(each in (optimizer, inner) for each in self._marked)
-        if self._inside or not takes_part or not self._job.is_here:
-            return self._apply(inner, pairs, global_step=global_step, name=name)
+
+        def apply(used: Pairs) -> Any:
+            return self._apply(inner, used, global_step=global_step, name=name)
+
+        def count() -> Any:
+            return None if global_step is None else v1.assign_add(global_step, 1)
+
+        if self._updates.is_applying or not takes_part or not self._job.is_here:
+            return apply(pairs)
+        if is_graph_of_sessions():
+            return self.train_op(pairs, apply, count, name)
+        variables = [variable for _, variable in pairs]
+        update = Update(
+            owner=inner,
+            variables=variables,
+            apply=lambda used: apply(list(zip(used, variables, strict=True))),
+            follow=count,
+            counters=[] if global_step is None else [global_step],
+        )
+        self._updates.round(update, [gradient for gradient, _ in pairs])
+        return None if tf.executing_eagerly() else tf.no_op(name=name)
+
+    def train_op(
+        self,
+        pairs: Pairs,
+        apply: Callable[[Pairs], Any],
+        follow: Callable[[], Any] = lambda: None,
+        name: str | None = None,
+    ) -> tf.Operation:
+        """Builds a round into the graph.
+
+        Args:
+          pairs: this rank's gradients, or None, and their variables.
+          apply: server: makes the op that applies the aggregate, given as such pairs.
+          follow: worker: makes an op, or None, to run beside the assignment of the variables.
+          name: of the op that is returned.
+        """
         variables = [variable for _, variable in pairs]
         if self._guard is not None:
             self._guard.train(variables)
@@ -86,34 +152,31 @@ class V1:
             self._guard,
             read=lambda: self._run(self._sessions[graph](), reads),
         )
+        rounds = self._rounds.setdefault(graph, _Rounds())
+        rounds.variables += variables
         if self._job.is_server:
-            op = self._apply_aggregate(inner, shared, pairs, global_step, name)
+            op = self._apply_aggregate(apply, shared, pairs, name)
         else:
             values = shared.replace([gradient for gradient, _ in pairs])
             assignments = [v1.assign(v, x) for v, x in zip(variables, values, strict=True)]
             if self._guard is not None:
                 for assignment in assignments:
                     self._guard.allow(assignment.op)
-                self._shared.setdefault(graph, []).extend(variables)
-                self._locks.setdefault(graph, []).extend(self._guard.lock_ops(variables))
-            if global_step is not None:
-                assignments.append(v1.assign_add(global_step, 1))
-            op = tf.group(*assignments, name=name)
-        self._unsynchronised.setdefault(op.graph, set()).add(op)
+                rounds.locks += self._guard.lock_ops(variables)
+            followed = follow()
+            op = tf.group(*assignments, *([] if followed is None else [followed]), name=name)
+        rounds.train_ops.add(op)
         return op
 
     def _apply_aggregate(
-        self, optimizer: Any, shared: SharedVariables, pairs: Any, global_step: Any, name: Any
+        self, apply: Callable[[Pairs], Any], shared: SharedVariables, pairs: Pairs, name: Any
     ) -> tf.Operation:
         aggregate = [
             (None if gradient is None else value, variable)
             for value, (gradient, variable) in zip(shared.aggregate(), pairs, strict=True)
         ]
-        self._inside = True
-        try:
-            applied = optimizer.apply_gradients(aggregate, global_step=global_step)
-        finally:
-            self._inside = False
+        with self._updates.applying():
+            applied = apply(aggregate)
         with tf.control_dependencies([applied]):
             published = shared.publish()
         return tf.group(applied, published, name=name)
@@ -137,24 +200,43 @@ class V1:
 
     def _before(self, session: Any, fetches: Any) -> None:
         """Called before fetches run; collective when they train for the first time."""
-        self._sessions[session.graph] = weakref.ref(session)
-        waiting = self._unsynchronised.get(session.graph)
-        if waiting and _needs(session.graph, fetches, waiting):
-            del self._unsynchronised[session.graph]
-            self._synchronise(session)
-            if self._guard is not None:
-                self._guard.lock(self._shared.pop(session.graph))
-                self._run(session, self._locks.pop(session.graph))
-                self._checked[session.graph] = set()
-        if self._guard is not None and session.graph in self._checked:
-            self._check(self._guard, session.graph, fetches)
-
-    def _check(self, guard: Guard, graph: tf.Graph, fetches: Any) -> None:
-        """Checks fetches that run for the first time since variables were locked."""
+        graph = session.graph
+        self._sessions[graph] = weakref.ref(session)
+        rounds = self._rounds.get(graph)
+        if rounds is None:
+            return
+        known = self._known.setdefault(session, _Known())
+        waiting = rounds.train_ops - known.synchronised
         wanted = frozenset(_operation(graph, fetch) for fetch in _flattened(fetches))
-        if wanted not in self._checked[graph]:
-            guard.check(graph, wanted)
-            self._checked[graph].add(wanted)
+        if waiting and _needs(wanted, waiting.__contains__):
+            self._begin(session, rounds, known)
+        if known.synchronised and wanted not in known.checked:
+            self._check(graph, rounds, known, wanted)
+
+    def _begin(self, session: Any, rounds: _Rounds, known: _Known) -> None:
+        """Begins to train in a session; collective."""
+        known.synchronised = set(rounds.train_ops)
+        known.checked = set()
+        self._synchronise(session)
+        if self._guard is not None:
+            self._guard.lock(rounds.variables)
+            self._run(session, rounds.locks)
+
+    def _check(
+        self, graph: tf.Graph, rounds: _Rounds, known: _Known, wanted: frozenset[tf.Operation]
+    ) -> None:
+        """Checks fetches that run for the first time since all ranks have the same variables."""
+        initializers = {variable.initializer for variable in rounds.variables}
+        may_begin_again = self._guard is None or not self._guard.is_strict
+        if may_begin_again and _needs(
+            wanted, lambda each: each in initializers or each.type == "RestoreV2"
+        ):
+            # On all ranks, which have the server's values again before they train on.
+            known.synchronised = set()
+            return
+        if self._guard is not None:
+            self._guard.check(graph, wanted)
+        known.checked.add(wanted)
 
     def _synchronise(self, session: Any) -> None:
         """Gives every rank the server's variables; collective."""
@@ -170,13 +252,18 @@ class V1:
                 self._run(session, start, {start.inputs[1]: value})
 
 
-def _needs(graph: tf.Graph, fetches: Any, wanted: set[tf.Operation]) -> bool:
-    """Whether running the fetches runs one of the wanted operations."""
-    ahead = [_operation(graph, fetch) for fetch in _flattened(fetches)]
+def is_graph_of_sessions() -> bool:
+    """Whether what is made now goes into a graph that a session of v1 runs."""
+    return not tf.executing_eagerly() and not isinstance(v1.get_default_graph(), FuncGraph)
+
+
+def _needs(wanted: Iterable[tf.Operation], is_one: Callable[[tf.Operation], bool]) -> bool:
+    """Whether running the wanted operations runs one for which ``is_one`` holds."""
+    ahead = list(wanted)
     seen = set(ahead)
     while ahead:
         operation = ahead.pop()
-        if operation in wanted:
+        if is_one(operation):
             return True
         before: Iterable[tf.Operation] = [
             *(tensor.op for tensor in operation.inputs),

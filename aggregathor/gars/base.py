@@ -15,6 +15,7 @@ from aggregathor.compositions import Known, check_names, declare
 from aggregathor.conditions import Condition
 from aggregathor.errors import Registry, UserError
 from aggregathor.gars.context import Context, State
+from aggregathor.gars.stacks import check_dtype, plain
 from aggregathor.ops import Columns, has_arrays
 
 _ALONE = Context()  # of a rule that is used by itself
@@ -143,6 +144,7 @@ class Gar:
           UserError, ConditionError: see ``check``.
           InvalidArgumentError: more rows than the rule can tolerate lack values.
         """
+        stack_nd = plain(self.name, stack_nd)
         if isinstance(stack_nd, np.ndarray):
             return self._apply_to_array(stack_nd, state, context, f, unsafe, usage, parameters)
         stack_nd, n = as_stack(self.name, stack_nd)
@@ -396,6 +398,7 @@ def alone(rule: Any, stack_nd: Any, given: Mapping[str, Any]) -> tuple[Values, S
     """
     if not rule.has_state and isinstance(stack_nd, (np.ndarray, tf.Tensor)):
         return stack_nd, {}  # `apply` checks it
+    stack_nd = plain(rule.name, stack_nd)
     if not isinstance(stack_nd, np.ndarray):
         stack_nd, _ = as_stack(rule.name, stack_nd)
     if not rule.has_state:
@@ -409,13 +412,12 @@ def alone(rule: Any, stack_nd: Any, given: Mapping[str, Any]) -> tuple[Values, S
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     """Converts to a tensor [n, d] with known n, or says what is wrong with it."""
     if not isinstance(stack_nd, tf.Tensor):
+        stack_nd = plain(name, stack_nd)
         try:
             stack_nd = tf.convert_to_tensor(stack_nd)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(f"{name} takes gradients stacked as [n, d]: {error}") from None
-    if stack_nd.dtype not in COMPUTED_IN:
-        known = ", ".join(dtype.name for dtype in COMPUTED_IN)
-        raise TypeError(f"{name} takes {known}; got a stack of {stack_nd.dtype.name}")
+    check_dtype(name, stack_nd.dtype.name, [dtype.name for dtype in COMPUTED_IN])
     if stack_nd.shape.rank != 2:
         raise UserError(f"{name} takes gradients stacked as [n, d], got shape {stack_nd.shape}")
     if stack_nd.shape[1] == 0:

@@ -26,6 +26,7 @@ from aggregathor.gars.base import (
 )
 from aggregathor.gars.context import Context, State
 from aggregathor.gars.pre_aggregation import PreAggregation
+from aggregathor.gars.stacks import plain
 from aggregathor.ops import has_arrays
 
 _MOST_WORKERS = 10_000  # that a message advises to start, or a parameter is tried with
@@ -154,6 +155,7 @@ class Rule:
                 *(state, context),
                 **{"f": f, "unsafe": unsafe or self.unsafe, "usage": usage, **self.parameters},
             )
+        stack_nd = plain(self.name, stack_nd)
         self.check(n=int(np.shape(stack_nd)[0]), f=f, unsafe=unsafe)
         rows_nd, dtype = _wide(self.name, stack_nd)
         weight_mn: Any = None

@@ -24,6 +24,7 @@ from aggregathor.gars.base import (
     registered,
 )
 from aggregathor.gars.context import Context
+from aggregathor.gars.stacks import plain
 from aggregathor.ops import kernels_for
 from aggregathor.ops.errors import too_few
 
@@ -68,6 +69,7 @@ class PreAggregation:
         self, stack_nd: Values, *, f: int, context: Context | None = None, **parameters: Any
     ) -> Mixed:
         """Makes the rows of a stack, float32 or float64 [n, d], a tensor or an array."""
+        stack_nd = plain(self.name, stack_nd)
         self.check(n=int(stack_nd.shape[0]), f=f, **parameters)
         return self.function(stack_nd, f=f, context=context or Context(), **parameters)
 

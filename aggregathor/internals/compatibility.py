@@ -91,6 +91,13 @@ KERAS_NAMES = (
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.apply", "self grads trainable_variables"),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.__init__", sets="_trainable_variables"),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.__init__", sets="loss_scale_factor"),
+    PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.__init__", sets="_iterations"),
+    PrivateName(
+        _BASE_OPTIMIZER,
+        "BaseOptimizer._update_model_variables_moving_average",
+        "self trainable_variables",
+    ),
+    PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.build", sets="_model_variables_moving_average"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.apply", "self grads trainable_variables"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.check_finite", "self grads"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer._stateful_handle_non_finite_grads", "self"),
@@ -98,8 +105,9 @@ KERAS_NAMES = (
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="step_counter"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="dynamic_scale"),
     PrivateName("keras.src.random.seed_generator", "make_default_seed", ""),
-    PrivateName("keras.src.backend.common.global_state", "set_global_attribute", "name value"),
-    PrivateName("keras.src.utils.rng_utils", "GLOBAL_RANDOM_SEED"),
+    PrivateName("keras.src.random.seed_generator", "global_seed_generator", ""),
+    PrivateName("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
+    PrivateName("keras.src.backend.common.global_state", "get_global_attribute", "name ..."),
 )
 
 _CONTEXT = "tensorflow.python.eager.context"
@@ -124,6 +132,20 @@ TENSORFLOW_NAMES = (
         "UnliftedInitializerVariable.__init__",
         "self add_initializers_to ...",
     ),
+    PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__call__", "self ..."),
+    PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function._clone", "self python_function"),
+    PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.python_function"),
+    PrivateName(
+        f"{_FUNCTIONS}.polymorphic_function",
+        "Function._initialize_uninitialized_variables",
+        "self initializers",
+    ),
+    PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_jit_compile"),
+    PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_autograph"),
+    PrivateName(f"{_FUNCTIONS}.autograph_util", "py_func_from_autograph", "python_func ..."),
+    PrivateName(
+        "tensorflow.python.util.tf_decorator", "make_decorator", "target decorator_func ..."
+    ),
     PrivateName("tensorflow.python.eager.lift_to_graph", "lift_to_graph", "tensors graph ..."),
     PrivateName("tensorflow.python.eager.lift_to_graph", "UnliftableError"),
     PrivateName("tensorflow.python.framework.func_graph", "FuncGraph.captures"),
@@ -132,6 +154,12 @@ TENSORFLOW_NAMES = (
     PrivateName(_OPS, "Operation._update_input", "self index tensor"),
     PrivateName("tensorflow.python.ops.ref_variable", "RefVariable._ref", "self"),
     PrivateName("tensorflow.python.ops.script_ops", "_py_funcs.get", "token ..."),
+    PrivateName(
+        "tensorflow.python.ops.script_ops", "FuncRegistry.__call__", "self token device args"
+    ),
+    PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
+    PrivateName("tensorflow.python.data.util.random_seed", "get_seed", "seed"),
+    PrivateName("tensorflow.python.framework.func_graph", "FuncGraph.__init__", sets="seed"),
     PrivateName(
         "tensorflow.python.framework.graph_util",
         "extract_sub_graph",

@@ -15,7 +15,6 @@ from keras.src.backend.common import global_state
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
-from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
 # Models.
 
@@ -53,10 +52,21 @@ def replace_build(build: Callable[..., None]) -> Callable[..., None]:
 def build_by_batch(model: Any, *args: Any, **kwargs: Any) -> None:
     """Builds a model, its metrics and its loss by a batch, without computing anything.
 
+    A model with a train step of its own leaves its optimizer unbuilt: that step may build, and
+    train, more layers than ``call`` does.
+
     Raises:
       NotImplementedError, RuntimeError, ValueError: it cannot be called on that batch.
     """
-    model._symbolic_build(*args, **kwargs)
+    optimizer = model.optimizer
+    if type(model).train_step is TensorFlowTrainer.train_step:
+        model._symbolic_build(*args, **kwargs)
+        return
+    was_built, optimizer.built = optimizer.built, True
+    try:
+        model._symbolic_build(*args, **kwargs)
+    finally:
+        optimizer.built = was_built
 
 
 @contextlib.contextmanager
@@ -101,6 +111,34 @@ def build_optimizer(optimizer: Any, variables: Sequence[Any]) -> None:
         optimizer.built = True
 
 
+def step_counter(optimizer: Any) -> Any:
+    """Returns the variable that counts calls of ``apply``.
+
+    ``iterations`` is this variable too, or, where gradients are accumulated, a quotient of it.
+    """
+    return optimizer._iterations
+
+
+def count_step(optimizer: Any) -> None:
+    """Does what ``apply`` does beside changing the variables: counts, and averages the variables.
+
+    Call it once the variables have the values after the step. The averages of ``use_ema`` are then
+    those that ``apply`` makes, unless a variable has a constraint, which follows the average there.
+    """
+    if optimizer.use_ema:
+        trained = optimizer._trainable_variables
+        optimizer._update_model_variables_moving_average(trained)
+        if every := optimizer.ema_overwrite_frequency:
+            # The variables are the averages then.
+            are_averages = keras.ops.equal((optimizer.iterations + 1) % every, 0)
+            for variable, average in zip(
+                trained, optimizer._model_variables_moving_average, strict=True
+            ):
+                if average is not None:
+                    average.assign(keras.ops.where(are_averages, variable, average))
+    optimizer._iterations.assign_add(1)
+
+
 def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any) -> None:
     """Changes the scale as ``LossScaleOptimizer`` does after finite, or other, gradients.
 
@@ -126,15 +164,36 @@ def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any
 # Seeds.
 
 
-def set_global_seed(seed: int) -> None:
-    """Sets the seed that layers without one draw theirs from; other generators stay."""
-    global_state.set_global_attribute(GLOBAL_RANDOM_SEED, seed)
+def change_default_seeds(change: Callable[[int], int], *, for_all: Callable[[int], int]) -> None:
+    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it.
 
-
-def change_default_seeds(change: Callable[[int], int]) -> None:
-    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it."""
+    Args:
+      change: of the seeds of layers.
+      for_all: the same of the generator that ``keras.random`` uses where no seed is given.
+    """
     make_default_seed = seed_generator.make_default_seed
-    seed_generator.make_default_seed = lambda: change(make_default_seed())
+    global_seed_generator = seed_generator.global_seed_generator
+    current = change
+
+    def make_global() -> Any:
+        nonlocal current
+        if global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR) is None:
+            current = for_all
+        try:
+            return global_seed_generator()
+        finally:
+            current = change
+
+    seed_generator.make_default_seed = lambda: current(make_default_seed())
+    seed_generator.global_seed_generator = make_global
+
+
+def reseed_global_generator(change: Callable[[int], int]) -> None:
+    """Changes the seed of the generator of ``keras.random``, if there is one already."""
+    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        seed, drawn = generator.state.value.numpy().tolist()
+        generator.state.assign([change(seed), drawn])
 
 
 __all__ = [
@@ -145,9 +204,11 @@ __all__ = [
     "build_optimizer",
     "built_variables",
     "change_default_seeds",
+    "count_step",
     "is_distributed",
     "layers_of",
     "replace_build",
+    "reseed_global_generator",
     "restricted_fit",
-    "set_global_seed",
+    "step_counter",
 ]

@@ -13,20 +13,28 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.client.session import BaseSession
+from tensorflow.python.data.util import random_seed as dataset_seeds
 from tensorflow.python.eager import context
 from tensorflow.python.eager import lift_to_graph as lifting
 from tensorflow.python.eager.lift_to_graph import UnliftableError
-from tensorflow.python.eager.polymorphic_function import polymorphic_function, transform
+from tensorflow.python.eager.polymorphic_function import (
+    autograph_util,
+    polymorphic_function,
+    transform,
+)
 from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
-from tensorflow.python.util import deprecation
+from tensorflow.python.util import deprecation, tf_decorator
 
 from aggregathor.internals.patching import as_method
 
+# What `tf.function` makes.
+PolymorphicFunction = polymorphic_function.Function
 # A variable that a `tf.function` makes in its first trace.
 FirstTraceVariable = polymorphic_function.UnliftedInitializerVariable
 
@@ -74,6 +82,51 @@ def watch_traces(look: Callable[[FuncGraph], None]) -> Callable[[], None]:
     return stop
 
 
+def initialise_variables_within(
+    make_context: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Enters a context whenever a ``tf.function`` initialises the variables of its first trace."""
+    initialise = polymorphic_function.Function._initialize_uninitialized_variables
+
+    def within(self: Any, initializers: Any) -> None:
+        with make_context():
+            initialise(self, initializers)
+
+    polymorphic_function.Function._initialize_uninitialized_variables = within
+
+
+def is_for_xla(function: Any) -> bool:
+    """Whether a ``tf.function`` was made with ``jit_compile=True``."""
+    return bool(function._jit_compile)
+
+
+def without_xla(function: Any) -> Any:
+    """Returns a ``tf.function`` like another, but for ``jit_compile``."""
+    clone = function._clone(None)
+    clone._jit_compile = False
+    return clone
+
+
+def wrapped(function: Any, around: Callable[[Callable[..., Any], Any, Any], Any]) -> Any:
+    """Returns a ``tf.function`` like another, with other outputs.
+
+    Args:
+      function: the other.
+      around: called while it is traced, with the function of Python and its arguments, positional
+        and by name; what it returns is the output. AutoGraph has converted that function if it
+        would have, and leaves ``around`` alone.
+    """
+    python = function.python_function
+    inner = autograph_util.py_func_from_autograph(python) if function._autograph else python
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        return around(inner, args, kwargs)
+
+    clone = function._clone(tf_decorator.make_decorator(python, outer))  # of the same signature
+    clone._autograph = False
+    return clone
+
+
 def functions_called_by(graph: tf.Graph) -> Iterator[tuple[str, Any]]:
     """Yields name and graph of each function in a graph's library, where it has a graph."""
     for name, function in getattr(graph, "_functions", {}).items():
@@ -95,6 +148,53 @@ def lift_to_graph(tensors: Sequence[tf.Tensor], graph: tf.Graph) -> list[tf.Tens
     """
     lifted = lifting.lift_to_graph(tensors, graph)
     return [lifted[tensor] for tensor in tensors]
+
+
+def not_converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps AutoGraph from converting a function; unlike ``do_not_convert`` it costs no call."""
+    return autograph.autograph_artifact(function)
+
+
+def watch_python_calls(
+    within: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Lets each call of Python by a graph, such as of ``tf.py_function``, run in a context."""
+    call = script_ops.FuncRegistry.__call__
+
+    def call_within(self: Any, token: Any, device: Any, args: Any) -> Any:
+        with within():
+            return call(self, token, device, args)
+
+    script_ops.FuncRegistry.__call__ = call_within
+
+
+# Seeds.
+
+
+def change_function_seeds(change: Callable[[int | None], int | None]) -> None:
+    """Lets a function have ``change(s)`` in place of the global seed s, from its next trace on."""
+    original = FuncGraph.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        is_outermost = tf.executing_eagerly()
+        original(self, *args, **kwargs)
+        if is_outermost:  # else it has the seed of the graph around it
+            self.seed = change(self.seed)
+
+    FuncGraph.__init__ = init
+
+
+def change_dataset_seeds(change: Callable[[Any], Any]) -> None:
+    """Lets datasets that draw have ``change(s)`` in place of the first of their two seeds s."""
+    get_seed = dataset_seeds.get_seed
+
+    def changed(seed: Any) -> tuple[Any, Any]:
+        pair = get_seed(seed)
+        if all(tf.get_static_value(each) == 0 for each in pair):
+            return pair  # drawn when the dataset is made
+        return change(pair[0]), pair[1]
+
+    dataset_seeds.get_seed = changed
 
 
 # Graphs.
@@ -171,12 +271,18 @@ __all__ = [
     "BaseSession",
     "FirstTraceVariable",
     "FuncGraph",
+    "PolymorphicFunction",
     "UnliftableError",
     "after_loading_a_library",
+    "change_dataset_seeds",
+    "change_function_seeds",
     "clear_kernel_cache",
     "eager_mode",
     "functions_called_by",
+    "initialise_variables_within",
+    "is_for_xla",
     "lift_to_graph",
+    "not_converted",
     "op_definition",
     "python_function",
     "reference_of",
@@ -186,6 +292,9 @@ __all__ = [
     "set_attribute",
     "subgraph",
     "synchronous_execution",
+    "watch_python_calls",
     "watch_traces",
+    "without_xla",
+    "wrapped",
     "wrapped_optimizer",
 ]

@@ -28,15 +28,27 @@ from aggregathor.internals.tensorflow import (
     watch_traces,
 )
 from aggregathor.locking import effects
+from aggregathor.locking.dependence import Drift
 from aggregathor.locking.digest import Digest
 from aggregathor.locking.kernels import KernelLock
 from aggregathor.locking.patch import Copies, Key, writes_of
-from aggregathor.locking.reachability import reachable
+from aggregathor.locking.reachability import reach
 from aggregathor.locking.scan import PythonCall, Scan, Write
 
 _logger = logging.getLogger(__name__)
 _MOST_NAMED = 3  # variables in an error
 _NOT_THE_USERS = tuple(str(Path(str(each.__file__)).parent) for each in (tf, keras, aggregathor))
+
+_REMEDY_STRICT = (
+    "If all ranks make the same write, or the step undoes it before its gradient leaves, "
+    "--lock=drift lets it; --lock=patch lets this rank write a copy of its own."
+)
+_REMEDY_DRIFT = (
+    "It would write what depends on this rank's own data, and no round in the same function "
+    "replaces that: the next gradient would be of other parameters than the server's. If that is "
+    "undone elsewhere before the next gradient leaves, --lock=off lets it, or put both into one "
+    "tf.function. If it trains the variable, let it take part: agt.DistributedOptimizer, agt.apply."
+)
 
 
 class LockError(UserError):
@@ -48,22 +60,32 @@ class Guard:
 
     A ``tf.function``, each branch and loop body in it, and what a dataset calls are checked when
     they have been traced; a graph that was traced before a variable is locked is checked then.
+    Strictly, nothing may write. Else a graph may, unless the variables would then differ from the
+    server's: see ``dependence``. That shows in the outermost graph only, which is the one checked.
+
+    Attributes:
+      is_strict: the default of ``lock``.
     """
 
-    def __init__(self, who: str, *, scans: bool = True, patches: bool = False) -> None:
+    def __init__(
+        self, who: str, *, scans: bool = True, patches: bool = False, is_strict: bool = True
+    ) -> None:
         """Starts checking graphs, if it scans.
 
         Args:
           who: who may not write, such as "rank 2".
           scans: whether graphs are checked.
           patches: the default of ``lock``.
+          is_strict: whether nothing may write a variable, by default.
         """
+        self.is_strict = is_strict
         self._who = who
         self._patches = patches
         self._kernels: KernelLock | None = None
         self._digest: Digest | None = None
         self._allowed = ("_aggregathor_writes", secrets.token_bytes(16))
         self._names: dict[Key, str] = {}  # of locked variables
+        self._strict: set[str] = set()  # names of those that nothing may write
         self._patched: dict[
             Key, tf.Variable
         ] = {}  # the locked ones that have a copy to write instead
@@ -103,13 +125,16 @@ class Guard:
         Args:
           variables: of TensorFlow or Keras.
           patch: whether graphs that are traced from now on write a copy of this process's own
-            instead, where they name the variable itself; elsewhere, and if not, they are refused.
+            instead, where they name the variable itself; elsewhere, and if not, they are refused,
+            strictly. By default as the guard was made.
         Raises:
           LockError: a graph that was traced before would write one.
         """
         for variable in variables:
             name = name_of(variable)
-            for each in _parts_of(variable):
+            if self.is_strict or patch is not None:
+                self._strict.add(name)
+            for each in parts_of(variable):
                 self._names[_key_of(each)] = name
                 if self._patches if patch is None else patch:
                     self._patched[_key_of(each)] = each
@@ -172,12 +197,13 @@ class Guard:
 
     @contextlib.contextmanager
     def making_a_variable(self) -> Iterator[None]:
-        """A context in which TensorFlow may trace the branch that initialises a variable."""
+        """A context in which TensorFlow may trace what initialises variables."""
+        before = getattr(self._thread, "makes", False)
         self._thread.makes = True
         try:
             yield
         finally:
-            self._thread.makes = False
+            self._thread.makes = before
 
     def check_function(self, graph: FuncGraph) -> None:
         """Checks the graph of a function that was traced.
@@ -185,6 +211,8 @@ class Guard:
         Raises:
           LockError: it could write a locked variable.
         """
+        if _is_part(graph) and not self._strict:
+            return
         self._refuse(graph, graph.as_graph_def(), self._handles(graph))
 
     def check(self, graph: tf.Graph, wanted: Iterable[tf.Operation]) -> None:
@@ -243,19 +271,26 @@ class Guard:
 
     def _refuse(self, graph: tf.Graph, graph_def: Any, handles: dict[str, str]) -> None:
         scan = Scan(graph_def, aliases=self._names, allowed=self._allowed).run(handles)
-        writes = scan.writes or [w for w in map(self._by_python, scan.python) if w is not None]
-        if writes:
-            raise LockError(self._words(graph, writes[0], len(writes) - 1))
+        calls = [write for write in map(self._by_python, scan.python) if write is not None]
+        refused = [w for w in [*scan.writes, *calls] if not self._strict.isdisjoint(w.variables)]
+        remedy = _REMEDY_STRICT
+        if not refused and not _is_part(graph):
+            drift = Drift(scan, _captured(graph)) if scan.writes else None
+            refused = [write for write in scan.writes if drift is not None and drift.of(write)]
+            refused += calls
+            remedy = _REMEDY_DRIFT
+        if refused:
+            raise LockError(self._words(graph, refused[0], len(refused) - 1, remedy))
 
     def _by_python(self, call: PythonCall) -> Write | None:
         """Returns what a call of Python could write, as it can reach it."""
         function = python_function(call.token)
-        if function is None or _is_ours(function):
+        if function is None:
             return None
-        variable = reachable(function, lambda each: _key_of(each) in self._names)
-        if variable is None:
+        found = reach(function, lambda each: _key_of(each) in self._names)
+        if found is None or not (self.is_strict or found.may_write):
             return None
-        named = self._names[_key_of(variable)]
+        named = self._names[_key_of(found.variable)]
         return Write((named,), call.op, call.node, call.function)
 
     def _handles(self, graph: FuncGraph) -> dict[str, str]:
@@ -268,14 +303,13 @@ class Guard:
                     held[inner.op.name] = name
         return held
 
-    def _words(self, graph: tf.Graph, write: Write, others: int) -> str:
+    def _words(self, graph: tf.Graph, write: Write, others: int, remedy: str) -> str:
         named = ", ".join(write.variables[:_MOST_NAMED])
         more = f" (and {others} more)" if others else ""
         where = _line_of(graph, write)
         return (
             f"{self._who} would write {named}, which only the server writes: {write.op} "
-            f"{write.node!r}{where}{more}. Let the server do it, where agt.is_server(), or write "
-            "to a variable of your own."
+            f"{write.node!r}{where}{more}. {remedy}"
         )
 
 
@@ -291,8 +325,8 @@ def name_of(variable: Any) -> str:
     return variable.name.removesuffix(":0")
 
 
-def _parts_of(variable: tf.Variable | keras.Variable) -> Iterable[tf.Variable]:
-    """Returns the variable of TensorFlow, or its replicas."""
+def parts_of(variable: Any) -> Iterable[tf.Variable]:
+    """Returns the variable of TensorFlow that a variable is, or its replicas."""
     shared = variable_of(variable)
     return getattr(shared, "values", [shared])
 
@@ -301,8 +335,14 @@ def _is_eager(variable: Any) -> bool:
     return hasattr(variable, "handle") and hasattr(variable.handle, "numpy")
 
 
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("aggregathor.")
+def _is_part(graph: Any) -> bool:
+    """Whether a graph is made as a part of another, which will be checked with it."""
+    return isinstance(getattr(graph, "outer_graph", None), FuncGraph)
+
+
+def _captured(graph: Any) -> list[str]:
+    """Returns the names of placeholders that hold what a function was made with."""
+    return [inner.op.name for _, inner in getattr(graph, "captures", ())]
 
 
 def _key_of(variable: Any) -> Key:
@@ -316,7 +356,7 @@ def _key_of(variable: Any) -> Key:
 
 def _key_of_all(variable: Any) -> Key:
     """Returns the key of a variable, or of the first replica of one."""
-    return _key_of(next(iter(_parts_of(variable))))
+    return _key_of(next(iter(parts_of(variable))))
 
 
 def _key_of_maker(maker: tf.Operation) -> Key:
@@ -338,9 +378,15 @@ def _line_of(graph: tf.Graph, write: Write) -> str:
 
 
 def _made_at(operation: tf.Operation) -> str:
+    place = place_of(operation)
+    return f" made at {place}" if place else ""
+
+
+def place_of(operation: tf.Operation) -> str:
+    """Returns where in the user's script an operation was made; "" if that is unknown."""
     made = operation.traceback or []  # an operation of an imported graph has none
     frames = [f for f in made if not f.filename.startswith(_NOT_THE_USERS)]
-    return f" made at {_place(frames[-1])}" if frames else ""
+    return _place(frames[-1]) if frames else ""
 
 
 def _place(frame: traceback.FrameSummary) -> str:

@@ -21,8 +21,8 @@ from aggregathor.locking import effects
 _INVALID, _RESOURCE, _VARIANT = 0, tf.resource.as_datatype_enum, tf.variant.as_datatype_enum
 _HOLDS = (_RESOURCE, _VARIANT)
 _NOTHING: frozenset[str] = frozenset()
-_Port = tuple[str, int]  # of a node: its name, and which of its outputs
-_Held = dict[_Port, frozenset[str]]
+Port = tuple[str, int]  # of a node: its name, and which of its outputs
+_Held = dict[Port, frozenset[str]]
 
 
 class Write(NamedTuple):
@@ -49,6 +49,7 @@ class Scan:
     Attributes:
       writes: the nodes that `run` has found.
       python: calls of Python, which may write all that it can reach.
+      rounds: the variables that nodes write which may, by function and node.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Scan:
         """
         self.writes: list[Write] = []
         self.python: list[PythonCall] = []
-        self._graph = _Body("", graph_def.node)
+        self.rounds: dict[tuple[str, str], frozenset[str]] = {}
+        self._graph = Body("", graph_def.node)
         self._functions = {each.signature.name: each for each in graph_def.library.function}
-        self._bodies: dict[str, _Body] = {}
+        self._bodies: dict[str, Body] = {}
         self._called: dict[tuple[str, tuple[frozenset[str], ...]], list[frozenset[str]]] = {}
+        self._ends: dict[str, tuple[list[str], list[Port]]] = {}
         self._aliases = aliases
         self._allowed = allowed
 
@@ -82,12 +85,39 @@ class Scan:
         self.writes.sort(key=lambda write: self._place(write.function, write.node))
         return self
 
+    def bodies(self) -> list[Body]:
+        """Returns the graph, and its functions."""
+        return [self._graph, *self._bodies.values()]
+
+    def body(self, function: str) -> Body:
+        """Returns a function of the library; of "" the graph."""
+        return self._bodies[function] if function else self._graph
+
+    def is_function(self, op: str) -> bool:
+        """Whether an op is a call of a function of the library."""
+        return op in self._functions
+
+    def arguments_of(self, function: str) -> Sequence[Any]:
+        """Returns the arguments of a function, as an ``OpDef`` has them."""
+        return self._functions[function].signature.input_arg
+
+    def ends_of(self, function: str) -> tuple[list[str], list[Port]]:
+        """Returns the names of a function's arguments, and the ports of its results."""
+        if function not in self._ends:
+            of = self._functions[function]
+            body = self._bodies[function]
+            results = [of.ret[each.name] for each in of.signature.output_arg]
+            self._ends[function] = (
+                [each.name for each in of.signature.input_arg],
+                [body.port(result, self.outputs) for result in results],
+            )
+        return self._ends[function]
+
     def _place(self, function: str, node: str) -> tuple[str, int]:
         """Returns a key that sorts nodes in the order they were made, the graph's own first."""
-        body = self._bodies[function] if function else self._graph
-        return function, list(body.nodes).index(node)
+        return function, list(self.body(function).nodes).index(node)
 
-    def _follow(self, body: _Body, held: _Held) -> _Held:
+    def _follow(self, body: Body, held: _Held) -> _Held:
         """Returns which ports of a body refer to which variables, given those that are known."""
         waiting = {reader for port in held for reader in body.readers[port[0]]}
         for node in body.interesting:
@@ -105,7 +135,7 @@ class Scan:
         while waiting:
             name = waiting.pop()
             node = body.nodes[name]
-            operands = [held.get(port, _NOTHING) for port in body.operands(node, self._outputs)]
+            operands = [held.get(port, _NOTHING) for port in body.operands(node, self.outputs)]
             if any(operands):
                 for at, now in enumerate(self._step(body, node, operands)):
                     before = held.get((name, at), _NOTHING)
@@ -115,14 +145,17 @@ class Scan:
         return held
 
     def _step(
-        self, body: _Body, node: Any, operands: list[frozenset[str]]
+        self, body: Body, node: Any, operands: list[frozenset[str]]
     ) -> Sequence[frozenset[str]]:
         """Returns what the outputs of a node refer to; records the node if it could write."""
         op = node.op
-        types = self._types(node)
+        types = self.types(node)
         operands = self._without_values(body, node, operands)
         union = frozenset().union(*operands)
-        if not union or op in effects.READS or self._is_allowed(node):
+        if not union or op in effects.READS:
+            return ()
+        if self._is_allowed(node):
+            self.rounds[body.function, node.name] = union
             return ()
         if op in effects.PASSES:
             pairs = op == "IdentityN"
@@ -130,7 +163,7 @@ class Scan:
                 (operands[at] if pairs else union) if _may_hold(kind) else _NOTHING
                 for at, kind in enumerate(types)
             ]
-        functions = self._functions_of(node)
+        functions = self.functions_of(node)
         if not functions and not effects.is_dataset(op):
             write = Write(tuple(sorted(union)), op, node.name, body.function)
             if write not in self.writes:
@@ -164,7 +197,7 @@ class Scan:
         functions: Sequence[str],
         union: frozenset[str],
         types: Sequence[_Type],
-        body: _Body,
+        body: Body,
         node: Any,
         operands: Sequence[frozenset[str]],
     ) -> list[frozenset[str]]:
@@ -180,9 +213,9 @@ class Scan:
         if not functions:
             given = union
         else:  # captures of the functions stay inside; what an input dataset emits passes on
-            ports = body.operands(node, self._outputs)
+            ports = body.operands(node, self.outputs)
             for port, held_by in zip(ports, operands, strict=True):
-                if body.type_of(port, self._types).dtype == _VARIANT:
+                if body.type_of(port, self.types).dtype == _VARIANT:
                     given |= held_by
         return [given if _may_hold(kind) else _NOTHING for kind in types]
 
@@ -195,27 +228,27 @@ class Scan:
         if key not in self._called:
             self._called[key] = [_NOTHING] * len(function.signature.output_arg)  # if it recurs
             if name not in self._bodies:
-                self._bodies[name] = _Body(name, function.node_def, arguments)
+                self._bodies[name] = Body(name, function.node_def, arguments)
             body = self._bodies[name]
             held = {(a, 0): v for a, v in zip(arguments, given, strict=True) if v}
             held = self._follow(body, held)
             self._called[key] = [
-                held.get(body.port(function.ret[each.name], self._outputs), _NOTHING)
+                held.get(body.port(function.ret[each.name], self.outputs), _NOTHING)
                 for each in function.signature.output_arg
             ]
         return self._called[key]
 
     def _without_values(
-        self, body: _Body, node: Any, operands: list[frozenset[str]]
+        self, body: Body, node: Any, operands: list[frozenset[str]]
     ) -> list[frozenset[str]]:
         """Drops references of v1 whose value the op takes, as it asks for no reference."""
-        if not any(body.type_of(p, self._types).is_ref for p in body.operands(node, self._outputs)):
+        if not any(body.type_of(p, self.types).is_ref for p in body.operands(node, self.outputs)):
             return operands
         wants_ref = _wants_ref(node)
         return [
-            _NOTHING if body.type_of(port, self._types).is_ref and not wants else held
+            _NOTHING if body.type_of(port, self.types).is_ref and not wants else held
             for port, held, wants in zip(
-                body.operands(node, self._outputs), operands, wants_ref, strict=True
+                body.operands(node, self.outputs), operands, wants_ref, strict=True
             )
         ]
 
@@ -223,13 +256,14 @@ class Scan:
         name, value = self._allowed
         return name in node.attr and node.attr[name].s == value
 
-    def _functions_of(self, node: Any) -> list[str]:
+    def functions_of(self, node: Any) -> list[str]:
+        """Returns the functions of the library that a node calls."""
         found = [node.op] if node.op in self._functions else []
         for value in node.attr.values():
             found += [f.name for f in (value.func, *value.list.func) if f.name in self._functions]
         return found
 
-    def _outputs(self, node: Any) -> list[tuple[str, list[_Type]]]:
+    def outputs(self, node: Any) -> list[tuple[str, list[_Type]]]:
         """Returns a node's output arguments, each with the types of its tensors."""
         if node.op in self._functions:
             signature = self._functions[node.op].signature
@@ -239,8 +273,9 @@ class Scan:
                 return []
         return [(each.name, _types_of(each, node)) for each in signature.output_arg]
 
-    def _types(self, node: Any) -> list[_Type]:
-        return [kind for _, kinds in self._outputs(node) for kind in kinds]
+    def types(self, node: Any) -> list[_Type]:
+        """Returns the types of a node's outputs."""
+        return [kind for _, kinds in self.outputs(node) for kind in kinds]
 
 
 class _Type(NamedTuple):
@@ -248,16 +283,24 @@ class _Type(NamedTuple):
     is_ref: bool
 
 
-class _Body:
-    """The nodes of a graph or of a function, and which node reads which."""
+class Body:
+    """The nodes of a graph or of a function, and which node reads which.
+
+    Attributes:
+      function: its name, "" for the graph itself.
+      nodes: by name, in the order they were made.
+      readers: of each node, or argument, the names of the nodes that read it.
+      interesting: the nodes that make variables, or run Python.
+    """
 
     def __init__(self, function: str, nodes: Iterable[Any], arguments: Iterable[str] = ()) -> None:
+        """Takes the nodes and the names of the function's arguments."""
         self.function = function
         self.nodes = {node.name: node for node in nodes}
         self.readers: dict[str, list[str]] = defaultdict(list)
         self.interesting = []
         self._arguments = frozenset(arguments)
-        self._operands: dict[str, list[_Port]] = {}
+        self._operands: dict[str, list[Port]] = {}
         for node in self.nodes.values():
             if node.op in effects.SOURCES or node.op in effects.PYTHON:
                 self.interesting.append(node)
@@ -265,7 +308,7 @@ class _Body:
                 if not text.startswith("^"):
                     self.readers[text.partition(":")[0]].append(node.name)
 
-    def operands(self, node: Any, outputs: Any) -> list[_Port]:
+    def operands(self, node: Any, outputs: Any) -> list[Port]:
         """Returns the ports that a node reads."""
         if node.name not in self._operands:
             self._operands[node.name] = [
@@ -273,7 +316,7 @@ class _Body:
             ]
         return self._operands[node.name]
 
-    def port(self, text: str, outputs: Any) -> _Port:
+    def port(self, text: str, outputs: Any) -> Port:
         """Parses ``node``, ``node:1`` of a graph, or ``node:output:1`` of a function."""
         name, *rest = text.split(":")
         if len(rest) < 2:
@@ -285,7 +328,7 @@ class _Body:
             at += len(kinds)
         return name, at
 
-    def type_of(self, port: _Port, types: Any) -> _Type:
+    def type_of(self, port: Port, types: Any) -> _Type:
         """Returns the type of a port; an argument of a function counts as a resource."""
         name, at = port
         if name in self._arguments or name not in self.nodes:

@@ -59,9 +59,9 @@ def window_mean(
     return _ops.aggregathor_window_mean(stack_nd, window=window, f=f, with_share=with_share)
 
 
-def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
+def sq_distances(stack_nd: tf.Tensor, *, scaled: bool = True) -> tf.Tensor:
     """Squared distances between the rows."""
-    return _ops.aggregathor_sq_distances(stack_nd)
+    return _ops.aggregathor_sq_distances(stack_nd, scaled=scaled)
 
 
 def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int, rule: str) -> tf.Tensor:

@@ -26,6 +26,9 @@ class Setting(settings.Simulation):
     worker_momentum: float = setting(
         0.0, "beta of m <- beta m + g, which a worker sends in place of its gradient g."
     )
+    quorum: int | None = setting(
+        None, "how many gradients may close a round; None for all of them.", kind=int
+    )
 
     @property
     def topology(self) -> Topology:
@@ -47,7 +50,7 @@ class Setting(settings.Simulation):
             raise UserError(
                 f"one process simulates at most {MOST_WORKERS} workers, got {self.num_workers}"
             )
-        check_training(self, self.num_workers, lambda n, f: self.rule.check(n=n, f=f))
+        check_training(self, self.num_workers, self._check_rule)
         settings.check_choices(self)
         if not 0 <= self.loss <= 1:
             raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
@@ -56,3 +59,39 @@ class Setting(settings.Simulation):
         for name in ("l1", "l2"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
+
+    def _check_rule(self, n: int, f: int) -> None:
+        self.rule.check(n=n, f=f)
+        check_quorum(self.rule, self.quorum, f)
+
+
+def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
+    """Raises ``UserError`` unless the rule tolerates f of the gradients that may close a round.
+
+    The f Byzantine workers can be among those that are fastest: the rule then works on ``quorum``
+    gradients, of which f lie.
+    """
+    if quorum is None:
+        return
+    try:
+        rule.check(n=quorum, f=f)
+    except UserError as error:
+        enough = (q for q in range(quorum, MOST_WORKERS) if _holds(rule, q, f))
+        least = next(enough, None)
+        remedy = "leave the quorum out" if least is None else f"pass quorum={least} or more"
+        largest = rule.largest_f(quorum)
+        remedy += "" if largest is None or largest >= f else f", or declare f={largest}"
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"quorum={quorum} lets {quorum} gradients close a round, and f={f} of them may be "
+            f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: "
+            f"{remedy}."
+        ) from None
+
+
+def _holds(rule: gars.Rule, n: int, f: int) -> bool:
+    try:
+        rule.check(n=n, f=f)
+    except UserError:
+        return False
+    return True

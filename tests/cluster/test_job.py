@@ -74,9 +74,12 @@ def test_a_link_has_what_the_user_says_and_else_the_jobs_defaults():
 
     found = run_jobs(2, run, config=lambda _: {"link_args": {"timeout_s": 3.0}})
     told = {"AGGREGATHOR_LINK_ARGS": "timeout_s=3.0"}
-    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0}, told)] * 2
+    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0, "f": 0}, told)] * 2
     (with_udp, _), _ = run_jobs(2, run, config=lambda _: {"transport": "udp"})
-    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0}
+    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0, "f": 0}
+    config = {"gar": "median", "f": 1, "link_args": {"timeout_s": 3.0}}
+    (with_rule, _), *_ = run_jobs(4, run, config=lambda _: config)
+    assert with_rule == {"timeout_s": 3.0, "give_up_s": 600.0, "f": 1}
 
 
 def words_of_all(found):
@@ -133,6 +136,16 @@ def test_ranks_that_cannot_connect_say_so_everywhere(link_args, words):
 
     found = run_jobs(3, run, config=lambda _: {"link_args": link_args})
     assert words in words_of_all(found)
+
+
+@pytest.mark.parametrize("transport", ["mpi", "udp"])
+def test_a_quorum_below_the_rules_condition_is_refused_on_every_rank(transport):
+    config = {"gar": "median", "f": 1, "transport": transport, "link_args": {"quorum": 2}}
+    words = words_of_all(run_jobs(4, lambda job: None, config=lambda _: config))
+    assert words.startswith("quorum=2 lets 2 gradients close a round, and f=1 of them may be")
+    assert "pass quorum=3 or more, or declare f=0" in words
+    config = {**config, "link_args": {"quorum": 3}}
+    assert run_jobs(4, lambda job: None, config=lambda _: config) == [None] * 4
 
 
 def test_what_shall_happen_at_the_beginning_happens_once_and_in_order():

@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("lock_script.py")
     ],
 )
 def test_a_worker_that_would_write_a_shared_variable_is_refused(way, variable, op, tmp_path):
-    more = {"TF_NUM_INTEROP_THREADS": "1", "RESULTS": str(tmp_path)}
+    more = {"TF_NUM_INTEROP_THREADS": "1", "RESULTS": str(tmp_path), "AGGREGATHOR_LOCK": "scan"}
     done = train(3, SCRIPT, *way.split(), **more)
     assert done.returncode != 0
     found = re.search(
@@ -38,13 +38,21 @@ def test_a_worker_that_would_write_a_shared_variable_is_refused(way, variable, o
     assert found is not None, done.stderr
     assert (found[1], found[2]) == (variable, op)
     assert "# the line" in SCRIPT.read_text().splitlines()[int(found[3]) - 1]
+    assert "--lock=drift lets it" in done.stderr
     assert collected(tmp_path) == {}  # no rank has come to its end
 
 
+def test_what_all_ranks_write_alike_trains_by_default(tmp_path):
+    more = {"TF_NUM_INTEROP_THREADS": "1"}
+    results, _ = results_of(3, tmp_path, SCRIPT, "clipping", **more)
+    assert all(results.values())
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("lock", ["off", "drift"])
 @pytest.mark.parametrize("way", ["clipping", "session"])
-def test_without_the_lock_it_goes_on(way, tmp_path):
-    more = {"TF_NUM_INTEROP_THREADS": "1", "AGGREGATHOR_LOCK": "off"}
+def test_without_the_strict_lock_it_goes_on(way, lock, tmp_path):
+    more = {"TF_NUM_INTEROP_THREADS": "1", "AGGREGATHOR_LOCK": lock}
     results, _ = results_of(3, tmp_path, SCRIPT, way, **more)
     assert all(results.values())
 

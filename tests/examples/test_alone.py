@@ -20,6 +20,7 @@ COMMANDS = (
     "keras_vae --epochs=1",
     "mirrored --epochs=1",
     "mirrored --epochs=1 --loop",
+    "own_rule --steps=50",
     "shard --epochs=1",
     "tape_loop --steps=50",
     "tape_loop --steps=20 --eager",

@@ -101,7 +101,7 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ({"dim": True}, "dim is 1..2^31 floats, got True"),
         (
             {"nonesuch": 1},
-            "no option is called nonesuch. There are timeout_s, floor_s, max_loss, quorum, ",
+            "no option is called nonesuch. There are timeout_s, floor_s, f, max_loss, quorum, ",
         ),
         ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
         ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),

@@ -198,6 +198,10 @@ class ServerPlay(Play):
             quorum=rng.randint(1, N),
             live_n=tuple(rng.random() < 0.8 for _ in range(N)),
             rate_kbps=rng.choice([1, 1000, 2**32 - 1, (7, 9, 1000)]),
+            f=rng.choice([0, 1]),
+            longest_s=rng.choice([0.5, 4.0]),
+            free_s=rng.choice([0.0, 0.002, 0.02]),
+            allowance_s_n=tuple(rng.choice([0.0, 0.0003, 0.01]) for _ in range(N)),
         )
         results = [
             plain(each.open_round(self.round, around_nd[1:-1], policy, self.now))

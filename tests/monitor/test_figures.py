@@ -1,4 +1,5 @@
 import csv
+import math
 import subprocess
 
 import numpy as np
@@ -23,7 +24,9 @@ def report(usage_n, delivered_n, stack_nd=None, grad_d=None, stats=None):
 
 def stats_of(*late_and_rejected):
     """Statistics of a round in which of each worker so many came late, and these were rejected."""
-    workers = (WorkerStats(1, True, True, 0, 1, late, 0, why) for late, why in late_and_rejected)
+    workers = (
+        WorkerStats(1, True, True, math.inf, 0, 1, late, 0, why) for late, why in late_and_rejected
+    )
     return RoundStats(0, "complete", 0, 1, tuple(workers))
 
 

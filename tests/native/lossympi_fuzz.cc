@@ -21,6 +21,7 @@
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
 #include "lossympi/core/send_queue.h"
+#include "tests/native/fuzz_input.h"
 
 namespace {
 
@@ -49,30 +50,11 @@ constexpr uint8_t kGuard = 0xa5;
 constexpr size_t kGuardFloats = 16;
 constexpr uint32_t kRateKbps = 1000;
 
-#define CHECK(is_so)                                                           \
-  do {                                                                         \
-    if (!(is_so)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #is_so); \
-      std::abort();                                                            \
-    }                                                                          \
-  } while (false)
-
 uint8_t SumOf(const uint8_t* data, size_t size) {
   uint8_t sum = 0;
   for (size_t i = 0; i < size; ++i) sum = static_cast<uint8_t>(sum + data[i]);
   return sum;
 }
-
-// What the fuzzer has left.
-struct Input {
-  const uint8_t* data;
-  size_t size;
-  uint8_t Byte() {
-    if (size == 0) return 0;
-    --size;
-    return *data++;
-  }
-};
 
 // Floats between guards, all of them known.
 class Guarded {

@@ -23,13 +23,23 @@ def run(*command):
 
 
 def test_a_short_fuzz_finds_nothing():
-    said = run("scripts/fuzz-lossympi", "60000")
-    assert "60000 inputs" in said
-    if shutil.which("gcov"):
-        # Every one, with GCC 12; other compilers make other branches of the same code.
-        taken = re.search(r"the seeds take ([0-9.]+)% of [0-9]+ branches of protocol.cc", said)
-        assert taken is not None, said
-        assert float(taken[1]) >= 98
+    assert "60000 inputs" in run("scripts/fuzz-lossympi", "60000")
+
+
+def test_hostile_jobs_find_nothing():
+    assert "300 jobs" in run("scripts/fuzz-lossympi", "jobs", "300")
+
+
+@pytest.mark.skipif(shutil.which("gcov") is None, reason="no gcov")
+def test_the_seeds_take_every_branch():
+    """Every one of protocol.cc, with GCC 12; other compilers make other branches of it."""
+    said = run("scripts/fuzz-lossympi", "coverage", "0")
+    words = r"core/protocol\.cc: (\d+) of (\d+) lines, (\d+) of (\d+) branches"
+    found = re.search(words, said)
+    assert found is not None, said
+    lines, all_lines, branches, all_branches = map(int, found.groups())
+    assert lines == all_lines
+    assert branches >= 0.98 * all_branches
 
 
 def test_the_pool_s_threads_do_not_race():

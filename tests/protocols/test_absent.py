@@ -66,6 +66,12 @@ def jobs():
         job.close()
 
 
+USED_UP = (
+    "nothing came from worker 1 (rank 2): 1 of the f=1 are used up, and the other gradients may "
+    "have 0 Byzantine ones among them (median needs n >= 2f + 1 gradients; f=1 needs 3, got 2)"
+)
+
+
 def said_by(capsys):
     return [line.removeprefix("aggregathor: ") for line in capsys.readouterr().err.splitlines()]
 
@@ -79,6 +85,7 @@ def test_who_is_silent_is_named_and_who_is_back(jobs, capsys, monkeypatch):
         job.round(0, 2)
     assert said_by(capsys) == [
         "round 1 has waited 0 s for worker 1 (rank 2)",
+        USED_UP,
         "round 2 has waited 0 s for worker 1 (rank 2)",
         "worker 1 (rank 2) is silent, and waited for no longer in round 3",
     ]
@@ -105,4 +112,5 @@ def test_no_round_waits_for_a_process_that_has_ended(jobs, capsys):
     assert said_by(capsys) == [
         "worker 1 (rank 2) has ended",
         "worker 1 (rank 2) is silent, and waited for no longer in round 1",
+        USED_UP,
     ]

@@ -20,7 +20,8 @@ import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
-from aggregathor.dropin.keras import xla
+from aggregathor.dropin import xla
+from aggregathor.dropin.description import Group
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError
@@ -217,7 +218,7 @@ class Fit:
 
         return counted
 
-    def _groups(self, model: Any) -> dict[str, list[Any]]:
+    def _groups(self, model: Any) -> dict[str, Group | list[Any]]:
         """Returns the variables to save on this rank, by name."""
         if self._job.is_server:
             return {**self._optimizers.groups(), "model": model.variables}

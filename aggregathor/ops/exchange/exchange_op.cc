@@ -249,6 +249,7 @@ class Channel {
 
   void Run() {
     pthread_setname_np(pthread_self(), "agt-exchange");
+    const IeeeMode mode;  // not that of TensorFlow's threads, which the one that starts this may be
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       changed_.wait(lock, [this] { return is_closed_ || !waiting_.empty(); });
