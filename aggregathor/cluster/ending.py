@@ -53,6 +53,12 @@ def watch(job: Job) -> None:
     atexit.register(job.close)
 
 
+def forget() -> None:
+    """Makes a fork of this process one of no job."""
+    global _job
+    _job = None
+
+
 def report(error: BaseException) -> int | None:
     """Writes an error that a user can fix in one line.
 

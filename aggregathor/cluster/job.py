@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -20,6 +21,7 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer
@@ -66,6 +68,7 @@ class Job:
         Raises:
           UserError: on every rank.
         """
+        self._process = os.getpid()
         self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
@@ -83,13 +86,9 @@ class Job:
         f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
-        if ranks.is_server and config.byzantine > config.f:
-            _log.warning(
-                "%d workers attack, and %s expects at most f=%d",
-                config.byzantine,
-                config.gar,
-                config.f,
-            )
+        if ranks.is_server:
+            for doubt in doubts(config, robust=self.setting.rule.robust):
+                _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":
             _log.warning(
@@ -106,6 +105,11 @@ class Job:
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return os.getpid() == self._process
 
     @property
     def is_server(self) -> bool:
@@ -232,7 +236,7 @@ class Job:
 
     def close(self) -> None:
         """Ends the job for this process; the server's workers end with it."""
-        if self._closed:
+        if self._closed or not self.is_here:
             return
         self._closed = True
         self._observer.close()

@@ -68,6 +68,11 @@ class Updates:
         return self._job.is_server
 
     @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return self._job.is_here
+
+    @property
     def is_applying(self) -> bool:
         """Whether a rule is applied on this thread: what it calls takes part by it already."""
         return getattr(self._inside, "apply", False)

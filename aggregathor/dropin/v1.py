@@ -109,7 +109,7 @@ class V1:
         def count() -> Any:
             return None if global_step is None else v1.assign_add(global_step, 1)
 
-        if self._updates.is_applying or not takes_part:
+        if self._updates.is_applying or not takes_part or not self._job.is_here:
             return apply(pairs)
         if is_graph_of_sessions():
             return self.train_op(pairs, apply, count, name)

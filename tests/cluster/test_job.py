@@ -368,6 +368,13 @@ def test_the_server_warns_of_more_attackers_than_the_rule_tolerates(capsys):
     assert capsys.readouterr().err.count(said) == 1
 
 
+def test_the_server_warns_of_a_rule_that_tolerates_nobody(capsys):
+    config = {"gar": "average", "f": 1}
+    assert run_jobs(3, lambda job: None, config=lambda _: config) == [None] * 3
+    said = "aggregathor: f=1 is declared, and average tolerates no Byzantine worker: choose another"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_the_server_warns_where_what_is_lost_spoils_the_average(capsys):
     assert run_jobs(2, lambda job: None, config=lambda _: {"transport": "udp"}) == [None] * 2
     assert capsys.readouterr().err.count("a value that UDP loses is NaN") == 1
