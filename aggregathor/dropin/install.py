@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import strategies
-from aggregathor.dropin.keras.files import PrivateFiles
+from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.keras.seeds import Seeds
+from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.v1 import V1
 from aggregathor.errors import UserError
 from aggregathor.locking import Guard, NoKernelLock
@@ -44,8 +45,12 @@ class Dropin:
             together=job.meeting,
         )
         job.at_begin(seeds.begin)
-        if not job.is_server:
-            job.at_close(PrivateFiles(job.ranks.rank).remove)
+        files = ServerFiles(job.ranks, is_server=job.is_server)
+        job.at_close(files.remove)
+        if job.is_server:
+            tell_of_models(files)
+        else:
+            job.at_close(PrivateFiles(job.ranks.rank, files).remove)
         strategies.refuse()
         self._v1 = V1(job, self.guard)
 
