@@ -29,6 +29,7 @@ from lossympi.mpi_collectives import duplicate
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
 _STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags
+_WRITTEN = 11
 _REASON_BYTES = 4096
 _POLL_S = 0.01
 _FLUSH_S = 5.0
@@ -202,6 +203,25 @@ class Ranks:
             return None
         except _mpi().Exception:  # it has died
             return None
+
+    def tell_written(self, path: str) -> None:
+        """Server: tells every worker that a file is written."""
+        self._send_all(os.fsencode(path), _WRITTEN)
+
+    def written(self) -> list[str]:
+        """Worker: returns the files that the server has told of since the last call.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        messages = self._receiver(_SERVER, _WRITTEN, None)
+        paths = []
+        try:
+            while (message := messages.poll()) is not None:
+                paths.append(os.fsdecode(bytes(message)))
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return paths
 
     def state_is_there(self) -> bool:
         """Worker: whether the server has sent arrays that have not been received yet.
