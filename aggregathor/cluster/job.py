@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -24,7 +25,7 @@ from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
-from aggregathor.protocols.rounds import RoundsServer
+from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.worker import WorkerHalf
@@ -38,7 +39,9 @@ _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
 _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _CLOSE_S = 5.0  # for a round that a cancelled session has left behind
-_ROUNDS = "rounds of the optimizers"
+_ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
+# Of a name that Keras has made: a rank that makes more models counts differently.
+_NUMBER = re.compile(r"_\d+\b")
 
 Half = ServerHalf | WorkerHalf
 
@@ -53,6 +56,8 @@ class Job:
       failure: what ended the training early, if something did: a round within a graph can raise it
         only in TensorFlow's words.
       last_round: on the server, what it saw in the latest round.
+      has_begun: whether an optimizer has taken part.
+      doing: what all ranks do together now, such as "fit 2 of NAME"; "" for a script's own loop.
       halves: this rank's half of each optimizer's rounds, in the order in which they began.
     """
 
@@ -102,9 +107,17 @@ class Job:
             lambda: open_folder(config.monitor if ranks.is_server else "")
         )
         self._observer = Observer(self.setting, folder, config.monitor_every)
+        self.has_begun = False
+        self.doing = ""
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
+        self._given_up = 0  # rounds by which the numbers of the halves moved without an exchange
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds this rank has made, or has missed, in all halves."""
+        return sum(half.round for half in self.halves) - self._given_up
 
     @property
     def is_here(self) -> bool:
@@ -183,6 +196,7 @@ class Job:
             for half in self.halves:
                 # What a worker has sent for a round that never came is of no use in a later one.
                 half.round += 1
+                self._given_up += 1
         theirs = self.align(arrays)
         if self.is_server:
             return theirs
@@ -200,20 +214,49 @@ class Job:
 
         Raises:
           TrainingEnded: on a worker, if the server ends instead.
+          UserError: on a worker, if the server does something else. What it has done in a `fit`
+            that this worker has left before is passed over.
         """
         arrays = dict(arrays or {})
         if self.is_server:
             rounds = np.array([half.round for half in self.halves], np.int64)
-            self.ranks.send_state({**arrays, _ROUNDS: rounds})
+            said = np.frombuffer(self.doing.encode(), np.uint8)
+            self.ranks.send_state({**arrays, _ROUNDS: rounds, _DOING: said})
             return arrays
         theirs = self.ranks.receive_state()
+        while (doing := theirs.pop(_DOING).tobytes().decode()) and _is_over(doing, self.doing):
+            theirs = self.ranks.receive_state()
+        if _NUMBER.sub("", doing) != _NUMBER.sub("", self.doing):
+            raise UserError(
+                f"rank {self.ranks.rank} is at {self.doing or 'a loop of its own'}, and the server "
+                f"at {doing or 'a loop of its own'}. All ranks must train the same models in the "
+                "same order: choose alike on all of them."
+            )
         for half, round in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
+            self._given_up += int(round) - half.round
             half.round = int(round)
         return theirs
 
     def fail(self, error: Exception) -> None:
-        """Keeps what ends the training: within a graph TensorFlow raises an error of its own."""
+        """Keeps what ends the training: within a graph TensorFlow raises an error of its own.
+
+        What the rule lacks is not what is wrong where workers' scripts have failed: that is added.
+        """
+        if self.is_server and isinstance(error, TrainingStopped):
+            error.args = (self._explained(str(error)),)
         self.failure = error
+
+    def _explained(self, words: str) -> str:
+        """Returns why the training stopped, with the causes in place of the rule's remedy."""
+        said, remedy, rest = _remedy_of(words)
+        if not remedy:
+            return words
+        gone = self.ranks.gone()
+        causes = self.ranks.causes() or "; ".join(
+            self.ranks.describe_end(self.ranks.topology.rank_of(row)) for row in gone
+        )
+        why = f"{causes[:1].upper()}{causes[1:]}. Mend that, and start again." if causes else ""
+        return f"{said} {why or 'See whether these workers still run.'}{rest}"
 
     def take_failure(self) -> Exception | None:
         """Returns what ended the training, for the caller to raise or to mend, and forgets it."""
@@ -226,6 +269,7 @@ class Job:
 
     def begin(self) -> None:
         """Marks that the training begins; more than once does no harm."""
+        self.has_begun = True
         calls, self._at_begin = self._at_begin, []
         for call in calls:
             call()
@@ -258,6 +302,20 @@ def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:
     if theirs.dtype != own.dtype and not theirs.dtype.kind == own.dtype.kind == "U":
         return f"type {own.dtype} and the server has {theirs.dtype}"
     return ""
+
+
+def _is_over(theirs: str, own: str) -> bool:
+    """Whether the server is in a ``fit`` that this rank has left for a later one."""
+    numbers = [re.match(r"fit (\d+)", doing) for doing in (theirs, own)]
+    return all(numbers) and int(numbers[0][1]) < int(numbers[1][1])  # type: ignore[index]
+
+
+def _remedy_of(words: str) -> tuple[str, str, str]:
+    """Returns what a rule says that it lacks, its remedy, and what follows that."""
+    found = re.search(r" (Start \d+ more workers?|Declare a smaller f)[^.]*\.", words)
+    return (
+        (words, "", "") if not found else (words[: found.start()], found[0], words[found.end() :])
+    )
 
 
 def corruption(setting: Setting) -> Callable[[Collected], None] | None:

@@ -53,10 +53,12 @@ class _Way(MpiCommunicator):
         return "has ended its script" if self._ranks.says_goodbye(rank) else None
 
     def _words_of_gone(self, rank: int, how: str) -> str:
-        return (
-            f"rank {rank} {how}, and the training begins with all ranks. Its own output says why; "
-            "start again with one worker fewer if it cannot be mended."
+        causes = self._ranks.causes()
+        remedy = "start again with one worker fewer if it cannot be mended"
+        why = (
+            f"{causes}. Mend that, or {remedy}" if causes else f"Its own output says why; {remedy}"
         )
+        return f"rank {rank} {how}, and the training begins with all ranks. {why}."
 
     def _watch(self) -> Callable[[list[int]], None]:
         missing: list[int] = []

@@ -23,21 +23,44 @@ from aggregathor.cluster.processes import Process, identify_all, listen, now_s
 from aggregathor.errors import UserError
 from lossympi import LinkError, Topology, mpi
 from lossympi.collectives import Collectives
-from lossympi.messages import MessageError, Receiver, pack_arrays, unpack_arrays
+from lossympi.messages import (
+    MessageError,
+    Receiver,
+    decode,
+    encode,
+    pack_arrays,
+    read,
+    unpack_arrays,
+)
 from lossympi.mpi_collectives import duplicate
 
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
-_STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags
-_WRITTEN = 11
+_STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags; 6 and 7 are a meeting's
+_NEWS, _WRITTEN = 8, 11
+AGAIN = "again"  # what the server tells where a round has to be repeated
 _REASON_BYTES = 4096
+_GOODBYE_BYTES = 2048  # of a worker's last words
 _POLL_S = 0.01
+_FIRST_POLL_S = 1e-4  # of a wait that may be short, as of an epoch's end
 _FLUSH_S = 5.0
 # How long the server waits for workers to end: they may still evaluate, or have been stopped.
 _GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
 START_S = 300.0  # how much later than another a rank may come
 _PR_SET_PDEATHSIG = 1
+
+
+class Goodbye(NamedTuple):
+    """How a worker's script has ended, in its own words.
+
+    Attributes:
+      cut: whether the server's end has ended it.
+      words: of the error that has ended it, with the line of the script; "" for none.
+    """
+
+    cut: bool
+    words: str
 
 
 class TrainingEnded(RuntimeError):
@@ -52,6 +75,7 @@ class Ranks:
       rank: of this process.
       topology: which rank has which role.
       numbers: of what all do together by a meeting.
+      goodbye: a worker's last words, by which the server explains that it is gone.
     """
 
     def __init__(self, comm: Any, limit_s: float = START_S) -> None:
@@ -67,6 +91,8 @@ class Ranks:
         # Server: a worker's process, or why it is not known.
         self._processes: dict[int, Process | str] = {}
         self._states: dict[tuple[int, int], Receiver] = {}
+        self.goodbye = Goodbye(False, "")
+        self._goodbyes: dict[int, Goodbye] = {}
         self._sending: list[_Sent] = []
         self._reason: str | None = None
         self._reason_bytes = bytearray(_REASON_BYTES)
@@ -116,7 +142,33 @@ class Ranks:
         Raises:
           MPI.Exception: it has died.
         """
-        return self.comm.Iprobe(rank, _GOODBYE)
+        if rank not in self._goodbyes:
+            try:
+                message = self._receiver(rank, _GOODBYE, _GOODBYE_BYTES).poll()
+                if message is None:
+                    return False
+                self._goodbyes[rank] = read(Goodbye, decode(message), "what it says at the end")
+            except MessageError:  # it is a goodbye, whatever it says
+                self._goodbyes[rank] = Goodbye(False, "")
+        return True
+
+    def causes(self) -> str:
+        """Server: returns the errors that have ended workers' scripts, equal ones once; or ""."""
+        ranks: dict[str, list[int]] = {}
+        for rank, goodbye in sorted(self._goodbyes.items()):
+            if goodbye.words:
+                ranks.setdefault(goodbye.words, []).append(rank)
+        return "; ".join(
+            f"the script failed on rank {', '.join(map(str, of))}: {words}"
+            for words, of in ranks.items()
+        )
+
+    def describe_end(self, rank: int) -> str:
+        """Server: returns how a worker that is gone has ended."""
+        goodbye = self._goodbyes.get(rank)
+        if goodbye is None:
+            return f"rank {rank}'s process has died"
+        return f"rank {rank}'s script {'failed: ' if goodbye.words else 'ended'}{goodbye.words}"
 
     def gone(self) -> list[int]:
         """Server: returns the rows of workers that have ended; from any thread.
@@ -167,6 +219,23 @@ class Ranks:
             time.sleep(_POLL_S / 10)
             has_begun()
         return unpack_arrays(whole)
+
+    def tell(self, news: Any) -> None:
+        """Server: sends plain data to every worker, and waits for none of them."""
+        self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+        self._send_all(encode(news), _NEWS)
+
+    def heard(self) -> Any:
+        """Worker: returns the next of what the server tells; None if nothing has come.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        try:
+            message = self._receiver(_SERVER, _NEWS, None).poll()
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return None if message is None else decode(message)
 
     def send_worker_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Worker: sends arrays to the server, and waits until it has taken them.
@@ -272,7 +341,6 @@ class Ranks:
         message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
         self._send_all(message, _END)
         waiting = set(self.topology.worker_ranks)
-        goodbyes: dict[int, Any] = {}
         whole = True
         begun = time.monotonic()
         warning = SlowWaitWarning(
@@ -287,14 +355,17 @@ class Ranks:
                     self._kill(rank)
                     continue
                 try:
-                    if rank not in goodbyes:
-                        goodbyes[rank] = self.comm.Irecv(bytearray(1), rank, _GOODBYE)
-                    if goodbyes[rank].Test():
+                    if self.says_goodbye(rank):
                         waiting.remove(rank)
                 except _mpi().Exception:  # it has died
                     whole = False
                     waiting.remove(rank)
             time.sleep(_POLL_S)
+        cut = [str(rank) for rank, goodbye in sorted(self._goodbyes.items()) if goodbye.cut]
+        if cut and not reason:
+            _log.info(
+                "the server's script ended first, and with it the rounds of rank %s", ", ".join(cut)
+            )
         whole = whole and not waiting
         for rank in waiting:
             self._kill(rank)
@@ -307,7 +378,9 @@ class Ranks:
         last = bytearray(1)
         try:
             answer = self.comm.Irecv(last, _SERVER, _LAST)
-            self.comm.Isend(b"\0", _SERVER, _GOODBYE)
+            words = self.goodbye.words[: _GOODBYE_BYTES // 8]  # of a character up to 6 bytes
+            message = encode(self.goodbye._replace(words=words))
+            self.comm.Isend(message, _SERVER, _GOODBYE)
             warning = SlowWaitWarning(self.rank, lambda: "the server, to end its script")
             while not self._has_come(answer):
                 warning.look()
@@ -350,12 +423,14 @@ class Ranks:
           TrainingEnded: the server has ended the training.
         """
         warning = SlowWaitWarning(self.rank, lambda: whom)
+        poll_s = _FIRST_POLL_S
         while not until():
             # What was sent before the end has come before it.
             if not self.is_server and self.ended() and not until():
                 raise TrainingEnded(self.end_reason)
             warning.look()
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
+            poll_s = min(_POLL_S, 1.1 * poll_s)
 
     def _send_all(self, message: bytes, tag: int) -> None:
         self._send(message, self.topology.worker_ranks, tag)

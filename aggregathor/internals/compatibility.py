@@ -71,6 +71,7 @@ class PrivateName(NamedTuple):
 
 
 _TRAINER = "keras.src.backend.tensorflow.trainer"
+_EPOCHS = "keras.src.trainers.epoch_iterator"
 _BASE_OPTIMIZER = "keras.src.optimizers.base_optimizer"
 _LOSS_SCALE = "keras.src.optimizers.loss_scale_optimizer"
 
@@ -78,7 +79,7 @@ KERAS_NAMES = (
     PrivateName(
         _TRAINER,
         "TensorFlowTrainer.fit",
-        "self x epochs verbose callbacks steps_per_epoch ...",
+        "self x epochs verbose callbacks steps_per_epoch initial_epoch ...",
     ),
     PrivateName(_TRAINER, "TensorFlowTrainer.make_train_function", "self force"),
     PrivateName(_TRAINER, "TensorFlowTrainer.train_step", "self data"),
@@ -87,6 +88,16 @@ KERAS_NAMES = (
     PrivateName(_TRAINER, "TensorFlowTrainer._should_eval", "self epoch validation_freq"),
     PrivateName(_TRAINER, "TensorFlowTrainer._get_metrics_result_or_logs", "self logs"),
     PrivateName(_TRAINER, "TensorFlowTrainer.__init__", sets="_distribute_strategy"),
+    PrivateName("keras.src.trainers.trainer", "Trainer.__init__", sets="_initial_epoch"),
+    PrivateName(_TRAINER, "TFEpochIterator.tf_sync", "self"),
+    PrivateName(_TRAINER, "TFEpochIterator.__next__", "self"),
+    PrivateName(_EPOCHS, "EpochIterator._enumerate_iterator", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.catch_stop_iteration", "self"),
+    PrivateName(_EPOCHS, "EpochIterator._interrupted_warning", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.reset", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_num_batches"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_current_iterator"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_steps_seen"),
     PrivateName("keras.src.layers.layer", "Layer._flatten_layers", "self ..."),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.apply", "self grads trainable_variables"),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.__init__", sets="_trainable_variables"),

@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.backend.tensorflow import trainer as trainer_module
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer, TFEpochIterator
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
 
@@ -93,6 +94,96 @@ def restricted_fit(
     finally:
         for name in ("_should_eval", "_get_metrics_result_or_logs"):
             vars(model).pop(name, None)
+
+
+def start_at_epoch(model: Any, epoch: int | None = None) -> int:
+    """Returns the epoch that callbacks have chosen for ``fit`` to begin with, 0 for none.
+
+    Args:
+      model: the one that trains.
+      epoch: is chosen instead, if given.
+    """
+    before: int = model._initial_epoch or 0
+    if epoch is not None:
+        model._initial_epoch = epoch
+    return before
+
+
+class EpochSteps(TFEpochIterator):
+    """The steps of ``fit``, as many an epoch as somebody else says; the data begin anew as needed.
+
+    What ends an epoch of Keras, and is its business: the data's end.
+
+    Attributes:
+      goes_on: returns whether the epoch has another step.
+      ends: what ends an epoch in the middle of a step.
+    """
+
+    goes_on: Callable[[], bool]
+    ends: type[Exception]
+    _num_batches: int | None
+
+    def begin_anew(self) -> None:
+        """Begins the data anew: a step has found their end."""
+        if self._num_batches is None and self._steps_seen > self.steps_per_execution:
+            self._num_batches = self._steps_seen - self.steps_per_execution
+        self._current_iterator = None
+        self.data_adapter.on_epoch_end()
+        self._own = self._enumerate_own()
+
+    def next_iterator(self) -> Any:
+        """Returns the iterator that the next step shall take its batch of; None without any."""
+        for _ in range(2):
+            for _, _, iterator in self._own:
+                return iterator
+            self._own = self._enumerate_own()
+        return None
+
+    def _interrupted_warning(self) -> None:
+        """Says nothing: that these data end is no end of the epoch."""
+
+    def _enumerate_own(self) -> Iterator[Any]:
+        return super()._enumerate_iterator()
+
+    def reset(self) -> None:
+        """Begins the data anew."""
+        super().reset()
+        self._own = self._enumerate_own()
+
+    def _enumerate_iterator(self) -> Iterator[Any]:
+        step = 0
+        while self.goes_on():
+            yield step, step + self.steps_per_execution - 1, self
+            step += self.steps_per_execution
+
+    @contextlib.contextmanager
+    def catch_stop_iteration(self) -> Iterator[None]:
+        """Ends an epoch."""
+        try:
+            yield
+            self.tf_sync()
+        except self.ends:
+            pass
+
+
+@contextlib.contextmanager
+def steps_of_fit(goes_on: Callable[[], bool], ends: type[Exception]) -> Iterator[None]:
+    """Within the context the next ``fit`` makes as many steps an epoch as ``goes_on`` lets it.
+
+    The train function then gets the ``EpochSteps`` in place of an iterator of batches.
+    """
+
+    def first(*args: Any, **kwargs: Any) -> EpochSteps:
+        trainer_module.TFEpochIterator = TFEpochIterator
+        steps = EpochSteps(*args, **kwargs)
+        steps.goes_on, steps.ends = goes_on, ends
+        return steps
+
+    trainer_module.TFEpochIterator = first
+    try:
+        yield
+    finally:
+        trainer_module.TFEpochIterator = TFEpochIterator
 
 
 # Optimizers.
@@ -198,6 +289,7 @@ def reseed_global_generator(change: Callable[[int], int]) -> None:
 
 __all__ = [
     "BaseOptimizer",
+    "EpochSteps",
     "Trainer",
     "adapt_loss_scale",
     "build_by_batch",
@@ -210,5 +302,7 @@ __all__ = [
     "replace_build",
     "reseed_global_generator",
     "restricted_fit",
+    "start_at_epoch",
     "step_counter",
+    "steps_of_fit",
 ]

@@ -248,6 +248,29 @@ def test_a_variable_that_the_server_has_otherwise_is_told(theirs, words):
     assert str(worker) == f"rank 1 has {words}. All ranks must build the same model."
 
 
+def test_ranks_that_do_not_do_the_same_are_told_what_each_does():
+    def run(job):
+        job.doing = "fit 1 of heads" if job.is_server else "fit 1 of tails"
+        job.synchronise({"w": np.zeros(3)})
+
+    server, worker = run_jobs(2, run)
+    assert server is None
+    assert isinstance(worker, UserError)
+    assert "rank 1 is at fit 1 of tails, and the server at fit 1 of heads" in str(worker)
+
+
+def test_what_belongs_to_a_fit_that_a_worker_has_left_is_passed_over():
+    def run(job):
+        if job.is_server:
+            for job.doing in ("fit 1 of a", "fit 1 of a", "fit 2 of b_1"):
+                job.synchronise({"w": np.zeros(1)})
+            return None
+        job.doing = "fit 2 of b_7"  # as after more models than the server's
+        return job.synchronise({"w": np.ones(1)})["w"].tolist()
+
+    assert run_jobs(2, run) == [None, [0.0]]
+
+
 def test_aligned_ranks_go_on_with_the_servers_rounds():
     """As after a checkpoint; here no round is given up."""
 

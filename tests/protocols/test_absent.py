@@ -32,7 +32,9 @@ class Job:
         self.workers = [SharedWorker(link.files, rank, D, checked) for rank in range(N)]
         link.hide()
         self.observer = Observer(SETTING)
-        self.waits = ServerWaits(SimpleNamespace(rank=0, gone=gone, topology=SETTING.topology))
+        ranks = SimpleNamespace(rank=0, gone=gone, topology=SETTING.topology, tell=lambda _: None)
+        ranks.describe_end = "rank {}'s script ended".format
+        self.waits = ServerWaits(ranks)
         self.server = RoundsServer(
             link,
             Aggregation(SETTING, D),
@@ -110,7 +112,7 @@ def test_no_round_waits_for_a_process_that_has_ended(jobs, capsys):
     job.round(0, 2)
     assert time.monotonic() - begun < 5
     assert said_by(capsys) == [
-        "worker 1 (rank 2) has ended",
+        "rank 2's script ended, before round 1; 2 of 3 workers are left",
         "worker 1 (rank 2) is silent, and waited for no longer in round 1",
         USED_UP,
     ]
