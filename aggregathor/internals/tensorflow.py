@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.client.session import BaseSession
 from tensorflow.python.eager import context
@@ -115,7 +116,11 @@ def wrapped(function: Any, around: Callable[[Callable[..., Any], Any, Any], Any]
         would have, and leaves ``around`` alone.
     """
     python = function.python_function
-    inner = autograph_util.py_func_from_autograph(python) if function._autograph else python
+    inner = python
+    if function._autograph:
+        inner = autograph_util.py_func_from_autograph(python)
+        # Tracing `outer`, which is not to be converted, would keep `inner` from being it.
+        inner = autograph.call_with_unspecified_conversion_status(inner)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
         return around(inner, args, kwargs)
