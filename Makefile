@@ -10,13 +10,16 @@ CPP := $(SOURCES) $(wildcard tests/native/*.cc tests/native/*.h)
 # The instruction sets that the kernels are compiled for, as in setup.py.
 ISAS := baseline $(if $(filter x86_64,$(shell uname -m)),avx2 avx512)
 # Tests in which threads, processes and hosts meet deadlines: they have the machine to themselves.
-TIMED := tests/lossympi tests/mpi
+TIMED := tests/lossympi tests/mpi tests/soak
+FUZZ_INPUTS ?= 10000000
+FUZZ_JOBS ?= 100000
+FUZZ_SEED ?= 1
 SANITIZED := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 # TensorFlow's start-up chatter; errors are still shown.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test test-long test-kernels lint format bench bench-lossympi bench-throughput sanitize fuzz wheel package clean
+.PHONY: help install native demo test test-long test-kernels lint format bench bench-lossympi bench-throughput sanitize fuzz soak wheel package clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 18
@@ -67,8 +70,12 @@ sanitize: ## run the kernels under AddressSanitizer and UBSan, what has threads 
 	scripts/native-test kernels_test "$(ISAS)" $(SANITIZED)
 	scripts/check-cuda-on-cpu $(SANITIZED)
 
-fuzz: ## feed LossyMPI's protocol with ten million hostile inputs; 5 to 15 minutes
-	scripts/fuzz-lossympi 10000000
+fuzz: ## feed LossyMPI's protocol with FUZZ_INPUTS hostile inputs (10^7), and make FUZZ_JOBS hostile jobs (10^5)
+	scripts/fuzz-lossympi $(FUZZ_INPUTS) $(FUZZ_SEED)
+	scripts/fuzz-lossympi jobs $(FUZZ_JOBS) $(FUZZ_SEED)
+
+soak: native ## train for an hour under faults over each transport: SOAK_ARGS="--seconds 600 --seed 7"
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 wheel: install ## build dist/*.whl for all processors, which installs without a compiler
 	scripts/make-wheel $(BIN)/python

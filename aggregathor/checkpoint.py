@@ -7,14 +7,16 @@ that NumPy has none for (bfloat16) beside them.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes  # of TensorFlow's and Keras's own requirements
 import numpy as np
+
+from aggregathor import files
 
 _DTYPES = "__dtypes__"
 # What NumPy and the modules below it make of a file that is cut or overwritten.
@@ -34,6 +36,16 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       OSError: it cannot be written.
     """
+    with files.replacing(path) as file:
+        save(file, arrays)
+
+
+def save(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a checkpoint to an open file.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     plain, dtypes = {}, {}
     for name, array in arrays.items():
         plain[name] = array
@@ -41,21 +53,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             dtypes[name] = array.dtype.name
             plain[name] = array.view(np.dtype(f"u{array.dtype.itemsize}"))
     plain[_DTYPES] = np.frombuffer(json.dumps(dtypes).encode(), np.uint8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **plain)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    np.savez(file, allow_pickle=False, **plain)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -65,9 +63,22 @@ def read(path: Path) -> dict[str, np.ndarray]:
       OSError: the file cannot be read.
       DamagedError: it is no checkpoint, or a part of one.
     """
+    with files.reading(path) as file:
+        return load(file, path)
+
+
+def load(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a checkpoint in an open file; ``path`` names it in errors.
+
+    Raises:
+      OSError: the file cannot be read.
+      DamagedError: it is no checkpoint, or a part of one.
+    """
+    if not zipfile.is_zipfile(file):
+        raise DamagedError(f"{path} is no whole checkpoint: it is no .npz file, or a part of one")
+    file.seek(0)
     try:
-        # Opened here: NumPy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+        with np.load(file, allow_pickle=False) as saved:
             arrays = dict(saved)
         dtypes = json.loads(arrays.pop(_DTYPES).tobytes())
         for name, dtype in dtypes.items():

@@ -5,78 +5,44 @@ Started by mpirun on several ranks, it trains on them; alone, it simulates.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from aggregathor import log
+from aggregathor import log, settings
+from aggregathor.errors import UserError
+from aggregathor.protocols.checks import doubts
 from experiments.command import import_tensorflow, run_command, tell
 from experiments.ranks import join, settle, work_until_the_end
+from experiments.settings import Settings
 
 if TYPE_CHECKING:
     from experiments.config import Config
     from experiments.run import Result
 
-DEFAULTS = {
-    "experiment": ("digits", "what to train: a file of experiments/tasks"),
-    "model": (None, "the network: see experiments/models.py; any of keras.applications"),
-    "gar": (
-        "average",
-        'rule, or composition such as "bucketing(s=2)+krum": see `aggregathor gars`',
-    ),
-    "f": (None, "Byzantine workers that the rule must tolerate; by default --byzantine"),
-    "workers": (11, "n, how many workers there are; under mpirun all ranks but the first"),
-    "byzantine": (0, "how many of the workers attack"),
-    "attack": ("", "what the Byzantine workers do: see `aggregathor attacks`"),
-    "optimizer": ("sgd", "the server's optimizer: sgd, adam, ..."),
-    "learning_rate": (0.1, "the optimizer's learning rate"),
-    "momentum": (0.0, "momentum, 0 <= momentum < 1"),
-    "momentum_at": ("server", "where momentum is kept: worker or server"),
-    "batch_size": (32, "examples a worker draws in a step"),
-    "steps": (500, "steps to make"),
-    "l1": (0.0, "penalty on the sum of absolute weights"),
-    "l2": (0.0, "penalty on the sum of squared weights"),
-    "transport": (
-        "",
-        "under mpirun: shm or mpi (they lose nothing), udp (LossyMPI), or auto (the default: shm "
-        "if all ranks are on one host, else mpi)",
-    ),
-    "loss": (
-        0.0,
-        "share of the datagrams that the network loses; under mpirun, with --transport=udp only",
-    ),
-    "fill": ("nan", "what replaces lost coordinates: nan, zero, random or previous"),
-    "partition": ("sampling", "how the data are divided: sampling, shards or dirichlet"),
-    "alpha": (1.0, "for --partition=dirichlet: the smaller, the more the workers' data differ"),
-    "seed": (0, "seed of all randomness"),
-    "eval_every": (50, "steps between evaluations on the test set"),
-    "checkpoint_every": (500, "steps between checkpoints"),
-    "data_dir": ("", "where tensorflow-datasets keeps its data; else TFDS_DATA_DIR"),
-}
-PAIRS = {
-    "gar_args": "the rule's parameters, as name=value; repeat for more",
-    "attack_args": "the attack's parameters, as name=value; repeat for more",
-}
+FIELDS = settings.fields(Settings)
 
 
 def define_flags() -> None:
-    """Defines a flag for each field of ``Config``, and those that say where to write."""
-    for name, (default, text) in DEFAULTS.items():
-        kind = int if name == "f" else type(default)
-        define: Callable[..., object] = flags.DEFINE_string
-        if kind is int:
-            define = flags.DEFINE_integer
-        elif kind is float:
-            define = flags.DEFINE_float
-        define(name, default, text)
-    for name, text in PAIRS.items():
-        flags.DEFINE_multi_string(name, [], text)
+    """Defines a flag for each setting, and those that say where to write."""
+    define: dict[type, Callable[..., object]] = {
+        str: flags.DEFINE_string,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+    }
+    for name, field in FIELDS.items():
+        kind, text = field.metadata["kind"], field.metadata["help"].removesuffix(".")
+        if kind is dict:
+            flags.DEFINE_multi_string(name, [], f"{text}; repeat for more")
+        else:
+            define[kind](name, field.default, text)
     flags.DEFINE_string("output", None, "folder of the results; by default one under results/")
     flags.DEFINE_boolean("overwrite", False, "delete what an earlier run left in that folder")
 
@@ -93,14 +59,20 @@ def main(_: list[str]) -> int:
     from experiments.config import Config
     from experiments.run import run
 
-    given = {field.name: values[field.name] for field in dataclasses.fields(Config)}
-    for name in PAIRS:
-        given[name] = parse_arguments(f"--{name}", values[name])
+    given = {name: values[name] for name in FIELDS}
+    for name, field in FIELDS.items():
+        if field.metadata["kind"] is dict:
+            words = [word for text in values[name] for word in _split(f"--{name}", text)]
+            given[name] = parse_arguments(f"--{name}", words)
     config = Config(**given | settled)
     config.check()
     job = join(config)
     if job is not None and not job.is_server:
         return work_until_the_end(config, job)
+    setting = config.setting()
+    if job is None:  # else the job has said it
+        for doubt in doubts(setting, robust=setting.rule.robust):
+            getLogger("aggregathor").warning("%s", doubt)
     folder = Path(values["output"] or f"results/{default_folder(config)}")
     result = run(config, folder, overwrite=values["overwrite"], job=job)
     sys.stdout.write(f"{summary(result)}; results in {folder}\n")
@@ -116,6 +88,14 @@ def main(_: list[str]) -> int:
     return 0
 
 
+def _split(flag: str, text: str) -> list[str]:
+    """Returns the words of "m=2 unsafe=True", as `aggregathor run` reads them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{flag} takes name=value, got {text!r}: {error}") from None
+
+
 def summary(result: Result) -> str:
     """Returns such as "accuracy 0.9600, top-3 0.9900 at step 300, 120.5 steps/s"."""
     last = result.metrics[-1]
@@ -124,6 +104,7 @@ def summary(result: Result) -> str:
     return (
         f"{already}accuracy {last['accuracy']:.4f}, top-3 {last['top3']:.4f} "
         f"at step {last['step']:.0f}{rate}"
+        + ("" if result.is_finite else "; the model has become NaN or infinite")
     )
 
 

@@ -7,17 +7,19 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from aggregathor import settings
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.sampling import PARTITIONS
 from experiments import tasks
+from experiments.settings import Settings
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", "rmsprop", "lion")
 
@@ -25,59 +27,21 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "adadelta", "adamax", "nadam", 
 FREE = frozenset({"steps", "eval_every", "checkpoint_every", "data_dir"})
 
 
+@settings.documented
 @dataclass(frozen=True)
-class Config:
-    """A run. The flags of ``python -m experiments`` have the same names; their help says more.
+class Config(Settings):
+    """A run. Each field is a flag of ``python -m experiments``.
 
-    ``gar`` is a rule or a composition, as ``gars.compose`` reads it. ``f`` may be None: as many as
-    ``byzantine``. So may ``model``: the experiment's own. ``transport`` is how the ranks of an
-    mpirun are linked; "" for a simulation.
+    ``f`` may be None: as many as ``byzantine``. So may ``model``: the experiment's own.
+    ``transport`` is how the ranks of an mpirun are linked; "" for a simulation.
     """
-
-    experiment: str = "digits"
-    model: str | None = None
-    gar: str = "average"
-    gar_args: dict[str, Any] = field(default_factory=dict)
-    f: int | None = None
-    workers: int = 11
-    byzantine: int = 0
-    attack: str = ""
-    attack_args: dict[str, Any] = field(default_factory=dict)
-    optimizer: str = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.0
-    momentum_at: str = "server"
-    batch_size: int = 32
-    steps: int = 500
-    l1: float = 0.0
-    l2: float = 0.0
-    transport: str = ""
-    loss: float = 0.0
-    fill: str = "nan"
-    partition: str = "sampling"
-    alpha: float = 1.0
-    seed: int = 0
-    eval_every: int = 50
-    checkpoint_every: int = 500
-    data_dir: str = ""
 
     def setting(self) -> Setting:
         """Returns the part of it that a training needs."""
-        return Setting(
-            num_workers=self.workers,
-            num_byzantine=self.byzantine,
-            f=self.byzantine if self.f is None else self.f,
-            gar=self.gar,
-            gar_parameters=self.gar_args,
-            attack=self.attack,
-            attack_parameters=self.attack_args,
-            loss=self.loss,
-            fill=self.fill,
-            worker_momentum=self.momentum if self.momentum_at == "worker" else 0.0,
-            l1=self.l1,
-            l2=self.l2,
-            seed=self.seed,
-        )
+        given = settings.shared(self, settings.Simulation)
+        given["f"] = self.byzantine if self.f is None else self.f
+        momentum = self.momentum if self.momentum_at == "worker" else 0.0
+        return Setting(num_workers=self.workers, worker_momentum=momentum, **given)
 
     def check(self) -> None:
         """Raises ``UserError`` for what cannot work."""
@@ -175,7 +139,13 @@ class Config:
 
     def digest(self) -> str:
         """Returns a short name that configurations share only if they are ``effective``ly equal."""
-        text = json.dumps(self.effective(), sort_keys=True, default=repr)
+        known, defaults = settings.fields(Settings), settings.defaults(Settings)
+        values = {
+            name: value
+            for name, value in self.effective().items()
+            if not (known[name].metadata["later"] and value == defaults[name])
+        }
+        text = json.dumps(values, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def rule_slug(self) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from aggregathor import settings
 from aggregathor.errors import UserError
 from lossympi import LinkError, mpi
 
@@ -87,16 +88,7 @@ def job_of(config: Config, ranks: Ranks) -> Job:
         os.environ["LOSSYMPI_DROP_SEED"] = str(config.seed)
     setting = config.setting()
     told = cluster.Config(
-        gar=setting.gar,
-        gar_args=setting.gar_parameters,
-        f=setting.f,
-        transport=config.transport,
-        link_args=LINK_ARGS,
-        fill=setting.fill,
-        byzantine=setting.num_byzantine,
-        attack=setting.attack,
-        attack_args=setting.attack_parameters,
-        seed=setting.seed,
+        transport=config.transport, link_args=LINK_ARGS, **settings.shared(setting)
     )
     return Job(ranks, told, secret=setting.seed)  # as in a simulation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from aggregathor import checkpoint
+from aggregathor import checkpoint, files
 from aggregathor.errors import UserError
 from aggregathor.monitor.figures import Monitor
 from aggregathor.protocols.report import RoundReport
@@ -88,7 +89,7 @@ class Recorder:
         row = dict(zip(METRICS, (step, wall_time_s, loss, accuracy, top3), strict=True))
         self.metrics.append(row)
         with writing(self._folder):
-            with self._path.open("a", newline="") as file:
+            with files.appending(self._path) as file:
                 csv.writer(file).writerow(
                     [step, f"{wall_time_s:.3f}", f"{loss:.6g}", f"{accuracy:.6g}", f"{top3:.6g}"]
                 )
@@ -154,12 +155,12 @@ def keep_rows(path: Path, header: Sequence[str], steps: int) -> list[dict[str, s
             raise UserError(
                 f"{path} holds what no run has written: {error}. Move it away."
             ) from None
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, header)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header)
+    writer.writeheader()
+    writer.writerows(rows)
+    with files.replacing(path) as file:
+        file.write(text.getvalue().encode())
     return rows
 
 

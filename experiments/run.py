@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from aggregathor import files
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.protocols.aggregation import RuleError
@@ -44,6 +46,7 @@ class Result:
       stopped_by: the signal that ended it early, or None.
       failure: why training could not go on: the rule had too few gradients; "" if it could.
       began_at: the step that this process went on from.
+      is_finite: whether the model is; else nothing of it is left.
     """
 
     steps: int
@@ -52,6 +55,7 @@ class Result:
     stopped_by: signal.Signals | None
     failure: str
     began_at: int = 0
+    is_finite: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -97,7 +101,9 @@ def run(
     with recorder, stopping as stopped_by, _enough_memory(config):
         steps_per_s, failure = _train(training, config, dataset, recorder, stopped_by)
     title = f"{config.experiment}, {config.workers} workers, {config.byzantine} Byzantine"
-    result = Result(training.steps, recorder.metrics, steps_per_s, stopped_by(), failure, began_at)
+    is_finite = all(np.isfinite(values).all() for values in training.model.get_weights())
+    ended = (steps_per_s, stopped_by(), failure, began_at, is_finite)
+    result = Result(training.steps, recorder.metrics, *ended)
     with writing(folder):
         plot_accuracy({config.label(): result.curve}, folder / "accuracy.png", title)
     return result
@@ -225,9 +231,8 @@ def _prepare(folder: Path, config: Config, overwrite: bool) -> None:
                     f"{folder} holds a run of another configuration ({'; '.join(differences)}). "
                     "Name another --output, or --overwrite this one."
                 )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config.to_json())
-        temporary.replace(path)
+        with files.replacing(path) as file:
+            file.write(config.to_json().encode())
     except OSError as error:
         raise cannot_write(folder, error) from None
 

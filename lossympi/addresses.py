@@ -60,11 +60,36 @@ def address_towards(server: str) -> str:
     """Returns the address from which this host reaches the server.
 
     Raises:
-      OSError: there is no route.
+      OSError: there is no route, or it is an address that a network broadcasts to.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((server, 9))  # sends nothing
         return probe.getsockname()[0]
+
+
+def check_door(address: str, port: int, server: str) -> None:
+    """Raises unless a rank can have an address and port as its own.
+
+    A worker says so itself, and the server sends a model there in each round: a group of hosts, or
+    a service of the server's own host, would get it.
+
+    Args:
+      address: numeric IPv4.
+      port: of UDP; none below 1024, which the system gives to nobody who asks for any.
+      server: the address that the server announces.
+    Raises:
+      ValueError: it cannot.
+    """
+    try:
+        ip = ipaddress.IPv4Address(address)
+    except ValueError:
+        raise ValueError(f"an address is numeric IPv4, got {address!r}") from None
+    if ip.is_multicast or ip.is_unspecified or ip.is_reserved:
+        raise ValueError(f"{address} is not the address of one host")
+    if ip.is_loopback != ipaddress.IPv4Address(server).is_loopback:
+        raise ValueError(f"{address} and the server's {server} cannot reach each other")
+    if not 1024 <= port < 2**16:
+        raise ValueError(f"a port is 1024..65535, got {port}")
 
 
 def device_of(address: str) -> str:

@@ -93,7 +93,7 @@ class PyEndpoint {
     const int n = setup().num_workers;
     float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
     const ClosePolicy p = PolicyOf(policy, n);
-    const uint32_t rate = RateOf(policy.attr("rate_kbps"));
+    const std::vector<uint32_t> rates = RatesOf(policy.attr("rate_kbps"), n);
     const uint64_t r = RoundOf(round);
     Endpoint::OnWhole tell;
     if (!on_whole.is_none()) {
@@ -104,7 +104,7 @@ class PyEndpoint {
       };
     }
     const Closed closed =
-        WithoutGil([&] { return endpoint_.Collect(r, data, p, rate, tell, CheckSignals); });
+        WithoutGil([&] { return endpoint_.Collect(r, data, p, rates, tell, CheckSignals); });
     return ClosedOf(closed);
   }
 
@@ -169,7 +169,11 @@ class PyEndpoint {
   py::dict Counters() {
     const Endpoint::Report report = endpoint_.Counters();
     py::dict all;
-    for (const auto& [rank, counts] : report.of_peer) all[py::int_(rank)] = CountsOf(counts);
+    for (const auto& [rank, of_peer] : report.of_peer) {
+      py::dict counts = CountsOf(of_peer.counts);
+      counts["unsent"] = of_peer.unsent;
+      all[py::int_(rank)] = counts;
+    }
     py::dict nobody = CountsOf(report.of_nobody);
     nobody["dropped"] = report.dropped;
     nobody["overflow"] = report.overflow;
@@ -201,22 +205,26 @@ class PySharedServer {
   // For C: where the next parameters may be written.
   const LossympiNativeRound& native() const { return native_; }
 
-  // Reads `live_n` and writes `arrived_n` and `settled_n` while it runs.
+  // Reads `live_n` and `allowance_n`, and writes `arrived_n` and `settled_n`, while it runs.
   py::tuple Collect(const py::object& round, const py::array& stack, const Bools& live_n,
-                    int quorum, double timeout, Bools arrived_n, py::array_t<double> settled_n) {
+                    int quorum, double timeout, const py::object& f, double free,
+                    const py::array_t<double, py::array::c_style>& allowance_n, Bools arrived_n,
+                    py::array_t<double> settled_n) {
     float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(num_rows_, dim_));
     if (live_n.size() != num_rows_ || arrived_n.size() != num_rows_ ||
-        settled_n.size() != num_rows_) {
-      throw std::invalid_argument("live_n, arrived_n and settled_n must have a value for each row");
+        settled_n.size() != num_rows_ || allowance_n.size() != num_rows_) {
+      throw std::invalid_argument(
+          "live_n, allowance_s_n, arrived_n and settled_n must have a value for each row");
     }
     const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
     std::vector<SharedServer::Row> rows(num_rows_);
-    const auto* live = reinterpret_cast<const uint8_t*>(live_n.data());
+    const SharedServer::Terms terms{
+        reinterpret_cast<const uint8_t*>(live_n.data()), quorum, timeout,
+        static_cast<int>(NumberIn("f", f, 0, INT_MAX)),  free,   allowance_n.data()};
     auto* arrived = reinterpret_cast<uint8_t*>(arrived_n.mutable_data());
     double* settled = settled_n.mutable_data();
-    const Reason reason = WithoutGil([&] {
-      return server_.Collect(r, data, live, quorum, timeout, arrived, settled, &rows, CheckSignals);
-    });
+    const Reason reason = WithoutGil(
+        [&] { return server_.Collect(r, data, terms, arrived, settled, &rows, CheckSignals); });
     py::list counts;
     for (const auto& row : rows) counts.append(py::make_tuple(row.late, row.early, row.duplicate));
     return py::make_tuple(NameOf(reason), counts);
@@ -496,7 +504,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::vector<int>&, int, int, int64_t>(), "mailboxes"_a, "board"_a,
            "bell"_a, "dim"_a)
       .def("collect", &PySharedServer::Collect, "round"_a, "stack_nd"_a, "live_n"_a, "quorum"_a,
-           "timeout_s"_a, "arrived_n"_a, "settled_s_n"_a)
+           "timeout_s"_a, "f"_a, "free_s"_a, "allowance_s_n"_a, "arrived_n"_a, "settled_s_n"_a)
       .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
       .def("leave", &PySharedServer::Leave)
       .def_property_readonly("address",

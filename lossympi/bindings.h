@@ -85,6 +85,15 @@ inline uint64_t NumberIn(const char* name, const py::object& value, uint64_t low
 inline uint32_t RateOf(const py::object& kbps) {
   return static_cast<uint32_t>(NumberIn("rate_kbps", kbps, 1, 0xffffffff));
 }
+// One number for all rows, or one for each.
+inline std::vector<uint32_t> RatesOf(const py::object& kbps, size_t num_rows) {
+  if (!py::isinstance<py::tuple>(kbps)) return std::vector<uint32_t>(num_rows, RateOf(kbps));
+  std::vector<uint32_t> rates;
+  for (const py::handle each : kbps) rates.push_back(RateOf(py::cast<py::object>(each)));
+  if (rates.size() == num_rows) return rates;
+  throw std::invalid_argument("rate_kbps must be one number or " + std::to_string(num_rows) +
+                              ", got " + std::to_string(rates.size()) + ". Pass one for each row.");
+}
 inline uint64_t RoundOf(const py::object& round) { return NumberIn("round", round, 1, UINT64_MAX); }
 
 inline ClosePolicy PolicyOf(const py::object& policy, size_t num_rows) {
@@ -93,10 +102,22 @@ inline ClosePolicy PolicyOf(const py::object& policy, size_t num_rows) {
                 policy.attr("quiet_s").cast<double>(),
                 policy.attr("max_loss").cast<double>(),
                 static_cast<int>(NumberIn("quorum", policy.attr("quorum"), 1, INT_MAX)),
-                policy.attr("live_n").cast<std::vector<bool>>()};
+                policy.attr("live_n").cast<std::vector<bool>>(),
+                static_cast<int>(NumberIn("f", policy.attr("f"), 0, INT_MAX)),
+                policy.attr("longest_s").cast<double>(),
+                policy.attr("free_s").cast<double>(),
+                policy.attr("allowance_s_n").cast<std::vector<double>>()};
   CheckSeconds("deadline_s", p.deadline);
   CheckSeconds("grace_s", p.grace);
   CheckSeconds("quiet_s", p.quiet);
+  CheckSeconds("longest_s", p.longest);
+  CheckSeconds("free_s", p.free);
+  for (const double each : p.allowance) CheckSeconds("allowance_s_n", each);
+  if (p.f > 0 && p.allowance.size() != num_rows) {
+    throw std::invalid_argument("with f=" + std::to_string(p.f) + " allowance_s_n must have " +
+                                std::to_string(num_rows) + " values, got " +
+                                std::to_string(p.allowance.size()) + ". Pass one for each row.");
+  }
   CheckMaxLoss(p.max_loss);
   if (p.live.size() != num_rows) {
     throw std::invalid_argument("live_n must have " + std::to_string(num_rows) + " values, got " +

@@ -1,6 +1,7 @@
 #include "lossympi/bindings.h"
 #include "lossympi/core/assembler.h"
 #include "lossympi/core/close_rule.h"
+#include "lossympi/core/credit.h"
 #include "lossympi/core/drop.h"
 #include "lossympi/core/pacer.h"
 #include "lossympi/core/packet.h"
@@ -130,7 +131,13 @@ void BindProtocols(py::module_& m) {
       .def("counts", [](Protocol& protocol, int row) { return CountsOf(protocol.counts(row)); })
       .def_property_readonly("queue", &Protocol::queue, py::return_value_policy::reference_internal)
       .def("probe", [](Protocol& protocol) { return ListOf(protocol.Probe()); })
-      .def("forget_echoes", &Protocol::ForgetEchoes)
+      .def("forget_echoes",
+           [](Protocol& protocol, const std::vector<uint32_t>& challenges) {
+             if (challenges.size() != static_cast<size_t>(protocol.num_peers())) {
+               throw std::invalid_argument("each peer has a challenge");
+             }
+             protocol.ForgetEchoes(challenges);
+           })
       .def("all_echoed", &Protocol::all_echoed)
       .def("longest_echo", &Protocol::longest_echo)
       .def("bye", [](Protocol& protocol) { return ListOf(protocol.Bye()); })
@@ -147,8 +154,9 @@ void BindProtocols(py::module_& m) {
             if (round <= server.newest_round()) {
               throw std::invalid_argument("rounds must increase");
             }
-            return ListOf(server.OpenRound(round, WriteableDataOf("stack_nd", stack, shape), p,
-                                           RateOf(policy.attr("rate_kbps")), now));
+            const auto rates = RatesOf(policy.attr("rate_kbps"), shape[0].cast<size_t>());
+            float* const rows = WriteableDataOf("stack_nd", stack, shape);
+            return ListOf(server.OpenRound(round, rows, p, rates, now));
           },
           py::keep_alive<1, 3>())
       .def("abandon_round", &ServerProtocol::AbandonRound)
@@ -163,8 +171,8 @@ void BindProtocols(py::module_& m) {
                              })
       .def("start_broadcast", &ServerProtocol::StartBroadcast,
            py::return_value_policy::reference_internal)
-      .def("end_broadcast", [](ServerProtocol& server) {
-        const std::vector<uint8_t> done = server.EndBroadcast();
+      .def("end_broadcast", [](ServerProtocol& server, double now) {
+        const std::vector<uint8_t> done = server.EndBroadcast(now);
         return std::vector<bool>(done.begin(), done.end());
       });
 
@@ -227,10 +235,11 @@ void BindCore(py::module_& m) {
     return list;
   });
   m.def("read_nack", [](uint32_t first, const std::string& bitmap, uint32_t total) -> py::object {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(bitmap.data());
+    if (!IsSoundNack(first, bytes, bitmap.size(), total)) return py::none();
     std::vector<uint32_t> wanted;
-    const bool sound = ReadNack(first, reinterpret_cast<const uint8_t*>(bitmap.data()),
-                                bitmap.size(), total, [&](uint32_t s) { wanted.push_back(s); });
-    return sound ? py::object(py::array_t<uint32_t>(wanted.size(), wanted.data())) : py::none();
+    ReadNack(first, bytes, bitmap.size(), [&](uint32_t seq) { wanted.push_back(seq); });
+    return py::array_t<uint32_t>(wanted.size(), wanted.data());
   });
   m.def("tag", [](const std::string& cipher, const std::string& key, const std::string& bytes,
                   uint64_t counter) {
@@ -256,14 +265,21 @@ void BindCore(py::module_& m) {
       .def_property_readonly("whole", &PyAssembler::Whole)
       .def("arrived", &PyAssembler::Arrived);
 
+  py::class_<Credit>(m, "Credit")
+      .def(py::init<int>())
+      .def("refill", &Credit::Refill)
+      .def("in_debt", &Credit::in_debt)
+      .def("charge", &Credit::Charge);
+
   py::class_<Pacer>(m, "Pacer").def(py::init<double>()).def("when", &Pacer::When);
 
-  m.def(
-      "closed_by",
-      [](int num_live, int num_complete, int num_settled, int quorum, bool is_late) -> py::object {
-        const Reason reason = ClosedBy(num_live, num_complete, num_settled, quorum, is_late);
-        return reason == Reason::kOpen ? py::none() : py::object(py::str(NameOf(reason)));
-      });
+  m.def("closed_by",
+        [](int num_live, int num_complete, int num_settled, int quorum, bool is_late,
+           int num_given_up) -> py::object {
+          const Reason reason =
+              ClosedBy(num_live, num_complete, num_settled, quorum, is_late, num_given_up);
+          return reason == Reason::kOpen ? py::none() : py::object(py::str(NameOf(reason)));
+        });
   py::class_<CloseRule>(m, "CloseRule")
       .def(py::init([](const py::object& policy, int num_rows, uint32_t c, double now) {
         return CloseRule(PolicyOf(policy, num_rows), c, now);
@@ -285,6 +301,8 @@ void BindCore(py::module_& m) {
       .def("add", py::overload_cast<const std::vector<uint32_t>&>(&SendQueue::Add))
       .def("add_rest", &SendQueue::AddRest)
       .def("has_wanted", &SendQueue::has_wanted)
+      .def("hurry", &SendQueue::Hurry)
+      .def("take_nack", &SendQueue::TakeNack)
       .def("nacked", &SendQueue::Nacked)
       .def("done", &SendQueue::Done)
       .def("leave", &SendQueue::Leave)
@@ -293,6 +311,7 @@ void BindCore(py::module_& m) {
       .def("is_finished", &SendQueue::is_finished)
       .def("is_done", &SendQueue::is_done)
       .def("all_sent", &SendQueue::all_sent)
+      .def("overtime", &SendQueue::Overtime)
       .def("next", [](SendQueue& queue, double now) { return ActionOf(queue.Next(now)); });
 
   BindProtocols(m);

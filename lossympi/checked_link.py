@@ -24,7 +24,7 @@ from lossympi.link import (
     OnColumns,
     check_array,
 )
-from lossympi.timeout import Liveness
+from lossympi.timeout import Waiting
 
 
 class CheckedServerLink(ABC):
@@ -33,17 +33,16 @@ class CheckedServerLink(ABC):
     Attributes:
       num_workers: n.
       dim: d, floats in a gradient and in the parameters.
+      dtype: float32; ``float64_link`` has the other.
     """
 
-    def __init__(self, num_workers: int, dim: int, patience: int) -> None:
-        """Starts with all workers alive and no round collected or broadcast.
+    dtype = np.dtype(np.float32)
 
-        Raises:
-          ValueError: patience is below 1.
-        """
+    def __init__(self, num_workers: int, dim: int, waiting: Waiting) -> None:
+        """Starts with no round collected or broadcast; `waiting` is of n workers."""
         self.num_workers = num_workers
         self.dim = dim
-        self._liveness = Liveness(num_workers, patience)
+        self._waiting = waiting
         self._collected_round = -1  # the last, or the one that is being collected
         self._broadcast_round = -1
         self._closed = False
@@ -100,7 +99,7 @@ class CheckedServerLink(ABC):
         """
         if not 0 <= row < self.num_workers:
             raise ValueError(f"rows are 0..{self.num_workers - 1}, got {row}.")
-        self._liveness.forget(row)
+        self._waiting.forget(row)
         self._forget(row)
 
     def native(self) -> NativeRound | None:
@@ -148,7 +147,10 @@ class CheckedWorkerLink(ABC):
     Attributes:
       rank: the worker's row in the server's stack, 0..n-1.
       dim: d, floats in a gradient and in the parameters.
+      dtype: float32; ``float64_link`` has the other.
     """
+
+    dtype = np.dtype(np.float32)
 
     def __init__(self, rank: int, dim: int, give_up_s: float = math.inf) -> None:
         """Starts with no model; a verb without `wait_s` waits for `give_up_s`."""

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
+from lossympi.messages import MOST_CHARACTERS, MessageError, plain, printable, read, shown
 from lossympi.topology import ROOT
 
 _T = TypeVar("_T")
 
 
 class Communicator(Protocol):
-    """What collectives are made of; an mpi4py communicator is one.
+    """What collectives are made of.
 
     Attributes:
       rank: of this process.
@@ -23,11 +24,14 @@ class Communicator(Protocol):
     size: int
 
     def allgather(self, value: Any) -> list[Any]:
-        """Returns every rank's value, in the order of ranks; collective."""
+        """Returns every rank's value, of what JSON knows, in the order of ranks; collective."""
 
 
 class Collectives:
     """Collective calls: every rank makes the same ones, in the same order.
+
+    What a rank says is plain data, and is compared with the type that it must have before it is
+    used: what does not fit is an error on all ranks, which names the rank and the part.
 
     Attributes:
       rank: of this process.
@@ -58,24 +62,32 @@ class Collectives:
         self._catches = catches
         self._describe = describe or describe_failures
 
-    def allgather(self, value: Any) -> list[Any]:
-        """Returns every rank's value; all that travels does so here."""
-        return self._comm.allgather(value)
+    def allgather(self, value: Any, kind: Any = Any) -> list[Any]:
+        """Returns every rank's value.
 
-    def bcast(self, value: Any) -> Any:
+        Args:
+          value: what ``messages.plain`` takes.
+          kind: the type of each, as ``messages.read`` has it; by default as JSON has it.
+        Raises:
+          the error of this object: a rank's value is of another type.
+        """
+        return self._gather("value", value, kind)
+
+    def bcast(self, value: Any, kind: Any = Any) -> Any:
         """Returns rank 0's value; what the others pass is ignored."""
-        return self.allgather(value if self.rank == ROOT else None)[ROOT]
+        everyones = self._gather("broadcast", value if self.rank == ROOT else None, Any)
+        return read(kind, everyones[ROOT])
 
-    def each(self, step: Callable[[], _T]) -> list[_T]:
-        """Runs a step on every rank; returns what it gave on each.
+    def each(self, step: Callable[[], _T], kind: Any = Any) -> list[_T]:
+        """Runs a step on every rank; returns what it gave on each, of a type.
 
         Raises:
-          the error of this object: the step failed somewhere.
+          the error of this object: the step failed somewhere, or gave something else.
         """
         result, failure = self._try(step)
-        everyones = self.allgather((result, _words_of(failure)))
+        everyones = self._gather("results", (result, _words_of(failure)), tuple[Any, str | None])
         self._check([words for _, words in everyones], failure)
-        return [result for result, _ in everyones]
+        return self._read_all([result for result, _ in everyones], kind)
 
     def together(self, step: Callable[[], _T]) -> _T:
         """Runs a step on every rank; returns what it gave on this one, which need not travel.
@@ -84,7 +96,7 @@ class Collectives:
           the error of this object: the step failed somewhere.
         """
         result, failure = self._try(step)
-        self._check(self.allgather(_words_of(failure)), failure)
+        self._check(self._gather("failures", _words_of(failure), str | None), failure)
         return cast(_T, result)
 
     def agree(self, name: str, value: Any) -> None:
@@ -93,10 +105,7 @@ class Collectives:
         Raises:
           the error of this object: they differ.
         """
-        values = [
-            json.loads(text)
-            for text in self.allgather(json.dumps(value, sort_keys=True, default=_plain))
-        ]
+        values = self._gather(name, json.loads(json.dumps(value, default=_plain)), Any)
         for rank, other in enumerate(values):
             if other != values[ROOT]:
                 raise self._error(
@@ -104,6 +113,31 @@ class Collectives:
                     f"{_difference(rank, values[ROOT], other)}. Do all hosts run the same script, "
                     "version and command line?"
                 )
+
+    def _gather(self, what: str, value: Any, kind: Any) -> list[Any]:
+        """Returns every rank's value, if all ranks are at the same call."""
+        everyones = self._read_all(
+            self._comm.allgather(plain((what, value))), tuple[str, Any], "what it sends"
+        )
+        servers = everyones[ROOT][0]
+        for rank, (theirs, _) in enumerate(everyones):
+            if theirs != servers:
+                raise self._error(
+                    f"rank {rank} is at {theirs!r} of what all ranks do together, and rank {ROOT} "
+                    f"at {servers!r}. Do all hosts run the same script and version?"
+                )
+        return self._read_all([value for _, value in everyones], kind, what)
+
+    def _read_all(self, values: list[Any], kind: Any, where: str = "its result") -> list[Any]:
+        found, failures = [], {}
+        for rank, value in enumerate(values):
+            try:
+                found.append(read(kind, value, where))
+            except MessageError as error:
+                failures[rank] = f"{error}"
+        if failures:
+            raise self._error(self._describe(failures))
+        return found
 
     def _try(self, step: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
         try:
@@ -124,7 +158,7 @@ def describe_failures(failures: Mapping[int, str], what: str = "") -> str:
 
 
 def _words_of(failure: Exception | None) -> str | None:
-    return None if failure is None else f"{failure}" or type(failure).__name__
+    return None if failure is None else f"{failure}"[:MOST_CHARACTERS] or type(failure).__name__
 
 
 def _plain(value: Any) -> Any:
@@ -134,7 +168,10 @@ def _plain(value: Any) -> Any:
 
 def _difference(rank: int, first: Any, other: Any) -> str:
     if not (isinstance(first, dict) and isinstance(other, dict)):
-        return f"rank {ROOT} has {first!r} and rank {rank} has {other!r}"
+        return f"rank {ROOT} has {shown(first)} and rank {rank} has {shown(other)}"
     keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
-    pairs = ", ".join(f"{key}={first.get(key)!r} and {key}={other.get(key)!r}" for key in keys)
-    return f"rank {ROOT} and rank {rank} have {pairs}"
+    pairs = ", ".join(
+        f"{name}={shown(first.get(key))} and {name}={shown(other.get(key))}"
+        for key, name in ((key, printable(key, 80)) for key in keys)
+    )
+    return printable(f"rank {ROOT} and rank {rank} have {pairs}")

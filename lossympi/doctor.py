@@ -20,15 +20,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+from lossympi import packages
+
+try:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.stdout.write(f"wrong  Python  {packages.lacks(packages.missing())}\n")
+    raise SystemExit(1) from None
 
 from lossympi import mpi
-from lossympi.connection import connect
+from lossympi.collectives import Collectives
+from lossympi.connection import START_S, connect
 from lossympi.endpoint import Setup
 from lossympi.link import FLOATS_PER_DATAGRAM, LinkError
 from lossympi.machine import Buffer, Device, Host, inspect_host, try_library
+from lossympi.mpi_collectives import MpiCommunicator
 from lossympi.options import Options
 from lossympi.topology import ROOT, Topology
 
@@ -115,7 +125,8 @@ def _under_mpirun(launch: mpi.Launch, mtu: int, as_json: bool) -> int:
             found.append(Finding(WRONG, "ranks", f"{launch.size} that do not know each other", why))
         return _report([(host, [0], found)], [], as_json)
 
-    everyones = comm.allgather(inspect_host(library))
+    together = Collectives(MpiCommunicator.of(comm, START_S, LinkError), LinkError)
+    everyones = together.allgather(inspect_host(library), Host)
     hosts = by_host(everyones)
     paths, broken = try_paths(comm, [host.name for host in everyones], mtu)
     if comm.rank != ROOT:

@@ -29,6 +29,12 @@ REASONS = (
 )
 
 
+def check_rate(rate_kbps: int) -> None:
+    """Raises ValueError unless a rate is one that GRANT can carry."""
+    if not 1 <= rate_kbps < 2**32:
+        raise ValueError(f"rate_kbps must be in 1..{2**32 - 1}, got {rate_kbps}. Change it.")
+
+
 @dataclass(frozen=True)
 class Setup:
     """What an endpoint is made with.
@@ -70,13 +76,18 @@ class ClosePolicy:
     """When the server closes a round (``WIRE.md``), and what it grants.
 
     Attributes:
-      deadline_s: t_B, from the opening of the round.
+      deadline_s: t_B, from the opening of the round, for all but f of the live rows.
       grace_s: how long nothing may come before an early close.
       quiet_s: after how long without a datagram a row that has begun has ended.
       max_loss: share of a row that may be missing when it is settled, 0..1.
       quorum: how many live rows must be settled, at least 1.
       live_n: who is waited for.
-      rate_kbps: what each worker is granted, kbit/s of UDP payload.
+      rate_kbps: what each worker is granted, kbit/s of UDP payload: one number for all, or [n].
+      f: how many live rows are waited for no longer than they are allowed, once all others are
+        settled; 0: none, and the deadline is that of all.
+      longest_s: for none of them longer, from the opening of the round.
+      free_s: for all of them so long, from the opening of the round.
+      allowance_s_n: how long beyond that for each, n values where f is above 0.
     """
 
     deadline_s: float
@@ -85,7 +96,26 @@ class ClosePolicy:
     max_loss: float
     quorum: int
     live_n: tuple[bool, ...]
-    rate_kbps: int
+    rate_kbps: int | tuple[int, ...]
+    f: int = 0
+    longest_s: float = 0.0
+    free_s: float = 0.0
+    allowance_s_n: tuple[float, ...] = ()
+
+    def rates_kbps(self, n: int) -> tuple[int, ...]:
+        """Returns what each of n workers is granted.
+
+        Raises:
+          ValueError: it is not one number for all, nor n numbers, or they are not in 1..2^32-1.
+        """
+        rates = self.rate_kbps if isinstance(self.rate_kbps, tuple) else (self.rate_kbps,) * n
+        if len(rates) != n:
+            raise ValueError(
+                f"rate_kbps must be one number or {n}, got {len(rates)}. Pass one for each row."
+            )
+        for rate in rates:
+            check_rate(rate)
+        return rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +205,10 @@ class Endpoint(Protocol):
     def counters(self) -> dict[int, dict[str, int]]:
         """Returns, for each peer's rank and for -1 (nobody's), counts since the start.
 
-        Keys: "accepted" (datagrams of any kind that were taken), every one of `REASONS`, and for
-        -1 also "dropped" (by the test hook) and "overflow" (by the kernel's buffer).
+        Keys: "accepted" (datagrams of any kind that were taken), every one of `REASONS`; for a peer
+        also "unsent" (datagrams that this host could not send to it: too long for its device, no
+        route, refused, no room), and for -1 also "dropped" (by the test hook) and "overflow" (by
+        the kernel's buffer).
         """
 
     def server_left(self) -> bool:

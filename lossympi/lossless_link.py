@@ -15,6 +15,7 @@ from lossympi.checked_link import CheckedServerLink
 from lossympi.closing import closed_by
 from lossympi.link import Collected, OnColumns, RoundStats, WorkerStats, aligned_zeros
 from lossympi.options import Options
+from lossympi.timeout import Terms, Waiting, most_of
 
 
 class LosslessServerLink(CheckedServerLink):
@@ -22,7 +23,12 @@ class LosslessServerLink(CheckedServerLink):
 
     def __init__(self, num_workers: int, dim: int, options: Options) -> None:
         """Allocates the stack."""
-        super().__init__(num_workers, dim, options.patience)
+        # Nothing is learnt: where more than f workers pause, their gradients come all the same.
+        cap_s = options.timeout_s
+        waiting = Waiting(
+            num_workers, patience=options.patience, f=options.f, cap_s=cap_s, floor_s=cap_s
+        )
+        super().__init__(num_workers, dim, waiting)
         self._options = options
         self._quorum = options.quorum or num_workers
         self._stack_nd = aligned_zeros((num_workers, dim))
@@ -30,16 +36,24 @@ class LosslessServerLink(CheckedServerLink):
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Returns the gradients of `round` that came before every live worker's had, or the quorum
-        had, or `timeout_s` had passed.
+        had, or the others had used up how long they may be waited for, or `timeout_s` had passed.
         """
-        opened = OpenRound(round, np.array(self._liveness.live))
+        terms = self._waiting.terms()
+        opened = OpenRound(round, terms)
         self._open = opened
         try:
             closed_by, elapsed_s = self._take_until_closed(opened)
         finally:
             self._open = None
-        self._liveness.observe(opened.heard_n)
-        stats = opened.stats(closed_by, elapsed_s, self._options.timeout_s)
+        self._waiting.observe(
+            terms,
+            live_n=opened.live_n,
+            settled_s_n=opened.settled_s_n,
+            heard_n=opened.heard_n,
+            elapsed_s=elapsed_s,
+            closed_by=closed_by,
+        )
+        stats = opened.stats(closed_by, elapsed_s)
         return Collected(round, self._stack_nd, opened.arrived_n[:, None], self.dim, stats)
 
     @abstractmethod
@@ -68,7 +82,8 @@ class OpenRound:
 
     Attributes:
       round: its number.
-      live_n: bool [n], whom it waits for.
+      terms: on which it waits.
+      live_n: bool [n], whom it waits for; who is known to have ended is taken out.
       opened_s: when it began, on the monotonic clock.
       arrived_n: bool [n], whose gradient is in the stack.
       heard_n: bool [n], of whom a gradient came, be it late.
@@ -78,7 +93,8 @@ class OpenRound:
     """
 
     round: int
-    live_n: np.ndarray
+    terms: Terms
+    live_n: np.ndarray = field(init=False)
     opened_s: float = field(default_factory=time.monotonic)
     arrived_n: np.ndarray = field(init=False)
     heard_n: np.ndarray = field(init=False)
@@ -88,6 +104,7 @@ class OpenRound:
 
     def __post_init__(self) -> None:
         """Begins with nothing."""
+        self.live_n = np.array(self.terms.live_n)
         n = len(self.live_n)
         self.arrived_n = np.zeros(n, bool)
         self.heard_n = np.zeros(n, bool)
@@ -114,13 +131,28 @@ class OpenRound:
         """Returns whom it still waits for, bool [n]."""
         return self.live_n & ~self.arrived_n
 
-    def closed_by(self, quorum: int, is_late: bool) -> str | None:
-        """Returns what closes the round now, None if nothing does."""
+    def check(self, quorum: int) -> tuple[str | None, float]:
+        """Returns what closes the round now, None if nothing does, and when to ask again if nothing
+        comes, in seconds from now.
+        """
         num_live = int(self.live_n.sum())
-        num_arrived = num_live - int(self.missing_n().sum())
-        return closed_by(num_live, num_arrived, num_arrived, quorum, is_late)
+        missing = np.flatnonzero(self.missing_n())
+        num_arrived = num_live - len(missing)
+        elapsed_s = self.elapsed_s()
+        left_s = [self.terms.longest_s - elapsed_s]
+        is_late = left_s[0] <= 0
+        num_given_up = 0
+        most = most_of(num_live, self.terms.f)
+        if self.terms.f and len(missing) and num_arrived >= most:
+            settled_s = np.sort(self.settled_s_n[self.live_n & self.arrived_n])
+            waited_s = elapsed_s - max(self.terms.free_s, float(settled_s[most - 1]))
+            over_s = [self.terms.allowance_s_n[row] - waited_s for row in missing.tolist()]
+            num_given_up = sum(each <= 0 for each in over_s)
+            left_s += [each for each in over_s if each > 0]
+        reason = closed_by(num_live, num_arrived, num_arrived, quorum, is_late, num_given_up)
+        return reason, min(left_s)
 
-    def stats(self, closed_by: str, elapsed_s: float, deadline_s: float) -> RoundStats:
+    def stats(self, closed_by: str, elapsed_s: float) -> RoundStats:
         """Returns how it went."""
         workers = tuple(
             _worker_stats(*of)
@@ -128,16 +160,22 @@ class OpenRound:
                 self.arrived_n.tolist(),
                 self.heard_n.tolist(),
                 self.live_n.tolist(),
+                self.terms.allowance_s_n,
                 self.settled_s_n.tolist(),
                 self.counts,
                 strict=True,
             )
         )
-        return RoundStats(self.round, closed_by, elapsed_s, deadline_s, workers)
+        return RoundStats(self.round, closed_by, elapsed_s, self.terms.deadline_s, workers)
 
 
 def _worker_stats(
-    arrived: bool, heard: bool, live: bool, settled_s: float, counts: Mapping[str, int]
+    arrived: bool,
+    heard: bool,
+    live: bool,
+    allowance_s: float,
+    settled_s: float,
+    counts: Mapping[str, int],
 ) -> WorkerStats:
     """Returns the statistics of a worker whose gradients come whole or not at all."""
     rest = {reason: count for reason, count in counts.items() if count}
@@ -145,6 +183,7 @@ def _worker_stats(
         delivered=float(arrived),
         heard=heard,
         live=live,
+        allowance_s=allowance_s,
         settled_s=settled_s,
         accepted=int(arrived),
         late=rest.pop("late", 0),

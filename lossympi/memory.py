@@ -1,10 +1,10 @@
 """A link whose ends all live in one process, driven by one thread."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lossympi.checked_link import (
     CheckedServerLink,
@@ -13,6 +13,7 @@ from lossympi.checked_link import (
     check_round,
 )
 from lossympi.closing import closed_by
+from lossympi.float64_link import floats_per_value, of_dtype
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
     Collected,
@@ -28,7 +29,7 @@ from lossympi.link import (
     num_datagrams,
 )
 from lossympi.network import LOSSLESS, OVERHEAD_BYTES, Network
-from lossympi.timeout import Deadline
+from lossympi.timeout import Terms, Waiting, most_of
 
 DATAGRAM_BYTES = 4 * FLOATS_PER_DATAGRAM + OVERHEAD_BYTES
 # A row is resent at most so often: a network that loses half leaves 2^-64 of it.
@@ -40,8 +41,10 @@ def connect(
     dim: int,
     network: Network = LOSSLESS,
     *,
+    dtype: DTypeLike = np.float32,
     deadline_s: float = math.inf,
     grace_s: float = math.inf,
+    f: int | None = None,
     quorum: int | None = None,
     max_loss: float = 1.0,
     patience: int = 3,
@@ -53,15 +56,18 @@ def connect(
     has not sent by then has nothing arrived. What of the rest comes in time is decided on a clock
     of the round's own, by the rules of ``WIRE.md``; without further arguments all that comes at all
     is in time. Only gradients cross `network`; parameters are never lost. The link holds
-    num_workers * dim * 4 bytes for the stack, which every round reuses: the holes of a round hold
+    the stack, num_workers * dim values, which every round reuses: the holes of a round hold
     bytes of earlier rounds, as in any receive buffer. It holds as much again for what is on the
     way, if the network or the arguments ask for more than independent losses.
 
     Args:
       num_workers: n, at least 1.
-      dim: d, floats in a gradient, at least 1.
+      dim: d, values in a gradient, at least 1.
       network: what happens to datagrams; all of them arrive at once if not given.
+      dtype: of the values, float32 or float64.
       deadline_s: the user's cap on the time of a round.
+      f: how many workers may be Byzantine, below n; they can keep the others waiting only as long
+        as ``lossympi.timeout`` says. None: fewer than half of the live ones.
       grace_s: how long nothing may come for each row of the quorum before an early close.
         Infinite: until nothing more will come for it, which only a link without a real clock can
         know.
@@ -87,22 +93,26 @@ def connect(
         raise ValueError(
             f"a quorum is 1..n workers; n is {num_workers}, got {quorum}. Pass None for all."
         )
+    if f is not None and not 0 <= f < num_workers:
+        raise ValueError(
+            f"f is 0..n-1 workers; n is {num_workers}, got {f}. Pass None for unknown."
+        )
     if not 0 <= max_loss <= 1:
         raise ValueError(f"max_loss is a share of a row in 0..1, got {max_loss}. Pass 1 for any.")
     if not send_bps > 0:
         raise ValueError(f"send_bps is above 0, got {send_bps}. Pass inf for all at once.")
     server = _Server(
         num_workers,
-        dim,
+        dim * floats_per_value(dtype),
         network,
-        deadline=Deadline(deadline_s),
-        patience=patience,
+        waiting=Waiting(num_workers, patience=patience, f=f, cap_s=deadline_s),
         grace_s=grace_s,
         quorum=quorum,
         max_loss=max_loss,
         interval_s=8 * DATAGRAM_BYTES / send_bps,
     )
-    return server, [_Worker(rank, server) for rank in range(num_workers)]
+    workers = [_Worker(rank, server) for rank in range(num_workers)]
+    return of_dtype(server, dtype), [of_dtype(worker, dtype) for worker in workers]
 
 
 class _Server(CheckedServerLink):
@@ -114,16 +124,14 @@ class _Server(CheckedServerLink):
         dim: int,
         network: Network,
         *,
-        deadline: Deadline,
-        patience: int,
+        waiting: Waiting,
         grace_s: float,
         quorum: int | None,
         max_loss: float,
         interval_s: float,
     ) -> None:
-        super().__init__(num_workers, dim, patience)
+        super().__init__(num_workers, dim, waiting)
         self._network = network
-        self._deadline = deadline
         self._grace_s = grace_s
         self._quorum = quorum or num_workers
         self._max_loss = max_loss
@@ -140,20 +148,23 @@ class _Server(CheckedServerLink):
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Ends `round` and returns what arrived in it; does not wait."""
-        traffic = self._at_once_traffic() if self._at_once else self._traffic(round)
-        reason, elapsed_s = _closing(
-            traffic, self._liveness.live, self._quorum, self._grace_s, self._deadline.current
-        )
+        terms = self._waiting.terms()
+        traffic = self._at_once_traffic() if self._at_once else self._traffic(round, terms)
+        reason, elapsed_s = _closing(traffic, terms, self._quorum, self._grace_s)
         if not self._at_once:
             self._arrived_nc = traffic.came_s_nc <= elapsed_s
             for rank in self._senders:
                 self._write(rank, self._sent_nd[rank])
-        stats = self._stats(round, traffic, reason, elapsed_s)
-        live_n = np.array(self._liveness.live)
-        unsettled_n = live_n & (traffic.settled_s_n > elapsed_s)
-        unsettled = float(unsettled_n.sum() / max(1, sum(self._liveness.live)))
-        self._deadline.observe(elapsed_s, reason, unsettled)
-        self._liveness.observe(np.any(self._arrived_nc, axis=1))
+        settled_s_n = np.where(traffic.settled_s_n <= elapsed_s, traffic.settled_s_n, np.nan)
+        stats = self._stats(round, terms, traffic, settled_s_n, reason, elapsed_s)
+        self._waiting.observe(
+            terms,
+            live_n=terms.live_n,
+            settled_s_n=settled_s_n,
+            heard_n=np.any(self._arrived_nc, axis=1),
+            elapsed_s=elapsed_s,
+            closed_by=reason,
+        )
         collected = Collected(round, self._stack_nd, self._arrived_nc, stats=stats)
         self._arrived_nc = np.zeros_like(self._arrived_nc)
         self._senders.clear()
@@ -226,7 +237,7 @@ class _Server(CheckedServerLink):
             forged_n=np.zeros(n, int),
         )
 
-    def _traffic(self, round: int) -> "_Traffic":
+    def _traffic(self, round: int, terms: Terms) -> "_Traffic":
         """Sends all rows, and again what is missing of those that miss too much.
 
         A row's resending starts when the last of it has come, whose END asks for the NACK that
@@ -258,7 +269,7 @@ class _Server(CheckedServerLink):
             start_s_n = start_s_n + network.delay_s
             missing_nc = np.isinf(came_s_nc)
             resendable_n &= missing_nc.mean(axis=1) > self._max_loss
-            resendable_n &= start_s_n <= self._deadline.current
+            resendable_n &= start_s_n <= terms.longest_s
             if not resendable_n.any():
                 break
             wanted_nc = missing_nc & resendable_n[:, None]
@@ -270,7 +281,15 @@ class _Server(CheckedServerLink):
             forged_n=forged_n,
         )
 
-    def _stats(self, round: int, traffic: "_Traffic", reason: str, elapsed_s: float) -> RoundStats:
+    def _stats(
+        self,
+        round: int,
+        terms: Terms,
+        traffic: "_Traffic",
+        settled_s_n: np.ndarray,
+        reason: str,
+        elapsed_s: float,
+    ) -> RoundStats:
         arrived_nc = self._arrived_nc
         in_time_n = np.zeros(self.num_workers, int)
         late_n = np.zeros(self.num_workers, int)
@@ -278,11 +297,11 @@ class _Server(CheckedServerLink):
             in_time_n += np.count_nonzero(copy_s_nc <= elapsed_s, axis=1)
             late_n += np.count_nonzero((elapsed_s < copy_s_nc) & (copy_s_nc < np.inf), axis=1)
         written_n = np.count_nonzero(traffic.came_s_nc <= elapsed_s, axis=1)
-        settled_s_n = np.where(traffic.settled_s_n <= elapsed_s, traffic.settled_s_n, np.nan)
         workers = zip(
             delivered_share(arrived_nc, self.dim, FLOATS_PER_DATAGRAM).tolist(),
             np.any(arrived_nc, axis=1).tolist(),
-            self._liveness.live,
+            terms.live_n,
+            terms.allowance_s_n,
             settled_s_n.tolist(),
             np.count_nonzero(arrived_nc, axis=1).tolist(),
             late_n.tolist(),
@@ -294,7 +313,7 @@ class _Server(CheckedServerLink):
             round,
             reason,
             elapsed_s,
-            self._deadline.current,
+            terms.deadline_s,
             tuple(WorkerStats(*worker) for worker in workers),
         )
 
@@ -380,25 +399,28 @@ def _settled_s_n(came_s_nc: np.ndarray, max_loss: float) -> np.ndarray:
     return np.maximum(end_s_n, np.partition(came_s_nc, needed - 1, axis=1)[:, needed - 1])
 
 
-def _closing(
-    traffic: _Traffic,
-    live_n: Sequence[bool],
-    quorum: int,
-    grace_s: float,
-    deadline_s: float,
-) -> tuple[str, float]:
+def _closing(traffic: _Traffic, terms: Terms, quorum: int, grace_s: float) -> tuple[str, float]:
     """Returns what closes a round, and when: the first time at which the rule says so.
 
-    It is asked at each time at which a row becomes complete or idle, or the deadline passes.
+    It is asked at each time at which a row becomes complete or idle, or is given up, or the round
+    may wait no longer.
     """
-    live = np.flatnonzero(live_n)
-    complete_s_l = traffic.complete_s_n[live]
-    idle_s_k, busy_s_k = _idle_times_s(traffic.came_s_nc[live], traffic.settled_s_n[live], grace_s)
-    times_s = np.concatenate([complete_s_l, idle_s_k, [deadline_s]])
+    live = np.flatnonzero(terms.live_n)
+    complete_s_l, settled_s_l = traffic.complete_s_n[live], traffic.settled_s_n[live]
+    idle_s_k, busy_s_k = _idle_times_s(traffic.came_s_nc[live], settled_s_l, grace_s)
+    given_up_s_l = np.full(len(live), np.inf)
+    ends_s = terms.deadline_s
+    if terms.f and len(live):
+        most_s = np.sort(settled_s_l)[most_of(len(live), terms.f) - 1]
+        if most_s <= ends_s:
+            ends_s = terms.longest_s
+            given_up_s_l = max(terms.free_s, most_s) + np.array(terms.allowance_s_n)[live]
+    times_s = np.concatenate([complete_s_l, idle_s_k, given_up_s_l, [ends_s]])
     for now in np.unique(times_s[times_s < np.inf]).tolist():
         num_complete = int((complete_s_l <= now).sum())
         num_idle = int(((idle_s_k <= now) & (now < busy_s_k)).sum())
-        reason = closed_by(len(live), num_complete, num_idle, quorum, now >= deadline_s)
+        num_given_up = int(((given_up_s_l <= now) & (now < settled_s_l)).sum())
+        reason = closed_by(len(live), num_complete, num_idle, quorum, now >= ends_s, num_given_up)
         if reason is not None:
             return reason, now
     return "deadline", float(_last_s_n(traffic.came_s_nc).max())  # nothing more can come
@@ -409,8 +431,9 @@ def _idle_times_s(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the beginnings and the ends, [k] each, of the times in which a row is idle.
 
-    It is so once it is settled and nothing has come for it for `grace_s`, until something comes. An
-    infinite grace ends when nothing more will come for the row.
+    It is so once it is settled and nothing has come for it for `grace_s`, until something comes,
+    and in any case once it has been settled for twice as long. An infinite grace ends when nothing
+    more will come for the row.
     """
     came_s_lc = np.column_stack([settled_s_l, came_s_lc])  # with END, or what came with it
     came_s_lc = np.sort(np.where(came_s_lc < settled_s_l[:, None], np.inf, came_s_lc), axis=1)
@@ -420,8 +443,14 @@ def _idle_times_s(
     else:
         idle_s_lc = came_s_lc + grace_s
         is_idle_lc = next_s_lc > idle_s_lc
-    is_idle_lc &= came_s_lc < np.inf
-    return idle_s_lc[is_idle_lc], next_s_lc[is_idle_lc]
+    at_last_s_l = settled_s_l + 2 * grace_s
+    is_idle_lc &= idle_s_lc < at_last_s_l[:, None]
+    busy_s_lc = np.minimum(next_s_lc, at_last_s_l[:, None])
+    at_last_s_l = at_last_s_l[at_last_s_l < np.inf]
+    return (
+        np.append(idle_s_lc[is_idle_lc], at_last_s_l),
+        np.append(busy_s_lc[is_idle_lc], np.full(len(at_last_s_l), np.inf)),
+    )
 
 
 def _last_s_n(came_s_nc: np.ndarray) -> np.ndarray:

@@ -7,8 +7,11 @@ neither end at a deadline nor hear of Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import math
+import mmap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,16 +19,19 @@ from mpi4py import MPI
 
 from lossympi.backoff import Backoff
 from lossympi.checked_link import CheckedWorkerLink
+from lossympi.credit import Credit
 from lossympi.doorbell import Doorbell
 from lossympi.link import LinkError, Model, aligned_zeros
 from lossympi.lossless_link import LosslessServerLink, OpenRound
 from lossympi.options import Options
 from lossympi.topology import Topology
 
+_LIBC = ctypes.CDLL(None)
 _MODEL, _BYE = 0, 1  # tags, from the server
 _HEADER = 16  # floats before the parameters: int64 round, then nothing up to a multiple of 64 bytes
-_SILENCE_S = 0.05
+_SILENCE_S, _HURRY_S = 0.05, 0.02
 _MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can be closed
+_MOST_DROPPED = 16  # of a worker, under way
 
 
 class MpiServer(LosslessServerLink):
@@ -33,8 +39,10 @@ class MpiServer(LosslessServerLink):
 
     MPI writes a gradient into its row. One that is still on its way when its round closes, because
     its worker stopped meanwhile, cannot be called back: it keeps the stack, and what has arrived is
-    copied to a new one. That costs a copy of the stack in such a round, and 4 n d bytes until the
-    transfer ends; at most n such stacks.
+    copied to a new one. That costs a copy of the stack in such a round. The memory of the other
+    rows goes back to the system, so that each worker can keep a row, 4 d bytes, and what is sent to
+    it, as much again. Messages that are not wanted are received into nothing; a worker with 16 such
+    that do not end is not listened to until one does.
     """
 
     def __init__(
@@ -48,7 +56,9 @@ class MpiServer(LosslessServerLink):
         self._vector = MPI.FLOAT.Create_contiguous(dim).Commit()
         self._parcel = MPI.FLOAT.Create_contiguous(_HEADER + dim).Commit()
         self._num_tags = _num_tags(comm)
-        self._dropped: list[Any] = []  # receives of what is not wanted; they write nothing
+        # By rank, receives of what is not wanted; they write nothing.
+        self._dropped: dict[int, list[Any]] = {}
+        self._turn = 0  # of the ranks, where not all are listened to
         # Receives that a close has overtaken, with the stack that they still write into.
         self._overtaken: dict[int, tuple[Any, np.ndarray]] = {}
         self._newest: _Parcel | None = None
@@ -56,6 +66,7 @@ class MpiServer(LosslessServerLink):
         self._sending: dict[int, tuple[Any, _Parcel]] = {}
         self._behind: set[int] = set()  # rows that the newest parameters have not been sent to
         self._delivered_n = np.zeros(self.num_workers, bool)  # in the round collected last
+        self._credit = Credit(self.num_workers)
 
     def _broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float32 [d], to every live worker that has taken those
@@ -63,7 +74,8 @@ class MpiServer(LosslessServerLink):
 
         A worker that has not is sent the newest as soon as it has, or is heard again, while a later
         round is collected. Those that have delivered their gradient are waited for until they have
-        taken the parameters, but not much longer than most of them take.
+        taken the parameters, but not much longer than most of them take; and for those that have
+        cost too much overtime hardly any longer.
 
         Cost: a copy of the parameters, kept until all have taken it; at most n + 1 are kept, one
           more than workers have stopped while they took one.
@@ -72,7 +84,7 @@ class MpiServer(LosslessServerLink):
         self._newest = self._free_parcel()
         self._newest.round[0] = round
         self._newest.params_d[:] = params_d
-        live_n = np.array(self._liveness.live)
+        live_n = np.array(self._waiting.live)
         self._behind = set(range(self.num_workers))
         self._send_newest(live_n)
         taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
@@ -88,7 +100,7 @@ class MpiServer(LosslessServerLink):
             for rank in self._topology.worker_ranks
         ]
         self._bell.ring(self._topology.worker_ranks)
-        self._wait_for_sends({row for row in self._sending if self._liveness.live[row]})
+        self._wait_for_sends({row for row in self._sending if self._waiting.live[row]})
         self._bell.close()
         _keep_for_ever(byes, self._sending, self._overtaken, self._dropped)
 
@@ -109,8 +121,7 @@ class MpiServer(LosslessServerLink):
             heard |= self._end_receives(opened)
             self._end_sends()
             self._send_newest(opened.live_n | opened.heard_n)
-            left_s = self._options.timeout_s - opened.elapsed_s()
-            closed_by = opened.closed_by(self._quorum, left_s <= 0)
+            closed_by, left_s = opened.check(self._quorum)
             if closed_by is not None:
                 return closed_by
             if heard:
@@ -123,13 +134,26 @@ class MpiServer(LosslessServerLink):
         status = MPI.Status()
         for taken in range(_MOST_AT_ONCE * self.num_workers):
             try:
-                message = self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+                message = self._probe(status)
             except MPI.Exception:  # a worker's process has ended
                 message = None
             if message is None:
                 return taken > 0
             self._take(message, status, opened)
         return True
+
+    def _probe(self, status: Any) -> Any:
+        """Returns a message that has come, None if there is none."""
+        full = {rank for rank, drops in self._dropped.items() if len(drops) >= _MOST_DROPPED}
+        if not full:
+            return self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
+        ranks = [rank for rank in self._topology.worker_ranks if rank not in full]
+        for _ in ranks:  # in turn, so that none crowds the others out
+            self._turn += 1
+            message = self._comm.Improbe(ranks[self._turn % len(ranks)], MPI.ANY_TAG, status)
+            if message is not None:
+                return message
+        return None
 
     def _take(self, message: Any, status: Any, opened: OpenRound) -> None:
         """Starts to receive a message, into its worker's row if it belongs there.
@@ -171,9 +195,10 @@ class MpiServer(LosslessServerLink):
     def _drop(self, message: Any, rank: int) -> None:
         """Receives nothing of a message, which sets its sender free."""
         try:
-            self._dropped.append(message.Irecv([None, 0, MPI.BYTE]))
+            request = message.Irecv([None, 0, MPI.BYTE])
         except MPI.Exception:
             return
+        self._dropped.setdefault(rank, []).append(request)
         self._bell.ring([rank])
 
     def _end_receives(self, opened: OpenRound) -> bool:
@@ -191,7 +216,10 @@ class MpiServer(LosslessServerLink):
             if _ended(request) is not False:
                 del self._overtaken[row]
                 opened.count(row, "late")
-        self._dropped = [request for request in self._dropped if _ended(request) is False]
+        for rank, drops in list(self._dropped.items()):
+            drops[:] = [request for request in drops if _ended(request) is False]
+            if not drops:
+                del self._dropped[rank]
         return before != (len(opened.coming), len(self._overtaken))
 
     def _leave_overtaken(self, opened: OpenRound) -> None:
@@ -202,6 +230,7 @@ class MpiServer(LosslessServerLink):
         np.copyto(self._stack_nd, written_nd, where=opened.arrived_n[:, None])
         for row, request in opened.coming.items():
             self._overtaken[row] = request, written_nd
+        _give_back(written_nd, set(opened.coming))
 
     # Parameters.
 
@@ -232,25 +261,64 @@ class MpiServer(LosslessServerLink):
 
     def _wait_for_sends(self, rows: set[int]) -> None:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
-        begun = time.monotonic()
-        limit_s, most_known = self._options.timeout_s, False
+        now = time.monotonic()
+        wait = BroadcastWait(rows, self._credit, self._options.timeout_s, now)
         backoff = Backoff(self._bell)
-        while True:
+        while (left_s := wait.left_s(self._sending.keys(), now)) > 0:
+            backoff.pause(left_s, False, True)
             self._end_sends()
-            left = rows & self._sending.keys()
-            elapsed_s = time.monotonic() - begun
-            if not left or elapsed_s >= limit_s:
-                return
-            if not most_known and 2 * len(left) < len(rows):
-                most_known = True
-                limit_s = min(limit_s, 4 * elapsed_s + _SILENCE_S)
-            backoff.pause(limit_s - elapsed_s, False, True)
+            now = time.monotonic()
 
     def _free_parcel(self) -> _Parcel:
         """Returns one that nothing is sent from, and gives back the memory of other such."""
         free = [parcel for parcel in self._parcels if not parcel.users][:1] or [_Parcel(self.dim)]
         self._parcels = free + [parcel for parcel in self._parcels if parcel.users]
         return free[0]
+
+
+class BroadcastWait:
+    """For how long a broadcast waits for those who take it: a rule without a clock (``WIRE.md``).
+
+    Once most have taken it, t after the start, the others have until 4 t + 50 ms, and those in debt
+    until t + max(t, 20 ms), after which what others take is charged to them.
+    """
+
+    def __init__(self, rows: set[int], credit: Credit, timeout_s: float, now: float) -> None:
+        """Begins to wait for these rows, `timeout_s` at most."""
+        credit.refill(_SILENCE_S, now)
+        self._credit = credit
+        self._num_rows = len(rows)
+        self._left = set(rows)
+        self._begun = now
+        self._leave_at = now + timeout_s
+        self._hurry_at = math.inf
+        self._patient = {row for row in rows if not credit.in_debt(row)}
+
+    def left_s(self, sending: Collection[int], now: float) -> float:
+        """Returns how long to wait still, 0 for no longer; call it again then, or before.
+
+        Args:
+          sending: rows that have not taken it.
+          now: the time.
+        """
+        self._charge(self._left.difference(sending), now)
+        self._left.intersection_update(sending)
+        if math.isinf(self._hurry_at) and 2 * len(self._left) < self._num_rows:
+            t = now - self._begun
+            self._hurry_at = now + max(t, _HURRY_S)
+            self._leave_at = min(self._leave_at, max(now + 3 * t + _SILENCE_S, self._hurry_at))
+        if now >= self._leave_at:
+            self._charge(self._left, now)
+            self._left.clear()
+        waits_for = self._left if now < self._hurry_at else self._left & self._patient
+        if not waits_for:
+            return 0.0
+        until = self._leave_at if waits_for & self._patient else self._hurry_at
+        return min(until, self._leave_at) - now
+
+    def _charge(self, rows: set[int], now: float) -> None:
+        for row in rows & self._patient:
+            self._credit.charge(row, max(0.0, now - self._hurry_at))
 
 
 class MpiWorker(CheckedWorkerLink):
@@ -388,6 +456,22 @@ class _Parcel:
         self.round = self.floats[:2].view(np.int64)
         self.params_d = self.floats[_HEADER:]
         self.users = 0
+
+
+def _give_back(stack_nd: np.ndarray, kept: set[int]) -> None:
+    """Gives the system the memory of all rows but those that are kept; the others become 0.
+
+    Memory that is locked stays.
+    """
+    row_bytes = stack_nd.strides[0]
+    borders = sorted({-1, *kept, len(stack_nd)})
+    for before, after in itertools.pairwise(borders):
+        begin = stack_nd.ctypes.data + (before + 1) * row_bytes
+        end = stack_nd.ctypes.data + after * row_bytes
+        begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE  # what shares a page with others stays
+        end = end // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end:
+            _LIBC.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _num_tags(comm: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TIMES = ("timeout_s", "quiet_s", "silence_s", "give_up_s")
 # What the other transports heed: they neither cut vectors up nor lose, hide or pace anything.
-_OF_LOSSLESS = ("timeout_s", "quorum", "patience", "give_up_s")
+_OF_LOSSLESS = ("timeout_s", "f", "quorum", "patience", "give_up_s")
 _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 
 
@@ -19,17 +19,22 @@ _HEADERS = 28 + 32 + 16  # IPv4 and UDP, ours, the tag
 class Options:
     """How a link behaves; every rank passes the same.
 
-    Without UDP there are timeout_s, quorum, patience and give_up_s only, and t_B is timeout_s.
+    Without UDP there are timeout_s, f, quorum, patience and give_up_s only, and t_B is timeout_s.
 
     Attributes:
-      timeout_s: t_B is never longer than this, nor a broadcast.
+      timeout_s: t_B is never longer than this, nor a round, nor a broadcast.
       floor_s: t_B is never learnt to be shorter than this: how long all workers may pause at once,
         as training does between epochs.
+      f: how many workers may be Byzantine. All but f of the live ones are waited for until t_B, the
+        others at their own expense, so that f workers can at most double the time of the rounds,
+        beside patience times timeout_s each: see ``lossympi.timeout``. 0: all are waited for until
+        t_B. None: it is unknown, and fewer than half of the live ones.
       max_loss: share of a gradient that may stay lost when its round closes early, 0..1. 1 sends
         everything once, as the paper does; below, what is missing beyond it is sent again.
-      quorum: close a round early when this many live workers have sent theirs; None for all.
+      quorum: close a round early when this many live workers have sent theirs; None for all. The f
+        Byzantine ones may be among the first: take no fewer than the rule needs for f.
       patience: after this many silent rounds the server no longer waits for a worker, until it
-        hears it again.
+        hears it again; and how many times t_B a worker may keep the others waiting.
       auth: "aead" authenticates every datagram, "none" is for networks that nobody else is on.
       wire: "float32", "float16" or "bfloat16": the type that travels.
       mtu: bytes of the longest IP packet that every path carries.
@@ -46,6 +51,7 @@ class Options:
 
     timeout_s: float = 30.0
     floor_s: float = 0.0
+    f: int | None = None
     max_loss: float = 1.0
     quorum: int | None = None
     patience: int = 3
@@ -62,11 +68,11 @@ class Options:
         """Checks every type and range."""
         for kind, words, names in (
             (Real, "a number", (*_TIMES, "floor_s", "grace_s", "max_loss", "rate_bps")),
-            (Integral, "a whole number", ("quorum", "patience", "mtu")),
+            (Integral, "a whole number", ("f", "quorum", "patience", "mtu")),
         ):
             for name in names:
                 value = getattr(self, name)
-                may_be_none = name in ("rate_bps", "quorum")
+                may_be_none = name in ("rate_bps", "f", "quorum")
                 if not (isinstance(value, kind) or (value is None and may_be_none)):
                     raise ValueError(f"{name} is {words}, got {value!r}.")
         for name in _TIMES:
@@ -77,6 +83,8 @@ class Options:
                 raise ValueError(f"{name} is a time of 0 s or more, got {getattr(self, name)}.")
         if not 0 <= self.max_loss <= 1:
             raise ValueError(f"max_loss is a share in 0..1, got {self.max_loss}. Pass 0.01 for 1%.")
+        if self.f is not None and self.f < 0:
+            raise ValueError(f"f is at least 0 workers, got {self.f}.")
         if self.quorum is not None and self.quorum < 1:
             raise ValueError(f"quorum is at least 1 worker, got {self.quorum}.")
         if self.patience < 1:

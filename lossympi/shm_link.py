@@ -66,15 +66,17 @@ class SharedServer(LosslessServerLink):
             mailboxes = [
                 _new_file(made, backend.native().mailbox_bytes(dim)) for _ in range(num_workers)
             ]
-            board = _new_file(made, backend.native().board_bytes(dim))
             bell = _new_file(made, backend.native().BELL_BYTES)
-            self.files = Files(os.getpid(), tuple(mailboxes), board, bell)
+            for file in (*mailboxes, bell):
+                _seal(file, _SIZE_SEALS)
+            # Last, so that it is sealed at once: who maps it before may write to it for ever. Our
+            # own mapping has to be there first, and stays writeable.
+            board = _new_file(made, backend.native().board_bytes(dim))
             self._server = backend.native().SharedServer(
                 [file.descriptor for file in mailboxes], board.descriptor, bell.descriptor, dim
             )
-            for file in (*mailboxes, bell):
-                _seal(file, _SIZE_SEALS)
-            _seal(board, _SIZE_SEALS | _SEAL_FUTURE_WRITE)  # our own mapping stays writeable
+            _seal(board, _SIZE_SEALS | _SEAL_FUTURE_WRITE)
+            self.files = Files(os.getpid(), tuple(mailboxes), board, bell)
             made.pop_all()
 
     def hide(self) -> None:
@@ -89,7 +91,10 @@ class SharedServer(LosslessServerLink):
             self._stack_nd,
             opened.live_n,
             self._quorum,
-            self._options.timeout_s,
+            opened.terms.longest_s,
+            opened.terms.f,
+            opened.terms.free_s,
+            np.array(opened.terms.allowance_s_n),
             opened.arrived_n,
             opened.settled_s_n,
         )

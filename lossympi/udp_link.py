@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,13 +24,17 @@ from lossympi.link import (
     delivered_share,
 )
 from lossympi.options import Options
+from lossympi.plane.packet import IP_UDP_BYTES
 from lossympi.rate import Rate
-from lossympi.timeout import Deadline, Grace
+from lossympi.timeout import Grace, Waiting
 from lossympi.topology import Topology
 
 # WIRE.md counts rounds from 1; a link counts from 0.
 _FIRST = 1
 _TRY_AGAIN = 16  # rounds
+# Datagrams that only their worker can have sent, and not before; and those that anybody may have.
+_FRESH = "malformed", "early"
+_STRAY = "truncated", "oversized", "version", "foreign"
 
 
 class UdpServer(CheckedServerLink):
@@ -39,44 +44,61 @@ class UdpServer(CheckedServerLink):
         self, endpoint: Endpoint, num_workers: int, dim: int, rate_bps: float, options: Options
     ) -> None:
         """Takes over a started endpoint that knows its peers."""
-        super().__init__(num_workers, dim, options.patience)
+        waiting = Waiting(
+            num_workers,
+            patience=options.patience,
+            f=options.f,
+            cap_s=options.timeout_s,
+            floor_s=options.floor_s,
+        )
+        super().__init__(num_workers, dim, waiting)
         self._worker_ranks = Topology(servers=1, workers=num_workers).worker_ranks
         self._options = options
         self._endpoint = endpoint
-        self._rate = Rate(rate_bps)
+        self._rate = Rate(rate_bps, num_workers)
         self._stack_nd = aligned_zeros((num_workers, dim))
-        self._deadline = Deadline(cap_s=options.timeout_s, floor_s=options.floor_s)
-        self._grace = Grace(options.grace_s)
+        self._grace = Grace(options.grace_s, num_workers, options.f or 0)
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
-        self._counters = endpoint.counters()
+        self._counters, self._counted_at = endpoint.counters(), time.monotonic()
         self._awaited: list[int] = []
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Grants `round` to the workers and returns what came in before it was closed."""
-        live_n = self._liveness.live
-        num_live = max(1, sum(live_n))
+        terms = self._waiting.terms()
+        num_live = max(1, sum(terms.live_n))
         policy = ClosePolicy(
-            deadline_s=self._deadline.current,
+            deadline_s=terms.deadline_s,
             grace_s=self._grace.current,
             quiet_s=self._options.quiet_s,
             max_loss=self._options.max_loss,
             quorum=self._options.quorum or self.num_workers,
-            live_n=live_n,
+            live_n=terms.live_n,
             # Who is dead may come back, but no share of the rate is kept for it.
-            rate_kbps=max(1, int(self._rate.bps / 1000 / num_live)),
+            rate_kbps=tuple(
+                max(1, int(share * self._rate.bps / 1000 / num_live))
+                for share in self._rate.share_n
+            ),
+            f=terms.f,
+            longest_s=terms.longest_s,
+            free_s=terms.free_s,
+            allowance_s_n=terms.allowance_s_n,
         )
-        self._awaited = np.flatnonzero(live_n).tolist()
+        self._awaited = np.flatnonzero(terms.live_n).tolist()
         on_whole = None if on_columns is None else partial(self._tell, on_columns)
         try:
             closed = self._endpoint.collect(round + _FIRST, self._stack_nd, policy, on_whole)
         finally:
             self._awaited = []
         stats = self._stats(round, closed, policy)
-        settled_n = ~np.isnan(closed.settled_s_n)
-        unsettled = 1 - np.count_nonzero(settled_n & live_n) / num_live
-        self._deadline.observe(closed.elapsed_s, closed.reason, unsettled)
-        self._grace.observe(sum(worker.late for worker in stats.workers))
-        self._liveness.observe(closed.heard_n)
+        self._grace.observe([worker.late for worker in stats.workers])
+        self._waiting.observe(
+            terms,
+            live_n=terms.live_n,
+            settled_s_n=closed.settled_s_n,
+            heard_n=closed.heard_n,
+            elapsed_s=closed.elapsed_s,
+            closed_by=closed.reason,
+        )
         return Collected(
             round, self._stack_nd, closed.arrived_nc, self._options.floats_per_datagram, stats
         )
@@ -113,7 +135,7 @@ class UdpServer(CheckedServerLink):
         again = self._broadcast_round % _TRY_AGAIN == 0
         return tuple(
             live and (again or bool(patient))
-            for live, patient in zip(self._liveness.live, patient_n, strict=True)
+            for live, patient in zip(self._waiting.live, patient_n, strict=True)
         )
 
     def _waiting_for(self) -> list[int]:
@@ -134,7 +156,6 @@ class UdpServer(CheckedServerLink):
             for reason, count in self._counters[-1].items()
             if count > before[-1].get(reason, 0)
         }
-        self._rate.observe(others.get("overflow", 0))
         delivered_n = delivered_share(
             closed.arrived_nc, self.dim, self._options.floats_per_datagram
         )
@@ -142,13 +163,14 @@ class UdpServer(CheckedServerLink):
         for row, rank in enumerate(self._worker_ranks):
             new = {
                 reason: self._counters[rank][reason] - before[rank][reason]
-                for reason in ("accepted", *REASONS)
+                for reason in ("accepted", *REASONS, "unsent")
             }
             workers.append(
                 WorkerStats(
                     delivered=float(delivered_n[row]),
                     heard=bool(closed.heard_n[row]),
                     live=policy.live_n[row],
+                    allowance_s=policy.allowance_s_n[row],
                     settled_s=float(closed.settled_s_n[row]),
                     accepted=new.pop("accepted"),
                     late=new.pop("late"),
@@ -156,9 +178,44 @@ class UdpServer(CheckedServerLink):
                     rejected={reason: count for reason, count in new.items() if count},
                 )
             )
+        self._observe_rate(workers, others, policy)
         return RoundStats(
             round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers), others
         )
+
+    def _observe_rate(
+        self, workers: list[WorkerStats], others: dict[str, int], policy: ClosePolicy
+    ) -> None:
+        before, self._counted_at = self._counted_at, time.monotonic()
+        rates_kbps = policy.rates_kbps(self.num_workers)
+        self._rate.observe(
+            overflow=others.get("overflow", 0),
+            fresh_n=np.array(
+                [
+                    worker.accepted + sum(worker.rejected.get(reason, 0) for reason in _FRESH)
+                    for worker in workers
+                ]
+            ),
+            repeated_n=np.array(
+                [
+                    worker.late + worker.duplicate + worker.rejected.get("replayed", 0)
+                    for worker in workers
+                ]
+            ),
+            granted_n=granted_datagrams(
+                rates_kbps, self._counted_at - before, self._options.mtu - IP_UDP_BYTES
+            ),
+            strays=sum(others.get(reason, 0) for reason in _STRAY)
+            + sum(worker.rejected.get("forged", 0) for worker in workers),
+        )
+
+
+def granted_datagrams(rates_kbps: Sequence[int], elapsed_s: float, size: int) -> np.ndarray:
+    """Returns, float64 [n], how many datagrams of a size were granted, at the most.
+
+    A quarter and 100 more, for what is sent beside DATA, and clocks that are not ours.
+    """
+    return 1.25 * np.array(rates_kbps) * 125 * elapsed_s / size + 100
 
 
 class UdpWorker(CheckedWorkerLink):

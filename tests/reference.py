@@ -4,6 +4,7 @@ NaN is a missing value. Ties, of distance or of score, go to the lower row.
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -140,8 +141,7 @@ def bulyan_groups(sq_dist_nn, f):
     groups = []
     for k in range(theta):
         scores = {
-            i: sum(sorted(sq_dist_nn[i, j] for j in counted[i] if j in remaining))
-            for i in remaining
+            i: math.fsum(sq_dist_nn[i, j] for j in counted[i] if j in remaining) for i in remaining
         }
         groups.append(sorted(remaining, key=scores.get)[: m - k])
         remaining.remove(groups[-1][0])
@@ -157,7 +157,7 @@ def bulyan_groups_of_paper(sq_dist_nn, f):
         scores = {}
         for i in remaining:
             nearest = nearest_others(sq_dist_nn, i, remaining)[:neighbours]
-            scores[i] = sq_dist_nn[i, nearest].sum()
+            scores[i] = math.fsum(sq_dist_nn[i, nearest])
         best = min(remaining, key=lambda i: scores[i])
         groups.append([best])
         remaining.remove(best)
@@ -181,11 +181,16 @@ def geometric_median(stack_nd, f, nu=1e-6, tol=1e-6, max_iter=100):
     bad_n = np.array([is_lost(row) or np.isinf(row).any() for row in stack_nd])
     rows_nd = stack_nd[~bad_n]
     v_d = median(stack_nd, f)
+
+    def distances():
+        return np.sqrt(np.nansum((rows_nd - v_d) ** 2, axis=1) / (~np.isnan(rows_nd)).mean(axis=1))
+
+    floor = nu * np.sort(distances())[(len(rows_nd) - 1) // 2]
     for _ in range(max_iter):
-        distance_n = np.sqrt(
-            np.nansum((rows_nd - v_d) ** 2, axis=1) / (~np.isnan(rows_nd)).mean(axis=1)
-        )
-        weight_nd = np.where(np.isnan(rows_nd), 0.0, 1 / np.maximum(nu, distance_n)[:, None])
+        distance_n = np.maximum(floor, distances())
+        least = distance_n.min()
+        weight_n = least / distance_n if least > 0 else (distance_n == 0).astype(float)
+        weight_nd = np.where(np.isnan(rows_nd), 0.0, weight_n[:, None])
         total_d = weight_nd.sum(axis=0)
         weighted_d = np.nansum(weight_nd * rows_nd, axis=0)
         next_d = np.divide(weighted_d, total_d, out=np.zeros_like(v_d), where=total_d > 0)

@@ -12,17 +12,55 @@ SAID = (
 )
 
 
-def run(code, **variables):
+def run(code, timeout_s=60, **variables):
     outer = {k: v for k, v in os.environ.items() if not k.startswith(("AGGREGATHOR_", "OMPI_"))}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**outer, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "gar='mediann'",
+            "no gradient aggregation rule is called 'mediann': did you mean 'median'",
+        ),
+        ("gar='nnm+'", "'nnm+' has an empty name"),
+        ("gar='nnm+krum', gar_args={'m': 2}", "krum has no parameter 'm'"),
+        ("gar=5", "gar must be a string, got 5"),
+    ],
+)
+def test_it_checks_the_names_of_rules_and_loads_no_tensorflow(given, message):
+    code = f"""
+import sys, aggregathor as agt
+try:
+    agt.init({given})
+except ValueError as error:
+    assert {message!r} in str(error), error
+else:
+    raise AssertionError("it was taken")
+assert 'tensorflow' not in sys.modules
+"""
+    assert run(code) == ""
+
+
+def test_a_rule_of_the_script_is_known():
+    code = """
+import aggregathor as agt
+from aggregathor import gars
+@gars.gar("mine", condition="n >= 1", cost="", source="")
+def mine(stack_nd, *, f, by=1.0):
+    return gars.Aggregated(by * stack_nd[0], None)
+agt.init(gar="nnm+mine(by=2.0)")
+"""
+    assert run(code, timeout_s=300, TF_CPP_MIN_LOG_LEVEL="3").endswith(SAID)
 
 
 def test_it_says_that_it_is_alone_and_loads_no_tensorflow():
@@ -41,3 +79,15 @@ def test_it_says_that_it_is_alone_and_loads_no_tensorflow():
 )
 def test_it_can_be_silenced(code, variables):
     assert run(f"import logging, aggregathor as agt; {code}", **variables) == ""
+
+
+def test_children_of_a_rank_are_no_ranks():
+    code = """
+import sys
+import aggregathor as agt
+agt.init(gar='median', f=1)
+assert agt.rank() == 0 and agt.num_workers() == 1 and agt.is_server()
+assert 'mpi4py' not in sys.modules
+"""
+    launched = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"}
+    assert run(code, AGGREGATHOR_PROCESS="1", **launched) == ""

@@ -17,6 +17,7 @@ from aggregathor import log
 from aggregathor.cli import doctor
 from aggregathor.cli.tf_log import quiet_tensorflow
 from aggregathor.errors import UserError
+from aggregathor.protocols.registry import PROTOCOLS, Protocol
 from aggregathor.version import __version__
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     attacks = commands.add_parser("attacks", help=about, description=about, allow_abbrev=False)
     attacks.set_defaults(command=_attacks)
 
+    about = "list the protocols: condition, verbs of the link, source, parameters"
+    protocols = commands.add_parser("protocols", help=about, description=about, allow_abbrev=False)
+    protocols.set_defaults(command=_protocols)
+
     about = "show how many of n workers may be Byzantine, for each rule"
     advise = commands.add_parser("advise", help=about, description=about, allow_abbrev=False)
     advise.add_argument("--n", type=int, required=True, help="how many workers there are")
@@ -93,6 +98,17 @@ def _parser() -> argparse.ArgumentParser:
         help='only this rule, or this composition: "bucketing(s=2)+multi-krum"; may be repeated',
     )
     advise.set_defaults(command=_advise)
+
+    about = "draw what the server saw of each worker, and accuracies, to a PNG"
+    plot = commands.add_parser("plot", help=about, description=about, allow_abbrev=False)
+    plot.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="of --monitor, or of `python -m experiments`; several are compared",
+    )
+    plot.add_argument("--output", default="workers.png", metavar="FILE", help="(workers.png)")
+    plot.set_defaults(command=_plot)
 
     about = "show what is installed, what is wrong with it and how to fix it"
     check = commands.add_parser(
@@ -109,6 +125,13 @@ def _run(args: argparse.Namespace) -> int:
     from aggregathor.cli import launch
 
     return launch.main(args.words)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from aggregathor.cli import plot
+
+    sys.stdout.write(f"{plot.plot(args.folders, args.output)}\n")
+    return 0
 
 
 def _gars(args: argparse.Namespace) -> int:
@@ -143,6 +166,24 @@ def _attacks(args: argparse.Namespace) -> int:
     return 0
 
 
+def _protocols(args: argparse.Namespace) -> int:
+    rows = [
+        [
+            *(each.name, each.about, _needs(each)),
+            *(", ".join(each.link), each.source, _parameters(each.parameters)),
+        ]
+        for each in PROTOCOLS.values()
+    ]
+    headers = ["protocol", "what it does", "needs", "link", "source", "parameters"]
+    _show(_console(), headers, rows)
+    return 0
+
+
+def _needs(protocol: Protocol) -> str:
+    needs = [protocol.condition] if protocol.condition else []
+    return " and ".join([*needs, "what its rule needs"] if protocol.has_rule else needs)
+
+
 def _parameters(defaults: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in defaults.items()) or "none"
 
@@ -162,8 +203,20 @@ def _advise(args: argparse.Namespace) -> int:
         headers.append(f"with f={f}")
         for row, rule in zip(rows, rules, strict=True):
             row.append(_verdict(rule, n, f))
-    _show(_console(), headers, rows)
+    console = _console()
+    _show(console, headers, rows)
+    own = [each for each in PROTOCOLS.values() if each.condition]
+    if own and not args.gar:
+        console.print()
+        _show(console, ["protocol", *headers[1:]], [_protocol_row(each, n, f) for each in own])
     return 0
+
+
+def _protocol_row(protocol: Protocol, n: int, f: int | None) -> list[str]:
+    largest = protocol.largest_f(n)
+    row = [protocol.name, _needs(protocol)]
+    row.append(f"none: {protocol.refusal(n, 0)}" if largest is None else str(largest))
+    return row if f is None else [*row, protocol.refusal(n, f) or "sound"]
 
 
 def _largest_f(rule: Rule, n: int) -> str:

@@ -5,89 +5,101 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from aggregathor import compositions, settings
 from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
 from aggregathor.log import LEVELS
+from aggregathor.protocols.registry import PROTOCOLS
+from aggregathor.settings import setting
 from lossympi.options import Options
 
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
-CHOICES = {"transport": TRANSPORTS, "output": ("server", "all"), "log": LEVELS}
 LOCKS = ("drift", "scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
-# Variables with the prefix that mean something to others: to the rules, the launcher and setup.py.
+# Variables with the prefix that mean something else: to rules, launcher, setup.py and children.
 _NOT_OURS = frozenset(
     f"{PREFIX}{name}"
-    for name in ("KERNELS", "SERVER_THREADS", "CUDA", "INSTRUCTION_SETS", "NATIVE")
+    for name in (
+        "KERNELS",
+        "SERVER_THREADS",
+        "CUDA",
+        "INSTRUCTION_SETS",
+        "NATIVE",
+        "STDIN",
+        "PROCESS",
+    )
 )
 
 
-@dataclass(frozen=True)
-class Config:
+@settings.documented
+@dataclass(frozen=True, kw_only=True)
+class Config(settings.Training):
     """How the ranks of a job train together. Every rank has the same.
 
     Each field is an argument of ``agt.init``, a flag of ``aggregathor run`` (``--gar_args m=2``),
     and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
-
-    Attributes:
-      gar: the rule, a name of ``gars.GARS``, or a composition such as "bucketing(s=2)+krum". The
-        default tolerates no Byzantine worker.
-      gar_args: the rule's parameters beside f, as name=value: --gar_args="m=3" for multi-krum.
-      f: how many Byzantine workers the rule must tolerate.
-      transport: "udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one
-        host share, "mpi" is MPI, and "auto" is "shm" if all ranks are on one host, else "mpi".
-      link_args: options of the link, those of ``lossympi.Options``: --link_args="timeout_s=5".
-      fill: what replaces lost coordinates, one of ``lossympi.FILLS``.
-      byzantine: how many workers attack, for experiments: the last ones.
-      attack: what they do, a name of ``attacks.ATTACKS``.
-      attack_args: the attack's parameters: --attack_args="z=1.5" for little.
-      seed: seed of attacks and fills.
-      monitor: folder for what the server sees of each worker, as CSV and for TensorBoard. Each
-        start writes to a new run-1, run-2, ... and counts its rounds from 1. The server also logs
-        its progress, and at the end who was suspected. "" for none.
-      monitor_every: rounds between two rows of the monitor's files.
-      checkpoint: folder to save the training to, and to resume it from; "" for none.
-      checkpoint_every: rounds between two checkpoints.
-      output: whose standard output ``aggregathor run`` shows: the "server"'s, or that of "all"
-        ranks. Standard error is always shown.
-      log: the least severe messages that are logged: "debug", "info", "warning" or "error". They go
-        to the logger "aggregathor" of Python's ``logging``.
-      lock: what keeps a worker from writing what only the server writes, one or more of these,
-        separated by commas. "drift" checks the graphs that the worker traces, and refuses those
-        that would let its variables drift from the server's: that write what depends on the
-        worker's own data, and what is still there when the next gradient is computed. "scan"
-        refuses all that could write; "patch" lets them write a copy instead, where that is
-        possible, and refuses the others; "kernel" lets TensorFlow's CPU kernels refuse, eagerly
-        too; "digest" detects in every round whether something was written; "off" checks nothing.
-      digest_every: the digest checks one round of this many.
-      stop_after_s: seconds after which the server stops the training if, round after round, too few
-        gradients arrive for the rule.
-      start_s: seconds that an optimizer's first round may take, as every worker traces and compiles
-        in it.
     """
 
-    gar: str = "average"
-    gar_args: Mapping[str, Any] = field(default_factory=dict)
-    f: int = 0
-    transport: str = "auto"
-    link_args: Mapping[str, Any] = field(default_factory=dict)
-    fill: str = "nan"
-    byzantine: int = 0
-    attack: str = ""
-    attack_args: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    monitor: str = ""
-    monitor_every: int = 10
-    checkpoint: str = ""
-    checkpoint_every: int = 100
-    output: str = "server"
-    log: str = "info"
-    lock: str = "drift"
-    digest_every: int = 1
-    stop_after_s: float = 60.0
-    start_s: float = 300.0
+    transport: str = setting(
+        "auto",
+        '"udp" is LossyMPI; the others lose nothing: "shm" is memory that the ranks of one host '
+        'share, "mpi" is MPI, and "auto" is "shm" if all ranks are on one host, else "mpi".',
+        choices=TRANSPORTS,
+    )
+    link_args: Mapping[str, Any] = setting(
+        {},
+        'options of the link, those of lossympi.Options: --link_args="timeout_s=5". The rule must '
+        "tolerate f Byzantine ones among ``quorum`` gradients.",
+    )
+    monitor: str = setting(
+        "",
+        "folder for what the server sees of each worker, as CSV and for TensorBoard. Each start "
+        "writes to a new run-1, run-2, ... and counts its rounds from 1. The server also logs its "
+        'progress, and at the end who was suspected. "" for none.',
+    )
+    monitor_every: int = setting(10, "rounds between two rows of the monitor's files.")
+    checkpoint: str = setting(
+        "",
+        "folder to save the training to, and to resume it from; each rank has a folder in it that "
+        'is closed to other users. "" for none.',
+    )
+    checkpoint_every: int = setting(100, "rounds between two checkpoints.")
+    output: str = setting(
+        "server",
+        'whose standard output aggregathor run shows: the "server"\'s, or that of "all" ranks. '
+        "Standard error is always shown.",
+        choices=("server", "all"),
+    )
+    log: str = setting(
+        "info",
+        'the least severe messages that are logged: "debug", "info", "warning" or "error". They go '
+        'to the logger "aggregathor" of Python\'s logging.',
+        choices=LEVELS,
+    )
+    lock: str = setting(
+        "drift",
+        "what keeps a worker from writing what only the server writes, one or more of these, "
+        'separated by commas. "drift" checks the graphs that the worker traces, and refuses those '
+        "that would let its variables drift from the server's: that write what depends on the "
+        'worker\'s own data, and what is still there when the next gradient is computed. "scan" '
+        'refuses all that could write; "patch" lets them write a copy instead, where that is '
+        'possible, and refuses the others; "kernel" lets TensorFlow\'s CPU kernels refuse, eagerly '
+        'too; "digest" detects in every round whether something was written; "off" checks nothing.',
+    )
+    digest_every: int = setting(1, "the digest checks one round of this many.")
+    stop_after_s: float = setting(
+        60.0,
+        "seconds after which the server stops the training if, round after round, too few "
+        "gradients arrive for the rule.",
+    )
+    start_s: float = setting(
+        300.0,
+        "seconds that an optimizer's first round may take, as every worker traces and compiles in "
+        "it.",
+    )
 
     @property
     def locks(self) -> frozenset[str]:
@@ -121,10 +133,7 @@ class Config:
             fits = isinstance(value, (int, float) if kind is float else kind)
             if not fits or isinstance(value, bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"no {name} is called {value!r}: {near(value, known)}")
+        settings.check_choices(self)
         if "off" in self.locks:
             raise UserError(f"lock={self.lock!r}: off goes with no other.")
         for layer in sorted(self.locks - {*LOCKS}):
@@ -135,6 +144,8 @@ class Config:
         for name in ("start_s", "stop_after_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
+        compositions.check(self.gar, self.gar_args)
+        PROTOCOLS[self.protocol].check_parameters(**self.protocol_args)
         options_of = Options.of if self.transport == "udp" else Options.of_lossless
         try:
             options_of(self.link_args)
@@ -153,12 +164,8 @@ class Config:
         return variables
 
 
-def _defaults() -> dict[str, Any]:
-    return dataclasses.asdict(Config())
-
-
-FIELDS = _defaults()
-KINDS = {name: type(value) for name, value in FIELDS.items()}
+FIELDS = settings.defaults(Config)
+KINDS = {name: field.metadata["kind"] for name, field in settings.fields(Config).items()}
 _WORDS = {
     str: "a string",
     int: "a whole number",

@@ -6,14 +6,15 @@ import atexit
 import logging
 import os
 import sys
+import sysconfig
 import textwrap
+import traceback
 from pathlib import Path
-from traceback import format_exception
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aggregathor.cluster.meeting import SaidByServerError
-from aggregathor.cluster.ranks import TrainingEnded
+from aggregathor.cluster.ranks import Goodbye, TrainingEnded
 from aggregathor.errors import UserError
 from aggregathor.log import tell_error
 from lossympi import LinkError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 _job: Job | None = None
 _hooked = False
+_has_status = False  # of its own, other than 0
+_must_fail = False  # though the script ended well
 
 
 def install_hook() -> None:
@@ -31,14 +34,16 @@ def install_hook() -> None:
     global _hooked
     if not _hooked:
         _hooked = True
+        atexit.register(_fail)
         before = sys.excepthook
 
         def hook(
-            kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+            kind: type[BaseException], error: BaseException, trace: TracebackType | None
         ) -> None:
             status = report(error)
             if status is None:
-                (tell if before is sys.__excepthook__ else before)(kind, error, traceback)
+                if not _is_the_servers_too(error):
+                    (tell if before is sys.__excepthook__ else before)(kind, error, trace)
                 _note(error)
                 return
             end(status)
@@ -50,7 +55,29 @@ def watch(job: Job) -> None:
     """Ends the job's links when this process ends, however it does."""
     global _job
     _job = job
-    atexit.register(job.close)
+    atexit.register(_close)
+
+
+def _close() -> None:
+    """Closes the job; one in which nothing was distributed has failed."""
+    global _must_fail
+    assert _job is not None
+    _must_fail = _is_nothing_distributed()
+    _job.close()
+
+
+def _fail() -> None:
+    """The last of the exit functions."""
+    if _must_fail:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+
+
+def forget() -> None:
+    """Makes a fork of this process one of no job."""
+    global _job
+    _job = None
 
 
 def report(error: BaseException) -> int | None:
@@ -64,10 +91,10 @@ def report(error: BaseException) -> int | None:
     if _job is not None and _job.failure is not None and not isinstance(error, KeyboardInterrupt):
         error = _job.failure
     if isinstance(error, TrainingEnded):
-        if str(error) and _job is not None:
-            reason = textwrap.shorten(str(error), 80, placeholder=" ...")
-            rank = _job.ranks.rank
-            _logger.warning("rank %d ends, as the server has ended the training: %s", rank, reason)
+        if _job is not None:
+            _job.ranks.goodbye = Goodbye(True, "")
+        if str(error):  # which the server has said for all
+            _logger.debug("this rank ends, as the server has ended the training: %s", error)
             return 1
         return 0
     if isinstance(error, (UserError, LinkError)):
@@ -78,25 +105,39 @@ def report(error: BaseException) -> int | None:
     return None
 
 
-def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Writes the traceback of a script's error, without the frames of this package, in one piece.
 
     All ranks share a terminal, and may fail at once.
     """
     package = str(Path(__file__).parents[1])
-    while traceback is not None:
-        if not traceback.tb_frame.f_code.co_filename.startswith((package, "<frozen runpy>")):
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith((package, "<frozen runpy>")):
             break
-        traceback = traceback.tb_next
-    lines = "".join(format_exception(kind, error, traceback))
+        trace = trace.tb_next
+    lines = "".join(traceback.format_exception(kind, error, trace))
     rank = "" if _job is None else f"aggregathor: the script has failed on rank {_job.ranks.rank}\n"
     sys.stderr.write(rank + lines)
     sys.stderr.flush()
 
 
-def _is_the_servers_too(error: Exception) -> bool:
+def _is_nothing_distributed() -> bool:
+    """Says it, on the server, if no optimizer took part in a job that ends; returns whether."""
+    if _job is None or _job.has_begun or _job.failure is not None or _has_status:
+        return False
+    if _job.is_server:
+        tell_error(
+            "nothing was distributed: every process trained for itself, as no optimizer took part. "
+            "The script's updates must go through an optimizer of Keras or tf.compat.v1: its "
+            "apply_gradients, minimize or fit; where agt.init is used, one that "
+            "agt.DistributedOptimizer returned."
+        )
+    return True
+
+
+def _is_the_servers_too(error: BaseException) -> bool:
     """Whether this worker fails as the server does, which reports it for all ranks."""
-    if _job is None or _job.is_server or not isinstance(error, UserError):
+    if _job is None or _job.is_server or not isinstance(error, Exception) or not str(error):
         return False
     try:
         return _job.ranks.ended_soon() and _job.ranks.end_reason == str(error)
@@ -106,6 +147,8 @@ def _is_the_servers_too(error: Exception) -> bool:
 
 def end(status: int) -> None:
     """Runs the exit functions and ends the process with a status that no exception can give it."""
+    global _has_status
+    _has_status = status != 0
     try:
         atexit._run_exitfuncs()  # noqa: SLF001 - nothing public runs them before os._exit
         sys.stdout.flush()
@@ -116,5 +159,20 @@ def end(status: int) -> None:
 
 def _note(error: BaseException) -> None:
     """Keeps the reason, which the workers receive at the end."""
-    if _job is not None and _job.failure is None and isinstance(error, Exception):
-        _job.fail(error)
+    if _job is not None and isinstance(error, Exception):
+        _job.ranks.goodbye = Goodbye(False, _words_of(error))
+        if _job.failure is None:
+            _job.fail(error)
+
+
+def _words_of(error: Exception) -> str:
+    """Returns an error in a line, with the line of the user's script that it came from."""
+    kind = "" if isinstance(error, (UserError, LinkError)) else f"{type(error).__name__}: "
+    words = textwrap.shorten(f"{kind}{error}", 200, placeholder=" ...")
+    place = ""
+    package, libraries = str(Path(__file__).parents[1]), ("<frozen", sysconfig.get_path("stdlib"))
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = frame.f_code.co_filename
+        if not path.startswith((package, *libraries)) and "site-packages" not in path:
+            place = f" ({Path(path).name}:{line})"
+    return words + place

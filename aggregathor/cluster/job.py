@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import lossympi
 from aggregathor.attacks import ATTACKS, View
@@ -19,11 +22,14 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
-from aggregathor.protocols.rounds import RoundsServer
+from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.worker import WorkerHalf
+from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
 
@@ -33,7 +39,9 @@ _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
 _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _CLOSE_S = 5.0  # for a round that a cancelled session has left behind
-_ROUNDS = "rounds of the optimizers"
+_ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
+# Of a name that Keras has made: a rank that makes more models counts differently.
+_NUMBER = re.compile(r"_\d+\b")
 
 Half = ServerHalf | WorkerHalf
 
@@ -48,6 +56,8 @@ class Job:
       failure: what ended the training early, if something did: a round within a graph can raise it
         only in TensorFlow's words.
       last_round: on the server, what it saw in the latest round.
+      has_begun: whether an optimizer has taken part.
+      doing: what all ranks do together now, such as "fit 2 of NAME"; "" for a script's own loop.
       halves: this rank's half of each optimizer's rounds, in the order in which they began.
     """
 
@@ -63,31 +73,27 @@ class Job:
         Raises:
           UserError: on every rank.
         """
+        self._process = os.getpid()
         self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)
-        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
-        self.config = Config(**{**vars(config), "link_args": {**usual, **config.link_args}})
+        ranks.identify(self.meeting)
         self.setting = Setting(
             num_workers=ranks.topology.workers,
-            num_byzantine=config.byzantine,
-            f=config.f,
-            gar=config.gar,
-            gar_parameters=config.gar_args,
-            attack=config.attack,
-            attack_parameters=config.attack_args,
-            fill=config.fill,
-            seed=config.seed,
+            quorum=config.link_args.get("quorum"),
+            **shared(config),
         )
         self.setting.check()
-        if ranks.is_server and config.byzantine > config.f:
-            _log.warning(
-                "%d workers attack, and %s expects at most f=%d",
-                config.byzantine,
-                config.gar,
-                config.f,
-            )
+        usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
+        # A rule that tolerates nobody needs all gradients.
+        tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
+        f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
+        link_args = {**usual, "f": f, **config.link_args}
+        self.config = Config(**{**vars(config), "link_args": link_args})
+        if ranks.is_server:
+            for doubt in doubts(config, robust=self.setting.rule.robust):
+                _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":
             _log.warning(
@@ -101,28 +107,44 @@ class Job:
             lambda: open_folder(config.monitor if ranks.is_server else "")
         )
         self._observer = Observer(self.setting, folder, config.monitor_every)
+        self.has_begun = False
+        self.doing = ""
         self._at_begin: list[Callable[[], None]] = []
         self._at_close: list[Callable[[float], None]] = []
         self._closed = False
+        self._given_up = 0  # rounds by which the numbers of the halves moved without an exchange
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds this rank has made, or has missed, in all halves."""
+        return sum(half.round for half in self.halves) - self._given_up
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return os.getpid() == self._process
 
     @property
     def is_server(self) -> bool:
         """Whether this process is the server."""
         return self.ranks.is_server
 
-    def serve(self, dim: int, read: Callable[[], np.ndarray]) -> ServerHalf:
+    def serve(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
         Args:
-          dim: d, floats in all of them.
-          read: gives their values as they are, float32 [d], on the thread that calls it.
+          dim: d, coordinates of all of them.
+          read: gives their values as they are, [d], on the thread that calls it.
+          dtype: of all that travels, float32 or float64.
         Raises:
           UserError: on every rank, with the same words.
         """
-        link = cast(ServerLink, self._connect(dim))
+        link = cast(ServerLink, self._connect(dim, dtype))
         waits = ServerWaits(self.ranks)
         with waits.context():
-            aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
+            aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
         server = RoundsServer(
             link,
             aggregation,
@@ -139,20 +161,26 @@ class Job:
         self.halves.append(server)
         return server
 
-    def work(self, dim: int, read: Callable[[], np.ndarray]) -> WorkerHalf:
+    def work(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
-        link = cast(WorkerLink, self._connect(dim))
+        link = cast(WorkerLink, self._connect(dim, dtype))
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
-        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves))
+        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self.halves.append(worker)
         return worker
 
-    def _connect(self, dim: int) -> ServerLink | WorkerLink:
+    def _connect(self, dim: int, dtype: DTypeLike) -> ServerLink | WorkerLink:
         self.begin()
         try:
             return lossympi.connect(
-                self.meeting, dim, transport=self.config.transport, **self.config.link_args
+                self.meeting,
+                dim,
+                dtype=dtype,
+                transport=self.config.transport,
+                **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
@@ -162,22 +190,22 @@ class Job:
 
         Raises:
           TrainingEnded: on a worker, if the server ends instead.
-          UserError: the server has no array of a name, or one of another shape.
+          UserError: the server has no array of a name, or one of another shape or dtype.
         """
         if self.is_server:
             for half in self.halves:
                 # What a worker has sent for a round that never came is of no use in a later one.
                 half.round += 1
+                self._given_up += 1
         theirs = self.align(arrays)
         if self.is_server:
             return theirs
         for name, array in arrays.items():
-            if name not in theirs or theirs[name].shape != np.shape(array):
-                other = f"{list(theirs[name].shape)}" if name in theirs else "none"
+            differs = _difference(np.asarray(array), theirs.get(name))
+            if differs:
                 raise UserError(
-                    f"rank {self.ranks.rank} has a variable {name} of shape "
-                    f"{list(np.shape(array))} and the server has {other}. All ranks must build the "
-                    "same model."
+                    f"rank {self.ranks.rank} has a variable {name} of {differs}. All ranks must "
+                    "build the same model."
                 )
         return {name: theirs[name] for name in arrays}
 
@@ -186,20 +214,49 @@ class Job:
 
         Raises:
           TrainingEnded: on a worker, if the server ends instead.
+          UserError: on a worker, if the server does something else. What it has done in a `fit`
+            that this worker has left before is passed over.
         """
         arrays = dict(arrays or {})
         if self.is_server:
             rounds = np.array([half.round for half in self.halves], np.int64)
-            self.ranks.send_state({**arrays, _ROUNDS: rounds})
+            said = np.frombuffer(self.doing.encode(), np.uint8)
+            self.ranks.send_state({**arrays, _ROUNDS: rounds, _DOING: said})
             return arrays
         theirs = self.ranks.receive_state()
+        while (doing := theirs.pop(_DOING).tobytes().decode()) and _is_over(doing, self.doing):
+            theirs = self.ranks.receive_state()
+        if _NUMBER.sub("", doing) != _NUMBER.sub("", self.doing):
+            raise UserError(
+                f"rank {self.ranks.rank} is at {self.doing or 'a loop of its own'}, and the server "
+                f"at {doing or 'a loop of its own'}. All ranks must train the same models in the "
+                "same order: choose alike on all of them."
+            )
         for half, round in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
+            self._given_up += int(round) - half.round
             half.round = int(round)
         return theirs
 
     def fail(self, error: Exception) -> None:
-        """Keeps what ends the training: within a graph TensorFlow raises an error of its own."""
+        """Keeps what ends the training: within a graph TensorFlow raises an error of its own.
+
+        What the rule lacks is not what is wrong where workers' scripts have failed: that is added.
+        """
+        if self.is_server and isinstance(error, TrainingStopped):
+            error.args = (self._explained(str(error)),)
         self.failure = error
+
+    def _explained(self, words: str) -> str:
+        """Returns why the training stopped, with the causes in place of the rule's remedy."""
+        said, remedy, rest = _remedy_of(words)
+        if not remedy:
+            return words
+        gone = self.ranks.gone()
+        causes = self.ranks.causes() or "; ".join(
+            self.ranks.describe_end(self.ranks.topology.rank_of(row)) for row in gone
+        )
+        why = f"{causes[:1].upper()}{causes[1:]}. Mend that, and start again." if causes else ""
+        return f"{said} {why or 'See whether these workers still run.'}{rest}"
 
     def take_failure(self) -> Exception | None:
         """Returns what ended the training, for the caller to raise or to mend, and forgets it."""
@@ -212,6 +269,7 @@ class Job:
 
     def begin(self) -> None:
         """Marks that the training begins; more than once does no harm."""
+        self.has_begun = True
         calls, self._at_begin = self._at_begin, []
         for call in calls:
             call()
@@ -222,7 +280,7 @@ class Job:
 
     def close(self) -> None:
         """Ends the job for this process; the server's workers end with it."""
-        if self._closed:
+        if self._closed or not self.is_here:
             return
         self._closed = True
         self._observer.close()
@@ -235,12 +293,37 @@ class Job:
         self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
 
 
+def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:
+    """Returns how a worker's array differs from the server's in form, "" where it does not."""
+    if theirs is None or theirs.shape != own.shape:
+        other = "none" if theirs is None else list(theirs.shape)
+        return f"shape {list(own.shape)} and the server has {other}"
+    # The type of a text has its length.
+    if theirs.dtype != own.dtype and not theirs.dtype.kind == own.dtype.kind == "U":
+        return f"type {own.dtype} and the server has {theirs.dtype}"
+    return ""
+
+
+def _is_over(theirs: str, own: str) -> bool:
+    """Whether the server is in a ``fit`` that this rank has left for a later one."""
+    numbers = [re.match(r"fit (\d+)", doing) for doing in (theirs, own)]
+    return all(numbers) and int(numbers[0][1]) < int(numbers[1][1])  # type: ignore[index]
+
+
+def _remedy_of(words: str) -> tuple[str, str, str]:
+    """Returns what a rule says that it lacks, its remedy, and what follows that."""
+    found = re.search(r" (Start \d+ more workers?|Declare a smaller f)[^.]*\.", words)
+    return (
+        (words, "", "") if not found else (words[: found.start()], found[0], words[found.end() :])
+    )
+
+
 def corruption(setting: Setting) -> Callable[[Collected], None] | None:
     """Returns what the attacks do that hit rows of any worker, as faulty memory does."""
     if not setting.attack or ATTACKS[setting.attack].form != "coordinates":
         return None  # the others are the workers' business
     attack = ATTACKS[setting.attack]
-    honest = setting.num_workers - setting.num_byzantine
+    honest = setting.num_workers - setting.byzantine
 
     def corrupt(collected: Collected) -> None:
         view = View(
@@ -249,6 +332,6 @@ def corruption(setting: Setting) -> Callable[[Collected], None] | None:
             f=setting.f,
             rng=generator("attack", setting.seed, collected.round),
         )
-        collected.stack_nd[:] = attack(view, **setting.attack_parameters)
+        collected.stack_nd[:] = attack(view, **setting.attack_args)
 
     return corrupt

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning
 from aggregathor.errors import UserError
 from lossympi import mpi
 from lossympi.collectives import Collectives
+from lossympi.mpi_collectives import MpiCommunicator, listed
 from lossympi.topology import ROOT
 
-_COME, _ANSWER = 6, 7  # tags, beside those of `ranks.py`
-_POLL_S = 1e-3
+_TAGS = 6, 7  # to the server and back, beside those of `ranks.py`
 
 
 class SaidByServerError(UserError):
@@ -30,75 +29,63 @@ class Meeting(Collectives):
 
     def __init__(self, ranks: Ranks, limit_s: float) -> None:
         """Takes over two tags of the ranks' communicator, and how long one may be late."""
-        super().__init__(ranks.comm, UserError, catches=UserError, describe=_first_failure)
-        self._ranks = ranks
-        self._limit_s = limit_s
+        self._way = _Way(ranks, limit_s)
+        super().__init__(self._way, UserError, catches=UserError, describe=_first_failure)
 
-    def allgather(self, value: Any) -> list[Any]:
-        """Returns every rank's value; collective.
+    def Dup(self) -> Any:
+        """Returns a duplicate of the communicator; collective.
 
         Raises:
           UserError: on every rank that is there, if one cannot come.
-          TrainingEnded: on a worker, if the server has ended.
         """
-        if self._ranks.is_server:
-            values, failure = self._collect(value)
-            self._ranks.send_object((values, failure), self._ranks.topology.worker_ranks, _ANSWER)
-        else:
-            self._ranks.send_object(value, [ROOT], _COME)
-            self._ranks.wait(self._has_answer, "the server and the other ranks, to begin")
-            values, failure = self._ranks.comm.recv(source=ROOT, tag=_ANSWER)
-        if failure:
-            raise UserError(failure) if self._ranks.is_server else SaidByServerError(failure)
-        return values
+        return self._way.Dup()
 
-    def Dup(self) -> Any:
-        """Returns a duplicate of the communicator; collective."""
-        self.allgather(None)
-        return self._ranks.comm.Dup()
 
-    def _has_answer(self) -> bool:
-        return self._ranks.is_there(ROOT, _ANSWER)
+class _Way(MpiCommunicator):
+    """The messages of a meeting: who has said goodbye does not come, nor does who has died."""
 
-    def _collect(self, own: Any) -> tuple[list[Any], str]:
-        """Returns every rank's value, and why there are none."""
-        values: dict[int, Any] = {self.rank: own}
-        until = time.monotonic() + self._limit_s
+    def __init__(self, ranks: Ranks, limit_s: float) -> None:
+        error = UserError if ranks.is_server else SaidByServerError
+        super().__init__(ranks.comm, limit_s, error, tags=_TAGS, numbers=ranks.numbers)
+        self._ranks = ranks
+
+    def _why_gone(self, rank: int) -> str | None:
+        return "has ended its script" if self._ranks.says_goodbye(rank) else None
+
+    def _words_of_gone(self, rank: int, how: str) -> str:
+        causes = self._ranks.causes()
+        remedy = "start again with one worker fewer if it cannot be mended"
+        why = (
+            f"{causes}. Mend that, or {remedy}" if causes else f"Its own output says why; {remedy}"
+        )
+        return f"rank {rank} {how}, and the training begins with all ranks. {why}."
+
+    def _watch(self) -> Callable[[list[int]], None]:
         missing: list[int] = []
-        warning = SlowWaitWarning(self.rank, lambda: f"rank {_listed(missing)} to begin")
-        while True:
-            missing[:] = [rank for rank in range(self.size) if rank not in values]
-            if not missing:
-                return [values[rank] for rank in range(self.size)], ""
-            for rank in missing:
-                try:
-                    if self._ranks.comm.iprobe(source=rank, tag=_COME):
-                        values[rank] = self._ranks.comm.recv(source=rank, tag=_COME)
-                    elif self._ranks.says_goodbye(rank):
-                        return [], _gone(rank, "has ended its script")
-                except mpi.import_mpi().Exception:
-                    return [], _gone(rank, "has died")
-            if time.monotonic() > until:
-                return [], (
-                    f"rank {_listed(missing)} has not come as far as the others within "
-                    f"{self._limit_s:g} s: if its script does the same, raise start_s"
-                )
+        warning = SlowWaitWarning(self.rank, lambda: f"rank {listed(missing)} to begin")
+
+        def look(ranks: list[int]) -> None:
+            missing[:] = ranks
             warning.look()
-            time.sleep(_POLL_S)
+
+        return look
+
+    def _await_answer(self, poll: Callable[[], bytearray | None]) -> bytearray:
+        found: list[bytearray] = []
+
+        def has_answer() -> bool:
+            try:
+                message = poll()
+            except mpi.import_mpi().Exception:
+                raise self._ranks.lost() from None
+            found.extend([] if message is None else [message])
+            return bool(found)
+
+        self._ranks.wait(has_answer, "the server and the other ranks, to begin")
+        return found[0]
 
 
 def _first_failure(failures: Mapping[int, str]) -> str:
     """Returns what the first rank that failed has to say; of the server without its number."""
     rank, words = next(iter(failures.items()))
     return words if rank == ROOT else f"rank {rank}: {words}"
-
-
-def _gone(rank: int, how: str) -> str:
-    return (
-        f"rank {rank} {how}, and the training begins with all ranks. Its own output says why; "
-        "start again with one worker fewer if it cannot be mended."
-    )
-
-
-def _listed(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks))

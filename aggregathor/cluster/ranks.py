@@ -1,40 +1,66 @@
 """The ranks of the job and what the server sends the workers beside the models: state, and the end.
 
 The server is trusted by all. Workers tell it nothing here: what a worker sends is a gradient, over
-its link. Only experiments, whose Byzantine workers are our
-own, let a worker hand over what it keeps from round to round.
+its link. Only experiments let a worker hand over what it keeps from round to round.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
+import itertools
 import logging
 import os
-import pickle
+import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from aggregathor.cluster.processes import Process, identify_all, listen, now_s
 from aggregathor.errors import UserError
 from lossympi import LinkError, Topology, mpi
+from lossympi.collectives import Collectives
+from lossympi.messages import (
+    MessageError,
+    Receiver,
+    decode,
+    encode,
+    pack_arrays,
+    read,
+    unpack_arrays,
+)
+from lossympi.mpi_collectives import duplicate
 
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
-_STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags
+_STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags; 6 and 7 are a meeting's
+_NEWS, _WRITTEN = 8, 11
+AGAIN = "again"  # what the server tells where a round has to be repeated
 _REASON_BYTES = 4096
+_GOODBYE_BYTES = 2048  # of a worker's last words
 _POLL_S = 0.01
+_FIRST_POLL_S = 1e-4  # of a wait that may be short, as of an epoch's end
 _FLUSH_S = 5.0
 # How long the server waits for workers to end: they may still evaluate, or have been stopped.
 _GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
+START_S = 300.0  # how much later than another a rank may come
 _PR_SET_PDEATHSIG = 1
+
+
+class Goodbye(NamedTuple):
+    """How a worker's script has ended, in its own words.
+
+    Attributes:
+      cut: whether the server's end has ended it.
+      words: of the error that has ended it, with the line of the script; "" for none.
+    """
+
+    cut: bool
+    words: str
 
 
 class TrainingEnded(RuntimeError):
@@ -48,14 +74,25 @@ class Ranks:
       comm: an MPI communicator of our own, for the links to be made of.
       rank: of this process.
       topology: which rank has which role.
+      numbers: of what all do together by a meeting.
+      goodbye: a worker's last words, by which the server explains that it is gone.
     """
 
-    def __init__(self, comm: Any) -> None:
-        """Duplicates the communicator; collective."""
-        self.comm = comm.Dup()
+    def __init__(self, comm: Any, limit_s: float = START_S) -> None:
+        """Duplicates the communicator; collective.
+
+        Raises:
+          UserError: a rank does not come within the limit.
+        """
+        self.comm = duplicate(comm, limit_s, UserError)
         self.rank: int = comm.rank
         self.topology = Topology.of_size(comm.size)
-        self._processes: list[tuple[str, int]] = comm.allgather((socket.gethostname(), os.getpid()))
+        self.numbers = itertools.count(1)
+        # Server: a worker's process, or why it is not known.
+        self._processes: dict[int, Process | str] = {}
+        self._states: dict[tuple[int, int], Receiver] = {}
+        self.goodbye = Goodbye(False, "")
+        self._goodbyes: dict[int, Goodbye] = {}
         self._sending: list[_Sent] = []
         self._reason: str | None = None
         self._reason_bytes = bytearray(_REASON_BYTES)
@@ -72,10 +109,21 @@ class Ranks:
         """Worker: its row of every stack, 0..n-1."""
         return self.topology.row_of(self.rank)
 
-    def send_object(self, value: Any, ranks: Iterable[int], tag: int) -> None:
-        """Sends a picklable value, and waits until it has left, but not long."""
-        self._send(pickle.dumps(value), ranks, tag)
-        self._flush()
+    def identify(self, together: Collectives) -> None:
+        """Lets the server know which workers are processes of its host; collective.
+
+        It can then tell those that have ended or were stopped, and kill the latter at the end. Of
+        others MPI alone knows, and none of them is killed.
+        """
+        begun_s = now_s()
+        token = together.bcast(secrets.token_hex(16), str)
+        listening = None if self.is_server else listen(token, self.rank)
+        together.allgather(None)
+        if self.is_server:
+            self._processes = identify_all(token, list(self.topology.worker_ranks), begun_s)
+        together.allgather(None)
+        if listening is not None:
+            listening.close()
 
     def is_there(self, rank: int, tag: int) -> bool:
         """Whether a message has come from the server.
@@ -86,7 +134,7 @@ class Ranks:
         try:
             return self.comm.Iprobe(rank, tag)
         except _mpi().Exception:
-            raise self._lost() from None
+            raise self.lost() from None
 
     def says_goodbye(self, rank: int) -> bool:
         """Server: whether a worker has ended its script.
@@ -94,7 +142,33 @@ class Ranks:
         Raises:
           MPI.Exception: it has died.
         """
-        return self.comm.Iprobe(rank, _GOODBYE)
+        if rank not in self._goodbyes:
+            try:
+                message = self._receiver(rank, _GOODBYE, _GOODBYE_BYTES).poll()
+                if message is None:
+                    return False
+                self._goodbyes[rank] = read(Goodbye, decode(message), "what it says at the end")
+            except MessageError:  # it is a goodbye, whatever it says
+                self._goodbyes[rank] = Goodbye(False, "")
+        return True
+
+    def causes(self) -> str:
+        """Server: returns the errors that have ended workers' scripts, equal ones once; or ""."""
+        ranks: dict[str, list[int]] = {}
+        for rank, goodbye in sorted(self._goodbyes.items()):
+            if goodbye.words:
+                ranks.setdefault(goodbye.words, []).append(rank)
+        return "; ".join(
+            f"the script failed on rank {', '.join(map(str, of))}: {words}"
+            for words, of in ranks.items()
+        )
+
+    def describe_end(self, rank: int) -> str:
+        """Server: returns how a worker that is gone has ended."""
+        goodbye = self._goodbyes.get(rank)
+        if goodbye is None:
+            return f"rank {rank}'s process has died"
+        return f"rank {rank}'s script {'failed: ' if goodbye.words else 'ended'}{goodbye.words}"
 
     def gone(self) -> list[int]:
         """Server: returns the rows of workers that have ended; from any thread.
@@ -120,7 +194,7 @@ class Ranks:
 
     def send_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Server: sends arrays to every worker, and waits until they have them, but not long."""
-        self._send_all(_packed(arrays), _STATE)
+        self._send_all(pack_arrays(arrays), _STATE)
         self._flush()
 
     def receive_state(self) -> dict[str, np.ndarray]:
@@ -129,8 +203,39 @@ class Ranks:
         Raises:
           TrainingEnded: it ends instead.
         """
-        self.wait(self.state_is_there, "the server, to send the parameters")
-        return _unpacked(self._receive(_SERVER, _STATE))
+        states = self._receiver(_SERVER, _STATE, None)
+        whole: bytearray | None = None
+
+        def has_begun() -> bool:
+            nonlocal whole
+            try:
+                whole = states.poll()
+            except (MessageError, _mpi().Exception):
+                raise self.lost() from None
+            return whole is not None or states.coming > 0
+
+        self.wait(has_begun, "the server, to send the parameters")
+        while whole is None:  # what has begun comes, be it that the training has ended since
+            time.sleep(_POLL_S / 10)
+            has_begun()
+        return unpack_arrays(whole)
+
+    def tell(self, news: Any) -> None:
+        """Server: sends plain data to every worker, and waits for none of them."""
+        self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+        self._send_all(encode(news), _NEWS)
+
+    def heard(self) -> Any:
+        """Worker: returns the next of what the server tells; None if nothing has come.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        try:
+            message = self._receiver(_SERVER, _NEWS, None).poll()
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return None if message is None else decode(message)
 
     def send_worker_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Worker: sends arrays to the server, and waits until it has taken them.
@@ -138,22 +243,54 @@ class Ranks:
         Raises:
           TrainingEnded: it ends instead.
         """
-        message = _packed(arrays)
+        message = pack_arrays(arrays)
         request = self.comm.Isend(message, dest=_SERVER, tag=_WORKER_STATE)
         self.wait(lambda: self._has_come(request), "the server, to take what it keeps")
 
-    def receive_worker_state(self, row: int, wait_s: float) -> dict[str, np.ndarray] | None:
-        """Server: returns the next arrays of a worker; None if none come within the time."""
+    def receive_worker_state(
+        self, row: int, wait_s: float, most_bytes: int
+    ) -> dict[str, np.ndarray] | None:
+        """Server: returns the next arrays of a worker; None if none come within the time.
+
+        Args:
+          row: the worker's.
+          wait_s: how long to wait for all of them.
+          most_bytes: that they may have, names included. More, or what are no arrays, is dropped
+            with a warning, and counts as none.
+        """
         rank = self.topology.rank_of(row)
+        states = self._receiver(rank, _WORKER_STATE, most_bytes)
         until = time.monotonic() + wait_s
         try:
-            while not self.comm.Iprobe(rank, _WORKER_STATE):
+            while (message := states.poll()) is None:
                 if time.monotonic() >= until:
                     return None
                 time.sleep(_POLL_S)
-            return _unpacked(self._receive(rank, _WORKER_STATE))
+            return unpack_arrays(message)
+        except MessageError as error:
+            _log.warning("what rank %d keeps is not taken: %s", rank, error)
+            return None
         except _mpi().Exception:  # it has died
             return None
+
+    def tell_written(self, path: str) -> None:
+        """Server: tells every worker that a file is written."""
+        self._send_all(os.fsencode(path), _WRITTEN)
+
+    def written(self) -> list[str]:
+        """Worker: returns the files that the server has told of since the last call.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        messages = self._receiver(_SERVER, _WRITTEN, None)
+        paths = []
+        try:
+            while (message := messages.poll()) is not None:
+                paths.append(os.fsdecode(bytes(message)))
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return paths
 
     def state_is_there(self) -> bool:
         """Worker: whether the server has sent arrays that have not been received yet.
@@ -204,7 +341,6 @@ class Ranks:
         message = reason.encode()[:_REASON_BYTES].ljust(_REASON_BYTES, b"\0")
         self._send_all(message, _END)
         waiting = set(self.topology.worker_ranks)
-        goodbyes: dict[int, Any] = {}
         whole = True
         begun = time.monotonic()
         warning = SlowWaitWarning(
@@ -219,14 +355,17 @@ class Ranks:
                     self._kill(rank)
                     continue
                 try:
-                    if rank not in goodbyes:
-                        goodbyes[rank] = self.comm.Irecv(bytearray(1), rank, _GOODBYE)
-                    if goodbyes[rank].Test():
+                    if self.says_goodbye(rank):
                         waiting.remove(rank)
                 except _mpi().Exception:  # it has died
                     whole = False
                     waiting.remove(rank)
             time.sleep(_POLL_S)
+        cut = [str(rank) for rank, goodbye in sorted(self._goodbyes.items()) if goodbye.cut]
+        if cut and not reason:
+            _log.info(
+                "the server's script ended first, and with it the rounds of rank %s", ", ".join(cut)
+            )
         whole = whole and not waiting
         for rank in waiting:
             self._kill(rank)
@@ -239,7 +378,9 @@ class Ranks:
         last = bytearray(1)
         try:
             answer = self.comm.Irecv(last, _SERVER, _LAST)
-            self.comm.Isend(b"\0", _SERVER, _GOODBYE)
+            words = self.goodbye.words[: _GOODBYE_BYTES // 8]  # of a character up to 6 bytes
+            message = encode(self.goodbye._replace(words=words))
+            self.comm.Isend(message, _SERVER, _GOODBYE)
             warning = SlowWaitWarning(self.rank, lambda: "the server, to end its script")
             while not self._has_come(answer):
                 warning.look()
@@ -249,31 +390,26 @@ class Ranks:
         return last == b"\1"
 
     def _process_state(self, rank: int) -> str:
-        """Returns a letter of ``proc(5)``, "" for a process that is not there, "?" elsewhere."""
-        host, process = self._processes[rank]
-        if host != socket.gethostname():
-            return "?"
-        try:
-            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return ""
+        """Returns a letter of ``proc(5)``, "" for a process that has ended, "?" for an unknown."""
+        process = self._processes.get(rank)
+        return process.state() if isinstance(process, Process) else "?"
 
     def _kill(self, rank: int) -> None:
-        host, process = self._processes[rank]
-        _log.warning("rank %d does not end, so it is killed", rank)
-        if host == socket.gethostname():
-            try:
-                os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+        process = self._processes.get(rank, "it was not looked for")
+        if isinstance(process, Process):
+            _log.warning("rank %d does not end, so it is killed", rank)
+            process.kill()
+        else:
+            _log.warning("rank %d does not end, and it is not killed, as %s", rank, process)
 
     def _has_come(self, request: Any) -> bool:
         try:
             return request.Test()
         except _mpi().Exception:
-            raise self._lost() from None
+            raise self.lost() from None
 
-    def _lost(self) -> LinkError:
+    def lost(self) -> LinkError:
+        """Returns what a worker raises whose server has died."""
         server = self.topology.describe(_SERVER)
         return LinkError(
             f"rank {self.rank} has lost {server}, whose process has ended. Its own output says "
@@ -287,12 +423,14 @@ class Ranks:
           TrainingEnded: the server has ended the training.
         """
         warning = SlowWaitWarning(self.rank, lambda: whom)
+        poll_s = _FIRST_POLL_S
         while not until():
             # What was sent before the end has come before it.
             if not self.is_server and self.ended() and not until():
                 raise TrainingEnded(self.end_reason)
             warning.look()
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
+            poll_s = min(_POLL_S, 1.1 * poll_s)
 
     def _send_all(self, message: bytes, tag: int) -> None:
         self._send(message, self.topology.worker_ranks, tag)
@@ -302,12 +440,11 @@ class Ranks:
             with contextlib.suppress(_mpi().Exception):  # it has died
                 self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
 
-    def _receive(self, rank: int, tag: int) -> bytes:
-        status = _mpi().Status()
-        self.comm.Probe(rank, tag, status)
-        message = bytearray(status.Get_count(_mpi().BYTE))
-        self.comm.Recv(message, source=rank, tag=tag)
-        return bytes(message)
+    def _receiver(self, rank: int, tag: int, most_bytes: int | None) -> Receiver:
+        """Returns the one of a rank and tag: a message may have begun that was not waited for."""
+        found = self._states.setdefault((rank, tag), Receiver(self.comm, rank, tag, most_bytes))
+        found.most_bytes = most_bytes
+        return found
 
     def _flush(self) -> None:
         """Waits until what was sent has left, but not for ever, nor for who takes nothing any more.
@@ -349,11 +486,12 @@ class SlowWaitWarning:
             _log.warning("rank %d has waited %.0f s for %s", self._rank, waited_s, self._whom())
 
 
-def start_ranks() -> Ranks | None:
+def start_ranks(limit_s: float = START_S) -> Ranks | None:
     """Joins the ranks of the job; None if this process was started alone.
 
     Raises:
-      UserError: an mpirun started several, and MPI knows of one only.
+      UserError: an mpirun started several, and MPI knows of one only; or a rank does not come
+        within the limit.
     """
     launch = mpi.launch_of(os.environ)
     if launch is None or launch.size < 2:
@@ -374,18 +512,7 @@ def start_ranks() -> Ranks | None:
             "MPI was started for one thread only, and TensorFlow calls from several. Remove "
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
-    return Ranks(module.COMM_WORLD)
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _unpacked(message: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(message), allow_pickle=False) as arrays:
-        return dict(arrays)
+    return Ranks(module.COMM_WORLD, limit_s)
 
 
 def _is_done(request: Any) -> bool:

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
+from aggregathor.cluster.ranks import AGAIN, Ranks, SlowWaitWarning, TrainingEnded
 from aggregathor.internals.tensorflow import eager_mode
+from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.server import ServerHalf
 from lossympi import LinkError
 
@@ -39,6 +40,9 @@ class ServerWaits:
         try:
             with eager_mode():
                 yield
+        except RuleError:
+            self._ranks.tell((0, AGAIN, {}))  # of no `fit` in particular
+            raise
         finally:
             self._warning = None
 
@@ -55,9 +59,16 @@ class ServerWaits:
 
     def _forget_who_has_gone(self) -> None:
         assert self._server is not None
-        for row in set(self._ranks.gone()) - self._said:
+        topology = self._ranks.topology
+        for row in sorted(set(self._ranks.gone()) - self._said):
             self._said.add(row)
-            _log.warning("%s has ended", self._ranks.topology.describe_rows([row]))
+            _log.warning(
+                "%s, before round %d; %d of %d workers are left",
+                self._ranks.describe_end(topology.rank_of(row)),
+                self._server.round,
+                topology.workers - len(self._said),
+                topology.workers,
+            )
             self._server.forget(row)
 
     def _whom(self) -> str:

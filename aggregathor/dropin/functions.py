@@ -60,11 +60,12 @@ class _Known:
 class _Call:
     """A call of a function by a thread, which has the turns of the rounds that are known of it."""
 
-    __slots__ = ("_known", "_taken")
+    __slots__ = ("_known", "_taken", "_within")
 
     def __init__(self, known: _Known) -> None:
         self._known = known
         self._taken: list[Any] = []  # locks
+        self._within: list[_Known] = []  # functions that it calls, the innermost last
 
     def begin(self) -> None:
         """Takes the turns that are known."""
@@ -75,9 +76,20 @@ class _Call:
 
     def add(self, turn: Turn) -> None:
         """Adds a round that was found while the function is traced."""
+        for known in self._within:  # which may be called by themselves later
+            known.turns.add(turn)
         if turn not in self._known.turns:
             self._take(turn.lock)
             self._known.turns.add(turn)
+
+    @contextlib.contextmanager
+    def within(self, known: _Known) -> Iterator[None]:
+        """A context in which it calls another function."""
+        self._within.append(known)
+        try:
+            yield
+        finally:
+            self._within.pop()
 
     def end(self) -> None:
         """Gives the turns back."""
@@ -112,13 +124,15 @@ def patch_calls() -> None:
         if known is _PLAIN:
             return call(function, *args, **kwargs)
         if known is None:
-            known = function.__dict__[_KNOWN] = _Known(_split_of(function))
+            known = function.__dict__.setdefault(_KNOWN, _Known(_split_of(function)))
         if known.split is not None and not xla.is_recording():
             run = known.split
         else:
             run = functools.partial(call, function)
-        if getattr(_call, "running", None) is not None or not tf.executing_eagerly():
-            return run(*args, **kwargs)
+        outer = getattr(_call, "running", None)
+        if outer is not None or not tf.executing_eagerly():
+            with contextlib.nullcontext() if outer is None else outer.within(known):
+                return run(*args, **kwargs)
         running = _Call(known)
         if known.turns or not known.is_traced:
             running.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ from aggregathor.cluster.job import Job
 from aggregathor.dropin import keras2, strategies
 from aggregathor.dropin.deferred_variables import keep_initial_values
 from aggregathor.dropin.functions import patch_calls
-from aggregathor.dropin.keras.files import PrivateFiles
+from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.keras.seeds import Seeds
+from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.dropin.v1 import V1, is_graph_of_sessions
 from aggregathor.errors import UserError
@@ -42,9 +44,20 @@ class Dropin:
         self._updates = Updates(job, checkpoints, self.guard)
         self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints)
-        job.at_begin(Seeds(job.ranks.rank).begin)
-        if not job.is_server:
-            job.at_close(PrivateFiles(job.ranks.rank).remove)
+        seeds = Seeds(
+            job.ranks.rank,
+            is_server=job.is_server,
+            entropy=job.meeting.bcast(secrets.randbits(31), int),
+            rounds=lambda: sum(half.round for half in job.halves),
+            together=job.meeting,
+        )
+        job.at_begin(seeds.begin)
+        files = ServerFiles(job.ranks, is_server=job.is_server)
+        job.at_close(files.remove)
+        if job.is_server:
+            tell_of_models(files)
+        else:
+            job.at_close(PrivateFiles(job.ranks.rank, files).remove)
         strategies.refuse()
         keras2.refuse(lambda: self._optimizers.all and not self._updates.is_applying)
         job.at_begin(keras2.check_environment)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -12,8 +11,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.errors import Registry, UserError, near
+from aggregathor.compositions import Known, check_names, declare
+from aggregathor.conditions import Condition
+from aggregathor.errors import Registry, UserError
 from aggregathor.gars.context import Context, State
+from aggregathor.gars.stacks import check_dtype, plain
 from aggregathor.ops import Columns, has_arrays
 
 _ALONE = Context()  # of a rule that is used by itself
@@ -48,37 +50,6 @@ class Aggregated(NamedTuple):
 
     grad_d: Values
     usage_n: Any
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The condition ``n >= a f + b`` of a rule. ``a = 0``: it tolerates no Byzantine row at all."""
-
-    a: int
-    b: int
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """Reads ``"n >= 2f + 3"``, ``"n >= 4f+3"`` or ``"n >= 1"``."""
-        found = re.fullmatch(r"\s*n\s*>=\s*(?:(\d*)\s*f)?\s*\+?\s*(\d+)?\s*", text)
-        if not found or (found[1] is None and found[2] is None):
-            raise UserError(f"a condition reads like 'n >= 2f + 3', got {text!r}")
-        a = 0 if found[1] is None else int(found[1] or 1)
-        return cls(a, int(found[2] or 0))
-
-    def __str__(self) -> str:
-        factor = "" if self.a == 1 else str(self.a)
-        return f"n >= {factor}f + {self.b}" if self.a else f"n >= {self.b}"
-
-    def least_n(self, f: int) -> int:
-        """The smallest number of gradients that tolerates f Byzantine ones."""
-        return self.a * f + self.b
-
-    def largest_f(self, n: int) -> int | None:
-        """The largest number of Byzantine gradients among n; None where n is too small for any."""
-        if n < self.b:
-            return None
-        return (n - self.b) // self.a if self.a else 0
 
 
 @dataclass(frozen=True)
@@ -173,6 +144,7 @@ class Gar:
           UserError, ConditionError: see ``check``.
           InvalidArgumentError: more rows than the rule can tolerate lack values.
         """
+        stack_nd = plain(self.name, stack_nd)
         if isinstance(stack_nd, np.ndarray):
             return self._apply_to_array(stack_nd, state, context, f, unsafe, usage, parameters)
         stack_nd, n = as_stack(self.name, stack_nd)
@@ -187,12 +159,7 @@ class Gar:
         parameters = {"f": 0, **parameters} if not self.robust else parameters
         if parameters.get("f") is None:
             raise TypeError(f"{self.name} needs f=, the number of Byzantine gradients to tolerate")
-        state: State = {}
-        if self._init is not None:
-            if not isinstance(stack_nd, np.ndarray):
-                stack_nd, _ = as_stack(self.name, stack_nd)
-            own = {name: value for name, value in parameters.items() if name in self.parameters}
-            state = self.init(*stack_nd.shape, **own)
+        stack_nd, state = alone(self, stack_nd, parameters)
         return self.apply(stack_nd, state, _ALONE, usage=usage, **parameters)[0]
 
     def by_columns(self) -> bool:
@@ -241,7 +208,8 @@ class Gar:
         check_names(self.name, parameters, self.parameters, "it has none but f.")
         needed = self.minimum if unsafe else self.condition
         if n < needed.least_n(f):
-            raise ConditionError(self._too_few(n, f, needed, unsafe))
+            what = "cannot be computed unless" if unsafe else "needs"
+            raise ConditionError(needed.refusal(self.name, n, f, what=what))
         if self._check is not None:
             self._check(n=n, f=f, **{**self.parameters, **parameters})
 
@@ -285,18 +253,6 @@ class Gar:
         usage_n = None if usage_n is None else np.asarray(usage_n)
         state = {name: np.asarray(value) for name, value in state.items()}
         return Aggregated(np.asarray(grad_d), usage_n), state
-
-    def _too_few(self, n: int, f: int, needed: Condition, unsafe: bool) -> str:
-        largest = needed.largest_f(n)
-        missing = needed.least_n(f) - n
-        remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
-        if largest is not None and needed.a:
-            remedy += f" or declare f={largest}"
-        what = "cannot be computed unless" if unsafe else "needs"
-        return (
-            f"{self.name} {what} {needed} gradients; f={f} needs {needed.least_n(f)}, got {n}. "
-            f"{remedy}."
-        )
 
 
 registered: dict[str, Any] = {}  # rules, and the pre-aggregations beside them, by name
@@ -381,6 +337,7 @@ def gar(
             _check=check,
         )
         registered[name] = rule
+        declare(name, Known(True, tuple(rule.parameters), rule.condition))
         return checked
 
     return register
@@ -431,26 +388,36 @@ def defaults_of(name: str, function: Iterable[inspect.Parameter]) -> dict[str, A
     return defaults
 
 
-def check_names(
-    name: str, given: Mapping[str, Any], known: Mapping[str, Any], none: str = "it has none."
-) -> None:
-    """Raises ``UserError`` for a parameter that is unknown."""
-    for each in given:
-        if each not in known:
-            hint = near(each, known) if known else none
-            raise UserError(f"{name} has no parameter {each!r}: {hint}")
+def alone(rule: Any, stack_nd: Any, given: Mapping[str, Any]) -> tuple[Values, State]:
+    """Returns a stack that a rule or a composition aggregates by itself, and its first state.
+
+    Args:
+      rule: a ``Gar``, or a ``Rule``, which has its parameters.
+      stack_nd: what it is given.
+      given: arguments of the call, the rule's parameters among them.
+    """
+    if not rule.has_state and isinstance(stack_nd, (np.ndarray, tf.Tensor)):
+        return stack_nd, {}  # `apply` checks it
+    stack_nd = plain(rule.name, stack_nd)
+    if not isinstance(stack_nd, np.ndarray):
+        stack_nd, _ = as_stack(rule.name, stack_nd)
+    if not rule.has_state:
+        return stack_nd, {}
+    if stack_nd.ndim != 2:
+        raise UserError(f"{rule.name} takes gradients stacked as [n, d], got {stack_nd.shape}")
+    own = {name: value for name, value in given.items() if name in rule.parameters}
+    return stack_nd, rule.init(*stack_nd.shape, **own)
 
 
 def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     """Converts to a tensor [n, d] with known n, or says what is wrong with it."""
     if not isinstance(stack_nd, tf.Tensor):
+        stack_nd = plain(name, stack_nd)
         try:
             stack_nd = tf.convert_to_tensor(stack_nd)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
             raise UserError(f"{name} takes gradients stacked as [n, d]: {error}") from None
-    if stack_nd.dtype not in COMPUTED_IN:
-        known = ", ".join(dtype.name for dtype in COMPUTED_IN)
-        raise TypeError(f"{name} takes {known}; got a stack of {stack_nd.dtype.name}")
+    check_dtype(name, stack_nd.dtype.name, [dtype.name for dtype in COMPUTED_IN])
     if stack_nd.shape.rank != 2:
         raise UserError(f"{name} takes gradients stacked as [n, d], got shape {stack_nd.shape}")
     if stack_nd.shape[1] == 0:

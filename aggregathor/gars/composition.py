@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.errors import Registry, UserError
+from aggregathor.compositions import Known, own_names, read
+from aggregathor.errors import UserError
+from aggregathor.gars import own
 from aggregathor.gars.base import (
     COMPUTED_IN,
     Aggregated,
+    Condition,
     ConditionError,
     Gar,
     Values,
+    alone,
     as_stack,
-    check_names,
     registered,
-    registry,
 )
 from aggregathor.gars.context import Context, State
 from aggregathor.gars.pre_aggregation import PreAggregation
+from aggregathor.gars.stacks import plain
 from aggregathor.ops import has_arrays
 
-_MOST_WORKERS = 10_000  # that a message advises to start
-_ANY = Registry("rule or pre-aggregation", registered)
+_MOST_WORKERS = 10_000  # that a message advises to start, or a parameter is tried with
 
 
 class _Stage(NamedTuple):
@@ -74,13 +76,21 @@ class Rule:
     def condition(self) -> str:
         """The condition as text, such as "ceil(n/2) >= 2f + 3"."""
         n = "n"
-        conditions = []
+        needed: list[tuple[str, Condition]] = []  # of so many rows
         for pre, parameters in self._stages:
             if pre.condition.a:
-                conditions.append(str(pre.condition).replace("n", n, 1))
+                needed.append((n, pre.condition))
             n = pre.rows_text_of(n, **parameters)
-        conditions.append(str(self.gar.condition).replace("n", n, 1))
-        return " and ".join(dict.fromkeys(conditions))
+        needed.append((n, self.gar.condition))
+        said = [
+            str(condition).replace("n", rows, 1)
+            for i, (rows, condition) in enumerate(needed)
+            if not any(
+                rows == other and (more.implies(condition) and (j < i or more != condition))
+                for j, (other, more) in enumerate(needed)
+            )
+        ]
+        return " and ".join(said)
 
     def check(self, *, n: int, f: int, unsafe: bool = False) -> None:
         """Raises what applying it to n gradients would raise, without any gradients.
@@ -89,17 +99,13 @@ class Rule:
           UserError: a parameter is unknown or out of range.
           ConditionError: n is too small for f.
         """
-        rows = self._rows(n, f)
-        try:
+        rows, made_by = n, ""
+        for pre, parameters in self._stages:
+            with self._refused(n, rows, f, unsafe, made_by):
+                pre.check(n=rows, f=f, **parameters)
+            rows, made_by = pre.num_rows(rows, **parameters), pre.name
+        with self._refused(n, rows, f, unsafe, made_by):
             self.gar.check(n=rows, f=f, unsafe=unsafe or self.unsafe, **self.parameters)
-        except ConditionError as error:
-            if rows == n:
-                raise
-            raise ConditionError(self._too_few(n, rows, f, unsafe, str(error))) from None
-        except UserError as error:
-            if rows == n:
-                raise
-            raise UserError(f"{self._makes(n, rows)}, and {error}") from None
 
     def largest_f(self, n: int) -> int | None:
         """The largest f that the rule can be applied with to n gradients; None where none is."""
@@ -149,6 +155,7 @@ class Rule:
                 *(state, context),
                 **{"f": f, "unsafe": unsafe or self.unsafe, "usage": usage, **self.parameters},
             )
+        stack_nd = plain(self.name, stack_nd)
         self.check(n=int(np.shape(stack_nd)[0]), f=f, unsafe=unsafe)
         rows_nd, dtype = _wide(self.name, stack_nd)
         weight_mn: Any = None
@@ -167,46 +174,59 @@ class Rule:
         return Aggregated(tf.cast(grad_d, dtype), usage_n), state
 
     def aggregate(
-        self, stack_nd: Values, *, f: int, unsafe: bool = False, usage: bool = True
+        self, stack_nd: Values, *, f: int, unsafe: bool = False, usage: bool = True, **strange: Any
     ) -> Aggregated:
         """Aggregates one stack by itself: ``apply`` with the state of a first round."""
-        if not isinstance(stack_nd, np.ndarray):
-            stack_nd, _ = as_stack(self.name, stack_nd)
-        state = self.init(*stack_nd.shape) if self.has_state and stack_nd.ndim == 2 else {}
+        if strange:
+            more = ", ".join(f"{each}={value!r}" for each, value in strange.items())
+            raise UserError(
+                f"{self.name} has its parameters already, and {more} is given beside them: compose "
+                f'another one, as in compose("{self.gar.name}({more})")'
+            )
+        stack_nd, state = alone(self, stack_nd, {})
         return self.apply(stack_nd, state, Context(), f=f, unsafe=unsafe, usage=usage)[0]
 
-    def __call__(self, stack_nd: Any, *, f: int, unsafe: bool = False) -> tf.Tensor:
+    def __call__(self, stack_nd: Any, *, f: int, unsafe: bool = False, **strange: Any) -> tf.Tensor:
         """Aggregates [n, d] to a tensor [d], eagerly or in a ``tf.function``."""
         stack_nd, _ = as_stack(self.name, stack_nd)
-        return self.aggregate(stack_nd, f=f, unsafe=unsafe, usage=False).grad_d
-
-    def _rows(self, n: int, f: int) -> int:
-        """Returns how many rows the rule receives of n gradients; raises where one stage would."""
-        for pre, parameters in self._stages:
-            pre.check(n=n, f=f, **parameters)
-            n = pre.num_rows(n, **parameters)
-        return n
+        return self.aggregate(stack_nd, f=f, unsafe=unsafe, usage=False, **strange).grad_d
 
     def _holds(self, n: int, f: int) -> bool:
         try:
-            self.gar.check(n=self._rows(n, f), f=f, **self.parameters)
+            rows = n
+            for pre, parameters in self._stages:
+                pre.check(n=rows, f=f, **parameters)
+                rows = pre.num_rows(rows, **parameters)
+            self.gar.check(n=rows, f=f, **self.parameters)
         except UserError:  # too few, or a parameter that is too large for so few
             return False
         return True
 
-    def _too_few(self, n: int, rows: int, f: int, unsafe: bool, reason: str) -> str:
-        reason = reason.partition(". ")[0]
-        enough = next((more for more in range(n, _MOST_WORKERS) if self._holds(more, f)), None)
-        remedy = "Declare a smaller f"
-        if enough is not None and not unsafe:
-            remedy = f"Start {enough - n} more worker{'s' if enough - n > 1 else ''}"
-            largest = self.largest_f(n)
-            remedy += "" if largest is None else f" or declare f={largest}"
-        return f"{self._makes(n, rows)}, and {reason}. {remedy}."
-
-    def _makes(self, n: int, rows: int) -> str:
+    @contextmanager
+    def _refused(self, n: int, rows: int, f: int, unsafe: bool, made_by: str) -> Iterator[None]:
+        """Adds to a stage's refusal whose rows it is about, and what to do about the gradients."""
         what = "row" if rows == 1 else "rows"
-        return f"{self._stages[-1].pre.name} makes {rows} {what} of {n} gradients"
+        makes = "" if rows == n else f"{made_by} makes {rows} {what} of {n} gradients, and "
+        try:
+            yield
+        except ConditionError as error:
+            if not self._stages:
+                raise
+            reason = str(error).partition(". ")[0]
+            remedy = self._remedy(n, f, unsafe)
+            raise ConditionError(f"{makes}{reason}. {remedy}.") from None
+        except UserError as error:
+            if not makes:
+                raise
+            raise UserError(f"{makes}{error}") from None
+
+    def _remedy(self, n: int, f: int, unsafe: bool) -> str:
+        enough = next((more for more in range(n, _MOST_WORKERS) if self._holds(more, f)), None)
+        if enough is None or unsafe:
+            return "Declare a smaller f"
+        remedy = f"Start {enough - n} more worker{'s' if enough - n > 1 else ''}"
+        largest = self.largest_f(n)
+        return remedy if largest is None else f"{remedy} or declare f={largest}"
 
 
 def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
@@ -219,94 +239,26 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
 
     Raises:
       UserError: it cannot be read, a name is unknown or in the wrong place, or a parameter is
-        unknown or given twice.
+        unknown, given twice, or right for no number of gradients.
     """
-    parts = _parts(text)
-    if not all(part.strip() for part in parts):
-        raise UserError(f"{text!r} has an empty name: a rule's name, or names joined by '+'")
-    *before, (name, own) = map(_part, parts)
-    stages = []
-    for each, given in before:
-        pre = _named(each, is_alone=False)
-        if not isinstance(pre, PreAggregation):
-            raise UserError(
-                f"{text!r}: {each} is a rule, and a rule comes last: what it gives is a single row"
-            )
+    for name in own_names(text):
+        own.load(name)
+    *before, last = read(text, parameters or {}, _known())
+    stages = [_Stage(registered[name], given) for name, given in before]
+    for pre, given in stages:
         pre.check_parameters(**given)
-        stages.append(_Stage(pre, given))
-    gar = _named(name, is_alone=not before)
-    if not isinstance(gar, Gar):
-        raise UserError(
-            f"{text!r}: {name} is a pre-aggregation, after which a rule comes: {name}+median"
-        )
-    for each, value in (parameters or {}).items():
-        if each in own and own[each] != value:
-            raise UserError(
-                f"{text!r} has {each}={own[each]!r}, and {each}={value!r} is given beside it: "
-                "leave one of them out"
-            )
-        own[each] = value
-    unsafe = own.pop("unsafe", False)
-    if "f" in own:
-        raise UserError(f"f is no parameter of {name} among others: it has a place of its own, --f")
-    check_names(name, own, gar.parameters, "it has none but f.")
-    name = "+".join([*(_text(pre.name, given) for pre, given in stages), _text(gar.name, own)])
-    return Rule(name, gar, own, unsafe, stages)
+    gar, given = registered[last.name], dict(last.parameters)
+    unsafe = given.pop("unsafe", False)
+    if last.parameters:
+        gar.check(n=_MOST_WORKERS, f=0, unsafe=unsafe, **given)
+    name = "+".join(map(str, [*before, last._replace(parameters=given)]))
+    return Rule(name, gar, given, unsafe, stages)
 
 
-def _named(name: str, *, is_alone: bool) -> Any:
-    """Returns a rule or a pre-aggregation; the hint for a single name is about rules."""
-    if name not in registered:
-        (registry() if is_alone else _ANY)[name]  # raises
-    return registered[name]
-
-
-def _parts(text: str) -> list[str]:
-    """Splits at every "+" that is in no bracket."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "+" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
-def _part(part: str) -> tuple[str, dict[str, Any]]:
-    name, bracket, rest = part.strip().partition("(")
-    if not bracket:
-        return name, {}
-    try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
-            raise ValueError("only name=value may stand in it")
-        parameters: dict[str, Any] = {}
-        for each in call.keywords:
-            if each.arg in parameters:
-                raise ValueError(f"{each.arg} is given twice")
-            parameters[str(each.arg)] = _value(each.value)
-        return name.strip(), parameters
-    except (SyntaxError, ValueError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise UserError(
-            f"{part.strip()!r} cannot be read as NAME(parameter=value, ...): {reason}"
-        ) from None
-
-
-def _value(node: ast.expr) -> Any:
-    """Returns a literal; a bare word is a string."""
-    if isinstance(node, ast.Name):
-        return node.id
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise ValueError(f"{ast.unparse(node)} is neither a number nor a word") from None
-
-
-def _text(name: str, parameters: Mapping[str, Any]) -> str:
-    given = ", ".join(f"{each}={value!r}" for each, value in parameters.items())
-    return f"{name}({given})" if given else name
+def _known() -> dict[str, Known]:
+    return {
+        name: Known(isinstance(each, Gar), each.parameters) for name, each in registered.items()
+    }
 
 
 def _wide(name: str, stack_nd: Values) -> tuple[Values, Any]:

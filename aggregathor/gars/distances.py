@@ -30,7 +30,7 @@ def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
       ValueError: the stack is not [n, d] with n >= 1 and d >= 1.
     """
     stack_nd, _ = as_stack("sq_distances", stack_nd)
-    return kernels().sq_distances(tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype]))
+    return kernels().sq_distances(tf.cast(stack_nd, COMPUTED_IN[stack_nd.dtype]), scaled=False)
 
 
 def mean_of_rows(stack_nd: Values, rows: Values) -> Aggregated:
@@ -45,6 +45,7 @@ def usage_of(stack_nd: Values, rows: Values) -> Values:
         usage_n = np.zeros(len(stack_nd))
         usage_n[rows[rows >= 0]] = 1
         return usage_n
-    # Not ==, which compares identities once a script of v1 has switched off v2's tensors.
-    named = tf.equal(tf.reshape(rows, [-1, 1]), tf.range(stack_nd.shape[0], dtype=tf.int64))
-    return tf.cast(tf.reduce_any(named, axis=0), tf.float64)
+    flat = tf.reshape(rows, [-1])
+    # Drops what is negative, and takes no more memory than the rows do.
+    times_n = tf.math.unsorted_segment_sum(tf.ones_like(flat), flat, int(stack_nd.shape[0]))
+    return tf.cast(tf.minimum(times_n, 1), tf.float64)

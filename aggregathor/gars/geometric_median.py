@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from aggregathor.errors import UserError
-from aggregathor.gars.base import Aggregated, Values, gar
+from aggregathor.gars.base import Aggregated, Values, gar, is_whole
 from aggregathor.ops import kernels_for
 
-LEAST_NU = 1e-30  # far above the least float32, in which it is handed to the op
+# In float32, in which they are handed to the op: far above the least, and the greatest.
+LEAST_NU, GREATEST = 1e-30, float(np.finfo(np.float32).max)
 
 
 def _check(*, n: int, f: int, nu: Any, tol: Any, max_iter: Any) -> None:
-    if not (_is_number(nu) and _is_number(tol) and LEAST_NU <= nu < math.inf and tol >= 0):
+    fits = _is_number(nu) and _is_number(tol) and LEAST_NU <= nu <= GREATEST
+    if not (fits and (0 <= tol <= GREATEST or tol == math.inf)):
         raise UserError(
-            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, "
+            f"geometric-median needs {LEAST_NU} <= nu < inf and tol >= 0, in float32, "
             f"got nu={nu!r}, tol={tol!r}"
         )
-    if not isinstance(max_iter, (int, np.integer)) or not 0 <= max_iter < 2**31:
+    if not is_whole(max_iter) or not 0 <= max_iter < 2**31:
         raise UserError(f"geometric-median needs a whole max_iter >= 0, got {max_iter!r}")
 
 
@@ -47,18 +49,22 @@ def geometric_median(
     r"""The point of least summed distance to the rows, smoothed.
 
     .. math:: v \leftarrow \frac{\sum_i w_i x_i}{\sum_i w_i}, \quad
-              w_i = \frac{1}{\max(\nu, \lVert v - x_i \rVert_2)}
+              w_i = \frac{1}{\max(\nu s, \lVert v - x_i \rVert_2)}
+
+    s is the typical distance of a row from the start: the lower median of the finite ones. Fewer
+    than half of the rows cannot make it larger than those of the others, and gradients c times as
+    long give c times the result.
 
     Starts at the coordinate-wise median and ends when a step is at most ``tol`` times the norm of
     the new point, or after ``max_iter`` steps. Distances skip and rescale for missing values as in
     ``sq_distances``; a row at infinite distance has weight 0; a coordinate's mean is over the rows
     that have it, 0 where none has. Where the start coincides with a row, that row's weight is
-    1 / nu and steps are of the length nu: the result is then the coordinate-wise median.
+    1 / (nu s) and steps are of the length nu s: the result is then the coordinate-wise median.
 
     Args:
       stack_nd: float32, float64, float16 or bfloat16, shape [n, d].
       f: how many rows may be Byzantine; enters the condition and the start only.
-      nu: the smoothing, in units of the gradient's norm, at least 1e-30.
+      nu: the smoothing, in units of s, at least 1e-30.
       tol: the relative step at which the iteration ends, >= 0.
       max_iter: the most steps, >= 0.
 

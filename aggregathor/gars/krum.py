@@ -49,8 +49,12 @@ def krum(stack_nd: Values, *, f: int) -> Aggregated:
 
 def _check_m(*, n: int, f: int, m: Any) -> None:
     most = n - f - 2
-    if m is not None and not (is_whole(m) and 1 <= m <= most):
-        raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m!r}")
+    if m is None:
+        return
+    if not is_whole(m) or m < 1:  # whatever n and f are
+        raise UserError(f"multi-krum averages a whole number of rows, m >= 1, got m={m!r}")
+    if m > most:
+        raise UserError(f"multi-krum averages 1 <= m <= n - f - 2 = {most} rows, got m={m}")
 
 
 @gar(

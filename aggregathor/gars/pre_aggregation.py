@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from aggregathor.compositions import Known, check_names, declare
 from aggregathor.errors import Registry, UserError
 from aggregathor.gars.base import (
     Condition,
     ConditionError,
     Kind,
     Values,
-    check_names,
     check_new,
     defaults_of,
     is_whole,
     registered,
 )
 from aggregathor.gars.context import Context
+from aggregathor.gars.stacks import plain
 from aggregathor.ops import kernels_for
 from aggregathor.ops.errors import too_few
 
@@ -68,6 +69,7 @@ class PreAggregation:
         self, stack_nd: Values, *, f: int, context: Context | None = None, **parameters: Any
     ) -> Mixed:
         """Makes the rows of a stack, float32 or float64 [n, d], a tensor or an array."""
+        stack_nd = plain(self.name, stack_nd)
         self.check(n=int(stack_nd.shape[0]), f=f, **parameters)
         return self.function(stack_nd, f=f, context=context or Context(), **parameters)
 
@@ -80,14 +82,11 @@ class PreAggregation:
         """
         self.check_parameters(**parameters)
         if n < self.condition.least_n(f):
-            raise ConditionError(
-                f"{self.name} needs {self.condition} gradients; f={f} needs "
-                f"{self.condition.least_n(f)}, got {n}. Start more workers or declare a smaller f."
-            )
+            raise ConditionError(self.condition.refusal(self.name, n, f))
 
     def check_parameters(self, **parameters: Any) -> None:
         """Raises ``UserError`` for a parameter that is unknown or out of range."""
-        check_names(self.name, parameters, self.parameters, "it has none.")
+        check_names(self.name, parameters, self.parameters)
         if self._check is not None:
             self._check(**{**self.parameters, **parameters})
 
@@ -140,6 +139,8 @@ def pre_aggregation(
             _check=check,
         )
         registered[name] = made
+        known = (made.condition, rows_text, made.parameters)
+        declare(name, Known(False, tuple(made.parameters), *known))
 
         @functools.wraps(function)
         def checked(stack_nd: Values, **given: Any) -> Mixed:

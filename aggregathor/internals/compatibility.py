@@ -71,6 +71,7 @@ class PrivateName(NamedTuple):
 
 
 _TRAINER = "keras.src.backend.tensorflow.trainer"
+_EPOCHS = "keras.src.trainers.epoch_iterator"
 _BASE_OPTIMIZER = "keras.src.optimizers.base_optimizer"
 _LOSS_SCALE = "keras.src.optimizers.loss_scale_optimizer"
 
@@ -78,7 +79,7 @@ KERAS_NAMES = (
     PrivateName(
         _TRAINER,
         "TensorFlowTrainer.fit",
-        "self x epochs verbose callbacks steps_per_epoch ...",
+        "self x epochs verbose callbacks steps_per_epoch initial_epoch ...",
     ),
     PrivateName(_TRAINER, "TensorFlowTrainer.make_train_function", "self force"),
     PrivateName(_TRAINER, "TensorFlowTrainer.train_step", "self data"),
@@ -87,6 +88,16 @@ KERAS_NAMES = (
     PrivateName(_TRAINER, "TensorFlowTrainer._should_eval", "self epoch validation_freq"),
     PrivateName(_TRAINER, "TensorFlowTrainer._get_metrics_result_or_logs", "self logs"),
     PrivateName(_TRAINER, "TensorFlowTrainer.__init__", sets="_distribute_strategy"),
+    PrivateName("keras.src.trainers.trainer", "Trainer.__init__", sets="_initial_epoch"),
+    PrivateName(_TRAINER, "TFEpochIterator.tf_sync", "self"),
+    PrivateName(_TRAINER, "TFEpochIterator.__next__", "self"),
+    PrivateName(_EPOCHS, "EpochIterator._enumerate_iterator", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.catch_stop_iteration", "self"),
+    PrivateName(_EPOCHS, "EpochIterator._interrupted_warning", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.reset", "self"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_num_batches"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_current_iterator"),
+    PrivateName(_EPOCHS, "EpochIterator.__init__", sets="_steps_seen"),
     PrivateName("keras.src.layers.layer", "Layer._flatten_layers", "self ..."),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.apply", "self grads trainable_variables"),
     PrivateName(_BASE_OPTIMIZER, "BaseOptimizer.__init__", sets="_trainable_variables"),
@@ -105,14 +116,17 @@ KERAS_NAMES = (
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="step_counter"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="dynamic_scale"),
     PrivateName("keras.src.random.seed_generator", "make_default_seed", ""),
-    PrivateName("keras.src.backend.common.global_state", "set_global_attribute", "name value"),
-    PrivateName("keras.src.utils.rng_utils", "GLOBAL_RANDOM_SEED"),
+    PrivateName("keras.src.random.seed_generator", "global_seed_generator", ""),
+    PrivateName("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
+    PrivateName("keras.src.backend.common.global_state", "get_global_attribute", "name ..."),
 )
 
 _CONTEXT = "tensorflow.python.eager.context"
 _OPS = "tensorflow.python.framework.ops"
 _SESSION = "tensorflow.python.client.session"
 _FUNCTIONS = "tensorflow.python.eager.polymorphic_function"
+
+_CHECKPOINTS = "tensorflow.python.checkpoint.checkpoint_management"
 
 TENSORFLOW_NAMES = (
     PrivateName(_CONTEXT, "eager_mode", ""),
@@ -156,6 +170,25 @@ TENSORFLOW_NAMES = (
     PrivateName(_OPS, "Operation._update_input", "self index tensor"),
     PrivateName("tensorflow.python.ops.ref_variable", "RefVariable._ref", "self"),
     PrivateName("tensorflow.python.ops.script_ops", "_py_funcs.get", "token ..."),
+    PrivateName(
+        "tensorflow.python.ops.script_ops", "FuncRegistry.__call__", "self token device args"
+    ),
+    PrivateName(
+        "tensorflow.python.checkpoint.functional_saver",
+        "MultiDeviceSaver.save",
+        "self file_prefix options",
+    ),
+    PrivateName(
+        _CHECKPOINTS, "update_checkpoint_state_internal", "save_dir model_checkpoint_path ..."
+    ),
+    PrivateName(_CHECKPOINTS, "get_checkpoint_state", "checkpoint_dir latest_filename"),
+    PrivateName(_CHECKPOINTS, "_delete_file_if_exists", "filespec"),
+    PrivateName(
+        "tensorflow.python.training.py_checkpoint_reader", "NewCheckpointReader", "filepattern"
+    ),
+    PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
+    PrivateName("tensorflow.python.data.util.random_seed", "get_seed", "seed"),
+    PrivateName("tensorflow.python.framework.func_graph", "FuncGraph.__init__", sets="seed"),
     PrivateName(
         "tensorflow.python.framework.graph_util",
         "extract_sub_graph",

@@ -12,10 +12,10 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.backend.tensorflow import trainer as trainer_module
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer, TFEpochIterator
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
-from keras.src.utils.rng_utils import GLOBAL_RANDOM_SEED
 
 # Models.
 
@@ -96,6 +96,96 @@ def restricted_fit(
             vars(model).pop(name, None)
 
 
+def start_at_epoch(model: Any, epoch: int | None = None) -> int:
+    """Returns the epoch that callbacks have chosen for ``fit`` to begin with, 0 for none.
+
+    Args:
+      model: the one that trains.
+      epoch: is chosen instead, if given.
+    """
+    before: int = model._initial_epoch or 0
+    if epoch is not None:
+        model._initial_epoch = epoch
+    return before
+
+
+class EpochSteps(TFEpochIterator):
+    """The steps of ``fit``, as many an epoch as somebody else says; the data begin anew as needed.
+
+    What ends an epoch of Keras, and is its business: the data's end.
+
+    Attributes:
+      goes_on: returns whether the epoch has another step.
+      ends: what ends an epoch in the middle of a step.
+    """
+
+    goes_on: Callable[[], bool]
+    ends: type[Exception]
+    _num_batches: int | None
+
+    def begin_anew(self) -> None:
+        """Begins the data anew: a step has found their end."""
+        if self._num_batches is None and self._steps_seen > self.steps_per_execution:
+            self._num_batches = self._steps_seen - self.steps_per_execution
+        self._current_iterator = None
+        self.data_adapter.on_epoch_end()
+        self._own = self._enumerate_own()
+
+    def next_iterator(self) -> Any:
+        """Returns the iterator that the next step shall take its batch of; None without any."""
+        for _ in range(2):
+            for _, _, iterator in self._own:
+                return iterator
+            self._own = self._enumerate_own()
+        return None
+
+    def _interrupted_warning(self) -> None:
+        """Says nothing: that these data end is no end of the epoch."""
+
+    def _enumerate_own(self) -> Iterator[Any]:
+        return super()._enumerate_iterator()
+
+    def reset(self) -> None:
+        """Begins the data anew."""
+        super().reset()
+        self._own = self._enumerate_own()
+
+    def _enumerate_iterator(self) -> Iterator[Any]:
+        step = 0
+        while self.goes_on():
+            yield step, step + self.steps_per_execution - 1, self
+            step += self.steps_per_execution
+
+    @contextlib.contextmanager
+    def catch_stop_iteration(self) -> Iterator[None]:
+        """Ends an epoch."""
+        try:
+            yield
+            self.tf_sync()
+        except self.ends:
+            pass
+
+
+@contextlib.contextmanager
+def steps_of_fit(goes_on: Callable[[], bool], ends: type[Exception]) -> Iterator[None]:
+    """Within the context the next ``fit`` makes as many steps an epoch as ``goes_on`` lets it.
+
+    The train function then gets the ``EpochSteps`` in place of an iterator of batches.
+    """
+
+    def first(*args: Any, **kwargs: Any) -> EpochSteps:
+        trainer_module.TFEpochIterator = TFEpochIterator
+        steps = EpochSteps(*args, **kwargs)
+        steps.goes_on, steps.ends = goes_on, ends
+        return steps
+
+    trainer_module.TFEpochIterator = first
+    try:
+        yield
+    finally:
+        trainer_module.TFEpochIterator = TFEpochIterator
+
+
 # Optimizers.
 
 
@@ -165,19 +255,41 @@ def adapt_loss_scale(optimizer: keras.optimizers.LossScaleOptimizer, finite: Any
 # Seeds.
 
 
-def set_global_seed(seed: int) -> None:
-    """Sets the seed that layers without one draw theirs from; other generators stay."""
-    global_state.set_global_attribute(GLOBAL_RANDOM_SEED, seed)
+def change_default_seeds(change: Callable[[int], int], *, for_all: Callable[[int], int]) -> None:
+    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it.
 
-
-def change_default_seeds(change: Callable[[int], int]) -> None:
-    """Lets each layer without a seed have ``change(s)`` instead of s, what Keras draws for it."""
+    Args:
+      change: of the seeds of layers.
+      for_all: the same of the generator that ``keras.random`` uses where no seed is given.
+    """
     make_default_seed = seed_generator.make_default_seed
-    seed_generator.make_default_seed = lambda: change(make_default_seed())
+    global_seed_generator = seed_generator.global_seed_generator
+    current = change
+
+    def make_global() -> Any:
+        nonlocal current
+        if global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR) is None:
+            current = for_all
+        try:
+            return global_seed_generator()
+        finally:
+            current = change
+
+    seed_generator.make_default_seed = lambda: current(make_default_seed())
+    seed_generator.global_seed_generator = make_global
+
+
+def reseed_global_generator(change: Callable[[int], int]) -> None:
+    """Changes the seed of the generator of ``keras.random``, if there is one already."""
+    generator = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    if generator is not None:
+        seed, drawn = generator.state.value.numpy().tolist()
+        generator.state.assign([change(seed), drawn])
 
 
 __all__ = [
     "BaseOptimizer",
+    "EpochSteps",
     "Trainer",
     "adapt_loss_scale",
     "build_by_batch",
@@ -188,7 +300,9 @@ __all__ = [
     "is_distributed",
     "layers_of",
     "replace_build",
+    "reseed_global_generator",
     "restricted_fit",
-    "set_global_seed",
+    "start_at_epoch",
     "step_counter",
+    "steps_of_fit",
 ]

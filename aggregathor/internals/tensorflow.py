@@ -7,6 +7,7 @@ adds a name here adds it there.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.autograph.impl import api as autograph
+from tensorflow.python.checkpoint import checkpoint_management
+from tensorflow.python.checkpoint.functional_saver import MultiDeviceSaver
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.client.session import BaseSession
+from tensorflow.python.data.util import random_seed as dataset_seeds
 from tensorflow.python.eager import context
 from tensorflow.python.eager import lift_to_graph as lifting
 from tensorflow.python.eager.lift_to_graph import UnliftableError
@@ -28,6 +32,7 @@ from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
+from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator
 
 from aggregathor.internals.patching import as_method
@@ -153,6 +158,103 @@ def lift_to_graph(tensors: Sequence[tf.Tensor], graph: tf.Graph) -> list[tf.Tens
     return [lifted[tensor] for tensor in tensors]
 
 
+def not_converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps AutoGraph from converting a function; unlike ``do_not_convert`` it costs no call."""
+    return autograph.autograph_artifact(function)
+
+
+def watch_python_calls(
+    within: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Lets each call of Python by a graph, such as of ``tf.py_function``, run in a context."""
+    call = script_ops.FuncRegistry.__call__
+
+    def call_within(self: Any, token: Any, device: Any, args: Any) -> Any:
+        with within():
+            return call(self, token, device, args)
+
+    script_ops.FuncRegistry.__call__ = call_within
+
+
+# Seeds.
+
+
+def change_function_seeds(change: Callable[[int | None], int | None]) -> None:
+    """Lets a function have ``change(s)`` in place of the global seed s, from its next trace on."""
+    original = FuncGraph.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        is_outermost = tf.executing_eagerly()
+        original(self, *args, **kwargs)
+        if is_outermost:  # else it has the seed of the graph around it
+            self.seed = change(self.seed)
+
+    FuncGraph.__init__ = init
+
+
+def change_dataset_seeds(change: Callable[[Any], Any]) -> None:
+    """Lets datasets that draw have ``change(s)`` in place of the first of their two seeds s."""
+    get_seed = dataset_seeds.get_seed
+
+    def changed(seed: Any) -> tuple[Any, Any]:
+        pair = get_seed(seed)
+        if all(tf.get_static_value(each) == 0 for each in pair):
+            return pair  # drawn when the dataset is made
+        return change(pair[0]), pair[1]
+
+    dataset_seeds.get_seed = changed
+
+
+# Checkpoints.
+
+
+def watch_checkpoints(
+    writing: Callable[[Any], bool], reading: Callable[..., None], *, deletes: bool
+) -> None:
+    """Calls something for each checkpoint of ``tf.train.Checkpoint`` and of its manager.
+
+    Args:
+      writing: returns whether the one of a path is written; asked before.
+      reading: called before one is read, and with ``is_written=True`` after one was written or
+        left out. The file that lists a folder's checkpoints counts as one.
+      deletes: whether a manager deletes old ones.
+    """
+    save, make_reader = MultiDeviceSaver.save, readers.NewCheckpointReader
+    update, state_of = (
+        checkpoint_management.update_checkpoint_state_internal,
+        checkpoint_management.get_checkpoint_state,
+    )
+
+    def save_or_not(self: Any, file_prefix: Any, options: Any = None) -> Any:
+        result = save(self, file_prefix, options) if writing(file_prefix) else None
+        if context.executing_eagerly():
+            reading(file_prefix, is_written=True)
+            return result
+        return tf.no_op() if result is None else result
+
+    def update_or_not(save_dir: Any, *args: Any, **kwargs: Any) -> None:
+        if writing(save_dir):
+            update(save_dir, *args, **kwargs)
+        name = kwargs.get("latest_filename") or "checkpoint"
+        reading(os.path.join(save_dir, name), is_written=True)
+
+    def read_state(checkpoint_dir: Any, latest_filename: Any = None) -> Any:
+        reading(os.path.join(checkpoint_dir, latest_filename or "checkpoint"))
+        return state_of(checkpoint_dir, latest_filename)
+
+    def read(filepattern: Any) -> Any:
+        reading(filepattern)
+        return make_reader(filepattern)
+
+    MultiDeviceSaver.save = save_or_not
+    checkpoint_management.update_checkpoint_state_internal = update_or_not
+    readers.NewCheckpointReader = read
+    for module in (checkpoint_management, tf.train, tf.compat.v1.train):
+        module.get_checkpoint_state = read_state
+    if not deletes:
+        checkpoint_management._delete_file_if_exists = lambda filespec: None
+
+
 # Graphs.
 
 
@@ -230,12 +332,15 @@ __all__ = [
     "PolymorphicFunction",
     "UnliftableError",
     "after_loading_a_library",
+    "change_dataset_seeds",
+    "change_function_seeds",
     "clear_kernel_cache",
     "eager_mode",
     "functions_called_by",
     "initialise_variables_within",
     "is_for_xla",
     "lift_to_graph",
+    "not_converted",
     "op_definition",
     "python_function",
     "reference_of",
@@ -245,6 +350,8 @@ __all__ = [
     "set_attribute",
     "subgraph",
     "synchronous_execution",
+    "watch_checkpoints",
+    "watch_python_calls",
     "watch_traces",
     "without_xla",
     "wrapped",

@@ -6,7 +6,9 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.ops import arrays
 from aggregathor.ops.digests import DigestStore, NativeDigestStore, OnChange
@@ -37,9 +39,14 @@ def has_arrays() -> bool:
     return True
 
 
-def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
+def channel(
+    function: Function,
+    dim: int,
+    native: NativeRound | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Channel:
     """A way from a graph to a function of Python, or to what does the same in C."""
-    return NativeChannel(_ops, _library, function, dim, native)
+    return NativeChannel(_ops, _library, function, dim, native, dtype)
 
 
 def digest_store(every: int, on_change: OnChange) -> DigestStore:
@@ -59,9 +66,9 @@ def window_mean(
     return _ops.aggregathor_window_mean(stack_nd, window=window, f=f, with_share=with_share)
 
 
-def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
+def sq_distances(stack_nd: tf.Tensor, *, scaled: bool = True) -> tf.Tensor:
     """Squared distances between the rows."""
-    return _ops.aggregathor_sq_distances(stack_nd)
+    return _ops.aggregathor_sq_distances(stack_nd, scaled=scaled)
 
 
 def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int, rule: str) -> tf.Tensor:

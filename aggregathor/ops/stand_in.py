@@ -1,5 +1,7 @@
 """The kernels in plain TensorFlow, for where the native library is missing. Slower, same results.
 
+But for subnormal numbers: TensorFlow's own ops take them for 0.
+
 The functions are those of `ops/native.py`; the table in `ops/__init__.py` says what they return.
 The number of rows must be known when a ``tf.function`` is traced. Selections are small ([n, n])
 and run in NumPy.
@@ -7,10 +9,12 @@ and run in NumPy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.ops.digests import DigestStore, OnChange, PythonDigestStore
 from aggregathor.ops.errors import too_few
@@ -25,9 +29,14 @@ def has_arrays() -> bool:
     return False
 
 
-def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
+def channel(
+    function: Function,
+    dim: int,
+    native: NativeRound | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Channel:
     """A way from a graph to a function of Python."""
-    return PythonChannel(function, dim)
+    return PythonChannel(function, dim, dtype)
 
 
 def digest_store(every: int, on_change: OnChange) -> DigestStore:
@@ -38,7 +47,7 @@ def digest_store(every: int, on_change: OnChange) -> DigestStore:
 def mean(stack_nd: tf.Tensor, *, skip_missing: bool) -> tf.Tensor:
     """Mean of the rows, or of the present values of each coordinate."""
     if not skip_missing:
-        return tf.cast(tf.reduce_mean(tf.cast(stack_nd, tf.float64), axis=0), stack_nd.dtype)
+        return tf.cast(_mean_where(stack_nd, tf.ones_like(stack_nd, tf.bool)), stack_nd.dtype)
     present = ~tf.math.is_nan(stack_nd)
     return tf.cast(_mean_where(stack_nd, present), stack_nd.dtype)
 
@@ -75,14 +84,27 @@ def window_mean(
     return grad_d, tf.reduce_mean(tf.cast(kept, tf.float64), axis=1)
 
 
-def sq_distances(stack_nd: tf.Tensor) -> tf.Tensor:
+def sq_distances(stack_nd: tf.Tensor, *, scaled: bool = True) -> tf.Tensor:
     """Squared distances between the rows."""
-    rows = tf.unstack(tf.cast(stack_nd, tf.float64))
-    sq_dist_nn = tf.stack([_sq_distances_to(stack_nd, row) for row in rows])
     comparable = _comparable(stack_nd)
     both = comparable[:, None] & comparable[None, :]
-    sq_dist_nn = tf.where(both, sq_dist_nn, np.inf)
-    return tf.linalg.set_diag(sq_dist_nn, tf.zeros([len(rows)], tf.float64))
+
+    def in_unit(unit: int) -> tf.Tensor:
+        rows = tf.unstack(tf.cast(stack_nd, tf.float64))
+        sq_dist_nn = tf.stack([_sq_distances_to(stack_nd, row, unit) for row in rows])
+        sq_dist_nn = tf.where(both, sq_dist_nn, np.inf)
+        return tf.linalg.set_diag(sq_dist_nn, tf.zeros([len(rows)], tf.float64))
+
+    def rescaled() -> tf.Tensor:
+        units = [in_unit(unit) for unit in (0, _UNIT, -_UNIT)]
+        return tf.ensure_shape(tf.numpy_function(_in_one_unit, units, tf.float64), both.shape)
+
+    sq_dist_nn = in_unit(0)
+    if not scaled or stack_nd.dtype == tf.float32:
+        return sq_dist_nn
+    sure = (sq_dist_nn >= _LEAST_SURE) & (sq_dist_nn <= _MOST_SURE)
+    sure = tf.linalg.set_diag(sure, tf.ones_like(comparable))
+    return tf.cond(tf.reduce_all(sure), lambda: sq_dist_nn, rescaled)
 
 
 def krum_select(sq_dist_nn: tf.Tensor, *, f: int, m: int, rule: str) -> tf.Tensor:
@@ -138,31 +160,55 @@ def geometric_median(
     """Weiszfeld's iteration, and the weight of each row in its last mean."""
     comparable = _comparable(stack_nd)
 
-    def weights_of(v_d: tf.Tensor) -> tf.Tensor:
-        sq_dist_n = _sq_distances_to(stack_nd, tf.cast(v_d, tf.float64))
-        sq_dist_n = tf.where(comparable, sq_dist_n, np.inf)
-        weight_n = 1.0 / tf.maximum(tf.constant(nu, tf.float64), tf.sqrt(sq_dist_n))
-        return weight_n / tf.maximum(tf.reduce_max(weight_n), np.finfo(np.float64).tiny)
+    def distances_to(v_d: tf.Tensor, unit: tf.Tensor) -> tf.Tensor:
+        sq_dist_n = _sq_distances_to(stack_nd, tf.cast(v_d, tf.float64), unit)
+        return tf.sqrt(tf.where(comparable, sq_dist_n, np.inf))
+
+    def weights_of(distance_n: tf.Tensor) -> tf.Tensor:
+        """Over the largest of them; with floor = 0 rows at v have all the weight."""
+        distance_n = tf.maximum(floor, distance_n)
+        least = tf.reduce_min(distance_n)
+        weight_n = tf.where(
+            tf.equal(distance_n, least), tf.ones_like(distance_n), least / distance_n
+        )
+        return tf.where(tf.math.is_finite(distance_n), weight_n, 0.0)
 
     def step(_: tf.Tensor, v_d: tf.Tensor, weight_n: tf.Tensor) -> tuple:
         used = ~tf.math.is_nan(stack_nd) & (weight_n > 0)[:, None]
-        weight_nd = tf.where(used, weight_n[:, None], 0.0)
-        values_nd = tf.where(used, tf.cast(stack_nd, tf.float64), 0.0)
-        total_d = tf.reduce_sum(weight_nd, axis=0)
-        next_d = tf.math.divide_no_nan(tf.reduce_sum(weight_nd * values_nd, axis=0), total_d)
-        next_d = tf.cast(next_d, stack_nd.dtype)
-        sq_step = tf.reduce_sum(tf.square(tf.cast(next_d, tf.float64) - tf.cast(v_d, tf.float64)))
-        sq_norm = tf.reduce_sum(tf.square(tf.cast(next_d, tf.float64)))
-        return sq_step > tol**2 * sq_norm, next_d, weights_of(next_d)
+        next_d = tf.cast(_mean_where(stack_nd, used, weight_n[:, None]), stack_nd.dtype)
+        wide_d, before_d = tf.cast(next_d, tf.float64), tf.cast(v_d, tf.float64)
+        sq_step = tf.reduce_sum(tf.square(_difference(wide_d, before_d, unit)))
+        sq_norm = tf.reduce_sum(tf.square(_difference(wide_d, tf.zeros_like(wide_d), unit)))
+        return sq_step > tol**2 * sq_norm, next_d, weights_of(distances_to(next_d, unit))
 
     start_d, _ = window_mean(stack_nd, window="median", f=f, with_share=False)
+    typical, unit = _typical(lambda unit: distances_to(start_d, unit), stack_nd.dtype)
+    floor = np.float32(nu).astype(np.float64) * typical
     _, v_d, weight_n = tf.while_loop(
         lambda moving, *_: moving,
         step,
-        (tf.constant(True), start_d, weights_of(start_d)),
+        (tf.constant(True), start_d, weights_of(distances_to(start_d, unit))),
         maximum_iterations=max_iter,
     )
     return v_d, weight_n
+
+
+def _typical(distances: Callable[[Any], tf.Tensor], dtype: tf.DType) -> tuple[Any, Any]:
+    """Returns the lower median of the finite distances, and the unit in which none is lost."""
+
+    def in_unit(unit: int) -> tf.Tensor:
+        ascending = tf.sort(distances(unit))
+        finite = tf.reduce_sum(tf.cast(tf.math.is_finite(ascending), tf.int32))
+        return ascending[tf.maximum(finite - 1, 0) // 2]
+
+    typical = in_unit(0)
+    if dtype == tf.float32:
+        return typical, 0
+    large, small = in_unit(_UNIT), in_unit(-_UNIT)
+    is_large = tf.math.is_finite(large) & (large > 2.0 ** (450 - _UNIT))
+    is_small = ~is_large & (typical <= 2.0**-450)
+    unit = tf.where(is_large, _UNIT, tf.where(is_small, -_UNIT, 0))
+    return tf.where(is_large, large, tf.where(is_small, small, typical)), unit
 
 
 # Windows of the sorted values.
@@ -182,11 +228,28 @@ def _mean_between(sorted_nd: tf.Tensor, begin_d: tf.Tensor, end_d: tf.Tensor) ->
     return _mean_where(sorted_nd, (rank_n >= begin_d) & (rank_n < end_d))
 
 
-def _mean_where(values_nd: tf.Tensor, chosen_nd: tf.Tensor) -> tf.Tensor:
-    """Mean of the chosen values of each column in float64, 0 where there are none."""
-    chosen_values = tf.where(chosen_nd, tf.cast(values_nd, tf.float64), 0.0)
-    count_d = tf.reduce_sum(tf.cast(chosen_nd, tf.float64), axis=0)
-    return tf.reduce_sum(chosen_values, axis=0) / tf.maximum(count_d, 1.0)
+def _mean_where(
+    values_nd: tf.Tensor, chosen_nd: tf.Tensor, weight_nd: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """Weighted mean of the chosen values of each column in float64, 0 where there are none."""
+    weight_nd = tf.where(chosen_nd, tf.cast(weight_nd, tf.float64), 0.0)
+    total_d = tf.reduce_sum(weight_nd, axis=0)
+
+    def mean(chosen_values: tf.Tensor) -> tf.Tensor:
+        return tf.math.divide_no_nan(tf.reduce_sum(weight_nd * chosen_values, axis=0), total_d)
+
+    wide_nd = tf.cast(values_nd, tf.float64)
+    values = tf.where(chosen_nd, wide_nd, 0.0)
+    mean_d = mean(values)
+    if values_nd.dtype == tf.float32:
+        return mean_d
+    # Sums of float64 may overflow where their mean does not.
+    part = 2.0**-64
+    least_d = tf.reduce_min(tf.where(chosen_nd, wide_nd, np.inf), axis=0)
+    most_d = tf.reduce_max(tf.where(chosen_nd, wide_nd, -np.inf), axis=0)
+    of_large_d = tf.minimum(tf.maximum(mean(part * values) / part, least_d), most_d)
+    overflows = ~tf.math.is_finite(mean_d) & tf.math.is_finite(least_d) & tf.math.is_finite(most_d)
+    return tf.where(overflows, of_large_d, mean_d)
 
 
 def _at(sorted_nd: tf.Tensor, rank_d: tf.Tensor) -> tf.Tensor:
@@ -204,7 +267,9 @@ def _nearest_begin(stack_nd: tf.Tensor, center_d: tf.Tensor, keep_d: tf.Tensor) 
     value_dn = tf.transpose(tf.cast(stack_nd, tf.float64))
     present_dn = ~tf.math.is_nan(value_dn)
     # An infinite value is farther than any other, and a missing one is farther still.
-    distance_dn = tf.minimum(tf.abs(value_dn - center_d[:, None]), np.finfo(np.float64).max)
+    # Halves, as differences may overflow.
+    distance_dn = tf.abs(0.5 * value_dn - 0.5 * center_d[:, None])
+    distance_dn = tf.minimum(distance_dn, np.finfo(np.float64).max)
     distance_dn = tf.where(present_dn, distance_dn, np.inf)
     order_dn = tf.argsort(distance_dn, axis=1, stable=True)
     rank_dn = tf.argsort(order_dn, axis=1, stable=True)
@@ -222,15 +287,51 @@ def _comparable(stack_nd: tf.Tensor) -> tf.Tensor:
     return (present >= 0.5) & ~tf.reduce_any(tf.math.is_inf(stack_nd), axis=1)
 
 
-def _sq_distances_to(stack_nd: tf.Tensor, v_d: tf.Tensor) -> tf.Tensor:
-    """Squared distance of each row to v (float64), scaled for what either lacks."""
-    difference_nd = tf.cast(stack_nd, tf.float64) - v_d
+# Squares of float64 that are surely complete: see `kernels/wide.h`.
+_LEAST_SURE, _MOST_SURE = 2.0**-900, 2.0**1000
+_UNIT = 700  # 2^700 and 2^-700 are units for what is too large or too small for squares
+
+
+def _difference(one: tf.Tensor, other: tf.Tensor, unit: Any) -> tf.Tensor:
+    """``one - other`` in units of 2^unit: 0, or plus or minus ``_UNIT``."""
+    unit = tf.cast(unit, tf.float64)
+    before = tf.pow(tf.constant(2.0, tf.float64), tf.minimum(-unit, 0.0))
+    after = tf.pow(tf.constant(2.0, tf.float64), tf.maximum(-unit, 0.0))
+    return (one * before - other * before) * after
+
+
+def _sq_distances_to(stack_nd: tf.Tensor, v_d: tf.Tensor, unit: Any) -> tf.Tensor:
+    """Squared distance of each row to v (float64) in a unit, scaled for what either lacks."""
+    difference_nd = _difference(tf.cast(stack_nd, tf.float64), v_d, unit)
     present = ~tf.math.is_nan(difference_nd)
     both_n = tf.reduce_sum(tf.cast(present, tf.float64), axis=1)
     # tf.square, for ** 2 is tf.pow, whose last bit depends on where in the tensor a value stands.
     sum_n = tf.reduce_sum(tf.where(present, tf.square(difference_nd), 0.0), axis=1)
     sq_dist_n = sum_n * tf.math.divide_no_nan(tf.cast(tf.size(v_d), tf.float64), both_n)
     return tf.where((both_n > 0) & tf.math.is_finite(sq_dist_n), sq_dist_n, np.inf)
+
+
+def _in_one_unit(sq_dist_nn: np.ndarray, large_nn: np.ndarray, small_nn: np.ndarray) -> np.ndarray:
+    """The distances, of which two more units are given, times one power of 2 (`kernels/wide.h`)."""
+    is_large = (sq_dist_nn > _MOST_SURE) & np.isfinite(large_nn)
+    is_small = (sq_dist_nn < _LEAST_SURE) & np.isfinite(small_nn)
+    value_nn = np.where(is_large, large_nn, np.where(is_small, small_nn, sq_dist_nn))
+    of_unit_nn = 2 * _UNIT * (is_large.astype(np.int64) - is_small)
+    n = len(value_nn)
+    exponent_nn = (np.frexp(value_nn)[1] + of_unit_nn).astype(np.float64)
+    exponent_nn[value_nn == 0] = -np.inf
+    exponent_nn[~np.isfinite(value_nn)] = np.inf
+    of_rows = []
+    for i, exponent_n in enumerate(exponent_nn):
+        others = np.sort(np.delete(exponent_n, i))
+        middle = others[n // 2 - 1]
+        of_rows.append(
+            middle if middle > -np.inf else np.append(others[others > middle], np.inf)[0]
+        )
+    typical = np.sort(of_rows)[n // 2]
+    if not np.isfinite(typical) or abs(typical) <= 500:
+        typical = 0
+    return np.ldexp(value_nn, of_unit_nn - int(typical))
 
 
 # Selections from the [n, n] distances, in NumPy.

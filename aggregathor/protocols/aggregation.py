@@ -5,11 +5,15 @@ Both keep something from round to round: the fill "previous" the last stack, a r
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+import time
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.errors import UserError
 from aggregathor.gars import Aggregated, Context, State
@@ -18,6 +22,9 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from lossympi import Collected, fill
 from lossympi.rng import generator
+
+_logger = logging.getLogger(__name__)
+_BETWEEN_WARNINGS_S = 60.0
 
 # Which row a coordinate's value came from takes a coordinate-wise rule some 10 times as long as the
 # value. With more coordinates than this, usage is estimated from a sample, to 1% of the whole.
@@ -37,23 +44,34 @@ class Aggregation:
       rule_state: what the rule keeps from round to round.
     """
 
-    def __init__(self, setting: Setting, dim: int, *, secret: int | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        dim: int,
+        *,
+        dtype: DTypeLike = np.float32,
+        secret: int | None = None,
+    ) -> None:
         """Begins before the first round.
 
         Args:
           setting: is taken as checked.
           dim: d.
+          dtype: of the stacks, float32 or float64.
           secret: seed of the generators that rules get, 0..2^63-1; by default the setting's, which
             workers know too.
         """
         self.setting = setting
         self._dim = dim
+        self._dtype = np.dtype(dtype)
         self._rule = setting.rule
         self.rule_state = self._rule.init(setting.num_workers, dim)
         self._secret = setting.seed if secret is None else secret
         self._previous_nd: np.ndarray | None = None
         sampled = self._rule.coordinate_wise and dim > SAMPLED
         self._sample = _sample(dim) if sampled else None
+        self._fits: dict[int, bool] = {setting.num_workers: True}
+        self._warned_s = -math.inf
 
     def state(self) -> State:
         """Returns what the next rounds depend on."""
@@ -97,9 +115,10 @@ class Aggregation:
     def streaming(self) -> StreamingAggregate | None:
         """Returns what aggregates columns of a round before all is there, if the rule allows it.
 
-        Not where there are too few columns to gain anything.
+        Not where there are too few columns to gain anything, nor in float64, for which there are no
+        kernels on columns.
         """
-        if self._dim <= SAMPLED or not self._rule.by_columns():
+        if self._dim <= SAMPLED or self._dtype != np.float32 or not self._rule.by_columns():
             return None
         return StreamingAggregate(self._rule, self.setting.f, self._dim)
 
@@ -112,11 +131,12 @@ class Aggregation:
     ) -> Aggregated:
         """Applies the rule to a round, and moves its state on.
 
-        A worker from which nothing arrived counts among the f Byzantine ones. Where more than f are
-        missing, the rule is applied to the rows that are there, if its condition holds for them.
+        Where rows are missing, the rule is applied to those that are there, if its condition holds
+        for them and f: any f of them may be Byzantine then, whoever is missing. Otherwise up to f
+        missing ones count among the f, which a warning says, at most once a minute.
 
         Args:
-          stack_nd: float32 [n, d], filled.
+          stack_nd: [n, d], filled.
           missing: the rows from which nothing arrived.
           context: of the round.
           streaming: of this round; the columns that it has made are not made again.
@@ -126,21 +146,55 @@ class Aggregation:
           of 16384 coordinates, spread evenly.
         Raises:
           RuleError: more rows than the rule can tolerate are missing, or lack values.
+        Cost: that of the rule; where rows are missing, a copy of the others, unless they lie side
+          by side.
         """
-        if len(missing) <= self.setting.f:
+        if not len(missing):
             aggregated, self.rule_state = self._apply(stack_nd, self.rule_state, context, streaming)
             return aggregated
         present = np.setdiff1d(np.arange(len(stack_nd)), missing)
         try:
             self.check(len(present))
-            aggregated, self.rule_state = self._apply(stack_nd[present], self.rule_state, context)
+            if not self._state_fits(len(present)):
+                raise UserError(
+                    f"{self._rule.name} keeps a state of {len(stack_nd)} rows, and "
+                    f"{len(present)} came"
+                )
         except UserError as error:
-            raise RuleError(
-                f"nothing came from {self.setting.topology.describe_rows(missing)}, and {error}"
-            ) from None
+            whom = self.setting.topology.describe_rows(missing)
+            if len(missing) > self.setting.f:
+                raise RuleError(f"nothing came from {whom}, and {error}") from None
+            self._warn(len(missing), whom, str(error))
+            aggregated, self.rule_state = self._apply(stack_nd, self.rule_state, context)
+            return aggregated
+        try:
+            rows_nd = _rows(stack_nd, present)
+            aggregated, self.rule_state = self._apply(rows_nd, self.rule_state, context)
+        except RuleError as error:
+            whom = self.setting.topology.describe_rows(missing)
+            raise RuleError(f"nothing came from {whom}, and {error}") from None
         usage_n = np.zeros(len(stack_nd))
         usage_n[present] = aggregated.usage_n
         return aggregated._replace(usage_n=usage_n)
+
+    def _state_fits(self, n: int) -> bool:
+        """Returns whether the rule's state is the same for n rows as for all."""
+        if n not in self._fits:
+            shapes = {name: np.shape(each) for name, each in self._rule.init(n, self._dim).items()}
+            self._fits[n] = shapes == {name: np.shape(a) for name, a in self.rule_state.items()}
+        return self._fits[n]
+
+    def _warn(self, num_missing: int, whom: str, reason: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._warned_s < _BETWEEN_WARNINGS_S:
+            return
+        self._warned_s = now_s
+        f = self.setting.f
+        _logger.warning(
+            "nothing came from %s: %d of the f=%d are used up, and the other gradients may have %d "
+            "Byzantine ones among them (%s)",
+            *(whom, num_missing, f, f - num_missing, reason.partition(". ")[0]),
+        )
 
     def check(self, n: int) -> None:
         """Raises ``UserError`` where the rule cannot be applied to n gradients."""
@@ -182,6 +236,14 @@ class Aggregation:
         if np.may_share_memory(aggregated.grad_d, stack_nd):  # the link will write there
             aggregated = aggregated._replace(grad_d=np.array(aggregated.grad_d))
         return aggregated, state
+
+
+def _rows(stack_nd: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns rows of the stack, in increasing order; a view if they lie side by side."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return stack_nd[first : last + 1]
+    return stack_nd[rows]
 
 
 def _sample(dim: int) -> np.ndarray:

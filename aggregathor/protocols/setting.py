@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass
 
-from aggregathor import gars
-from aggregathor.attacks import ATTACKS
-from aggregathor.errors import UserError, near
-from lossympi import FILLS, Topology
+from aggregathor import gars, settings
+from aggregathor.errors import UserError
+from aggregathor.protocols.checks import check_training
+from aggregathor.settings import setting
+from lossympi import Topology
 
 MOST_WORKERS = 10_000
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Who takes part, how they misbehave, and what stands against it.
+@settings.documented
+@dataclass(frozen=True, kw_only=True)
+class Setting(settings.Simulation):
+    """Who takes part, how they misbehave, and what stands against it."""
 
-    Attributes:
-      num_workers: n; the last ``num_byzantine`` of them are Byzantine.
-      num_byzantine: how many attack, whatever the rule was told.
-      f: the bound on Byzantine workers that is declared to the rule.
-      gar: the rule: a name of ``gars.GARS``, or a composition for ``gars.compose``.
-      gar_parameters: what the rule takes beside f.
-      attack: name of the attack, in ``attacks.ATTACKS``; "" for none.
-      attack_parameters: what the attack takes.
-      loss: share of the datagrams to the server that the network loses, 0..1.
-      fill: what stands in for them, one of ``lossympi.FILLS``.
-      worker_momentum: beta of :math:`m \\leftarrow \\beta m + g`, sent in place of the gradient.
-      l1, l2: of the penalties l1 sum |w| + l2 sum w^2 in every worker's loss.
-      seed: of attacks, losses and fills.
-    """
-
-    num_workers: int
-    num_byzantine: int = 0
-    f: int = 0
-    gar: str = "average"
-    gar_parameters: Mapping[str, Any] = field(default_factory=dict)
-    attack: str = ""
-    attack_parameters: Mapping[str, Any] = field(default_factory=dict)
-    loss: float = 0.0
-    fill: str = "nan"
-    worker_momentum: float = 0.0
-    l1: float = 0.0
-    l2: float = 0.0
-    seed: int = 0
+    num_workers: int = setting(
+        MISSING, "n; the last ``byzantine`` of them are Byzantine.", kind=int
+    )
+    worker_momentum: float = setting(
+        0.0, "beta of m <- beta m + g, which a worker sends in place of its gradient g."
+    )
+    quorum: int | None = setting(
+        None, "how many gradients may close a round; None for all of them.", kind=int
+    )
 
     @property
     def topology(self) -> Topology:
@@ -61,33 +42,16 @@ class Setting:
         Raises:
           UserError: it cannot be read, or a name is unknown.
         """
-        return gars.compose(self.gar, self.gar_parameters)
+        return gars.compose(self.gar, self.gar_args)
 
     def check(self) -> None:
         """Raises ``UserError`` for what cannot work, before anything is loaded."""
-        n, b = self.num_workers, self.num_byzantine
-        if n < 1:
-            raise UserError(f"at least one worker is needed, got {n}")
-        if n > MOST_WORKERS:
-            raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
-        if not 0 <= b <= n:
-            raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
-        self.rule.check(n=n, f=self.f)
-        if self.attack:
-            attack = ATTACKS[self.attack]
-            attack.check(**self.attack_parameters)
-            if b == 0 and attack.form != "coordinates":
-                raise UserError(
-                    f"the attack {self.attack} needs Byzantine workers, and there are 0"
-                )
-            if b == n:
-                raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
-        elif b > 0:
-            raise UserError(f"{b} workers are Byzantine and no attack is named for them")
-        elif self.attack_parameters:
-            raise UserError("attack parameters are given and no attack is named")
-        if self.fill not in FILLS:
-            raise UserError(f"no fill is called {self.fill!r}: {near(self.fill, FILLS)}")
+        if self.num_workers > MOST_WORKERS:
+            raise UserError(
+                f"one process simulates at most {MOST_WORKERS} workers, got {self.num_workers}"
+            )
+        check_training(self, self.num_workers, self._check_rule)
+        settings.check_choices(self)
         if not 0 <= self.loss <= 1:
             raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
         if not 0 <= self.worker_momentum < 1:
@@ -95,3 +59,39 @@ class Setting:
         for name in ("l1", "l2"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
+
+    def _check_rule(self, n: int, f: int) -> None:
+        self.rule.check(n=n, f=f)
+        check_quorum(self.rule, self.quorum, f)
+
+
+def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
+    """Raises ``UserError`` unless the rule tolerates f of the gradients that may close a round.
+
+    The f Byzantine workers can be among those that are fastest: the rule then works on ``quorum``
+    gradients, of which f lie.
+    """
+    if quorum is None:
+        return
+    try:
+        rule.check(n=quorum, f=f)
+    except UserError as error:
+        enough = (q for q in range(quorum, MOST_WORKERS) if _holds(rule, q, f))
+        least = next(enough, None)
+        remedy = "leave the quorum out" if least is None else f"pass quorum={least} or more"
+        largest = rule.largest_f(quorum)
+        remedy += "" if largest is None or largest >= f else f", or declare f={largest}"
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"quorum={quorum} lets {quorum} gradients close a round, and f={f} of them may be "
+            f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: "
+            f"{remedy}."
+        ) from None
+
+
+def _holds(rule: gars.Rule, n: int, f: int) -> bool:
+    try:
+        rule.check(n=n, f=f)
+    except UserError:
+        return False
+    return True

@@ -8,6 +8,7 @@ is of that batch alone, and so are the moving statistics of a model that keeps a
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 import keras
@@ -32,6 +33,7 @@ from aggregathor.trainer.training import (
     assign_values,
     values_of,
 )
+from lossympi.messages import MOST_BYTES, printable
 
 _log = logging.getLogger(__name__)
 _STATE_WAIT_S = 60.0  # for what a worker keeps from step to step
@@ -63,7 +65,7 @@ class Server:
         Args:
           job: of this process; its workers are as many as the setting's.
           setting: who takes part and how.
-          model: a built Keras model with float32 weights.
+          model: a built Keras model.
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: is built for the model's trainable variables here.
           batches: what each worker draws.
@@ -85,7 +87,8 @@ class Server:
         # What the workers keep, as of the step at which they were asked last.
         self._momentum_nd: np.ndarray | None = None
         if setting.worker_momentum:
-            self._momentum_nd = np.zeros((setting.num_workers, self.dim), np.float32)
+            shape = setting.num_workers, self.dim
+            self._momentum_nd = np.zeros(shape, self._parameters.dtype)
         self._attack: State = {}
         self._refusals = Refusals()
         self._heard_at: int | None = None  # the step of what is known of the workers
@@ -105,7 +108,7 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        self._half = self._job.serve(self.dim, self._parameters.read)
+        self._half = self._job.serve(self.dim, self._parameters.read, self._parameters.dtype)
 
     def state(self) -> State:
         """Returns everything that the next steps depend on, as arrays for a checkpoint."""
@@ -174,9 +177,7 @@ class Server:
         """Takes what the workers keep."""
         momentum_nd = None if self._momentum_nd is None else self._momentum_nd.copy()
         for row in range(self.setting.num_workers):
-            theirs = self._job.ranks.receive_worker_state(row, _STATE_WAIT_S)
-            while theirs is not None and theirs["step"] < self.steps:  # of a checkpoint before
-                theirs = self._job.ranks.receive_worker_state(row, _STATE_WAIT_S)
+            theirs = self._state_of(row)
             if theirs is None:
                 _log.warning(
                     "%s keeps something that checkpoint %d lacks",
@@ -185,11 +186,52 @@ class Server:
                 )
                 continue
             if momentum_nd is not None:
-                momentum_nd[row] = theirs["workers/momentum"]
+                momentum_nd[row] = theirs["workers/momentum"][0]
             # The attackers all have the same, and others none.
             self._attack = under("attack", theirs) or self._attack
         self._momentum_nd = momentum_nd
         self._heard_at = self.steps
+
+    def _state_of(self, row: int) -> State | None:
+        """Returns what a worker keeps as of this step; None if that does not come, or is wrong."""
+        # Beside its momentum, the rule's state, and what an attack remembers: at most as much as a
+        # stack of float64.
+        most_bytes = MOST_BYTES + sum(array.nbytes for array in self._half.state().values())
+        each = self._parameters.dtype.itemsize
+        most_bytes += (each + 8 * self.setting.num_workers) * self.dim
+        until_s = time.monotonic() + _STATE_WAIT_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            theirs = self._job.ranks.receive_worker_state(row, left_s, most_bytes)
+            if theirs is None:
+                return None
+            why_not = self._why_not_taken(row, theirs)
+            if why_not:
+                _log.warning(
+                    "what %s keeps is not taken: %s",
+                    self.setting.topology.describe_rows([row]),
+                    why_not,
+                )
+                return None
+            if theirs["step"] >= self.steps:  # else of a checkpoint before
+                return theirs
+        return None
+
+    def _why_not_taken(self, row: int, theirs: State) -> str:
+        """Returns what is wrong with a worker's state, "" if nothing is."""
+        wanted = {"step": "int64 []", "round": "int64 []"}
+        if self._momentum_nd is not None:
+            wanted["workers/momentum"] = f"{self._parameters.dtype} [1, {self.dim}]"
+        rest = theirs.keys() - wanted.keys()
+        if row >= self.setting.num_workers - self.setting.byzantine:
+            rest = {name for name in rest if not name.startswith("attack/")}
+        if rest or not wanted.keys() <= theirs.keys():
+            names = ", ".join(printable(name, 80) for name in sorted(theirs)[:9])
+            return f"it has {names}, and {', '.join(wanted)} are wanted"
+        for name, form in wanted.items():
+            got = f"{theirs[name].dtype} {list(theirs[name].shape)}"
+            if got != form:
+                return f"{name} is {got}, and {form} is wanted"
+        return ""
 
     def _loss_of_first_worker(self, step: int) -> float:
         """Makes its forward pass, and moves the seeds of dropout by what all workers draw."""
@@ -232,7 +274,8 @@ class Worker:
 
     def connect(self) -> None:
         """Connects to the server; collective."""
-        self._half = self._job.work(self._parameters.dim, self._parameters.read)
+        parameters = self._parameters
+        self._half = self._job.work(parameters.dim, parameters.read, parameters.dtype)
 
     def run(self, steps: int) -> None:
         """Takes part until the given number of steps is made.

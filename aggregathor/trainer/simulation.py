@@ -63,7 +63,7 @@ class Simulation:
 
         Args:
           setting: who takes part and how; it is checked here.
-          model: a built Keras model with float32 weights.
+          model: a built Keras model.
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: the server's; it is built for the model's trainable variables here.
           batches: what each worker draws; of ``setting.num_workers`` parts.
@@ -80,8 +80,10 @@ class Simulation:
         rows = range(setting.num_workers)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
         network = Network(loss=setting.loss, seed=setting.seed)
-        server, links = memory.connect(setting.num_workers, self.dim, network)
-        aggregation = Aggregation(setting, self.dim)
+        server, links = memory.connect(
+            setting.num_workers, self.dim, network, dtype=self._parameters.dtype
+        )
+        aggregation = Aggregation(setting, self.dim, dtype=self._parameters.dtype)
         self._server = RoundsServer(server, aggregation, self._parameters.read)
         self._halves = [WorkerHalf(link) for link in links]
         self._refusals = Refusals()
@@ -140,7 +142,7 @@ class Simulation:
 
     @property
     def _num_honest(self) -> int:
-        return self.setting.num_workers - self.setting.num_byzantine
+        return self.setting.num_workers - self.setting.byzantine
 
     def _sent(self, rows_nd: np.ndarray) -> np.ndarray:
         """What leaves the workers: the honest rows, and what the attack makes of the others."""
@@ -157,7 +159,7 @@ class Simulation:
             state=self._memory,
         )
         try:
-            sent_nd = rows_sent(self._attack, view, **self.setting.attack_parameters)
+            sent_nd = rows_sent(self._attack, view, **self.setting.attack_args)
         except RuleError as error:  # of an attack that asks
             raise RuleError(f"step {self.steps + 1}: {error}") from None
         if self._attack.update is not None:

@@ -20,7 +20,7 @@ from mpi4py import MPI
 from lossympi import ConnectError
 from lossympi.bench.peers import measure_mpi, measure_tcp
 from lossympi.bench.report import as_text, describe_machine
-from lossympi.bench.udp import measure_udp
+from lossympi.bench.udp import collectives_of, measure_udp
 from lossympi.topology import ROOT, Topology
 
 _MEASURES = {"udp": measure_udp, "tcp": measure_tcp, "mpi": measure_mpi}  # a stuck MPI stays stuck
@@ -43,7 +43,7 @@ def main() -> int:
         "date": datetime.date.today().isoformat(),
         "command": _command(comm.size),
         "workers": Topology.of_size(comm.size).workers,
-        "hosts": comm.allgather(socket.gethostname()),
+        "hosts": collectives_of(comm).allgather(socket.gethostname(), str),
         "options": {k: v for k, v in vars(arguments).items() if k != "json"},
     }
     stuck = False

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossympi import addresses
-from lossympi.bench.udp import wait_for_all
+from lossympi.bench.udp import collectives_of, wait_for_all
 from lossympi.bench.values import Values
 from lossympi.topology import ROOT, Topology
 
@@ -79,7 +79,8 @@ def measure_tcp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
     The server says one byte to start a round, as LossyMPI's grant does, and the broadcast is timed
     until each worker has acknowledged it with one byte.
     """
-    networks = comm.allgather(addresses.network_of_this_process())
+    together = collectives_of(comm)
+    networks = together.allgather(addresses.network_of_this_process(), str)
     door, address = None, None
     if comm.rank == ROOT:
         host = addresses.server_address(
@@ -88,7 +89,7 @@ def measure_tcp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         door = socket.create_server((host, 0), backlog=comm.size)
         door.settimeout(arguments.limit)
         address = door.getsockname()
-    address = comm.bcast(address, ROOT)
+    address = together.bcast(address, tuple[str, int])
     result: dict = {}
     try:
         if door is not None:

@@ -8,16 +8,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 import lossympi
 from lossympi.bench.values import Values
+from lossympi.collectives import Collectives
+from lossympi.connection import START_S, ConnectError
+from lossympi.mpi_collectives import MpiCommunicator
 from lossympi.topology import ROOT, Topology
 from lossympi.udp_link import UdpServer, UdpWorker
 
 _SETTLE_S = 0.005  # until the other ranks have left the barrier and wait for their grant
+
+
+def collectives_of(comm: Any) -> Collectives:
+    """Returns what ranks tell each other by."""
+    return Collectives(MpiCommunicator.of(comm, START_S, ConnectError), ConnectError)
 
 
 def measure_udp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], None]) -> dict:
@@ -42,19 +50,22 @@ def measure_udp(comm: Any, arguments: argparse.Namespace, tell: Callable[[int], 
         rate_bps=arguments.rate_bps,
     )
     try:
-        if isinstance(link, UdpServer):
-            result = _serve(comm, link, arguments, tell)
-        elif isinstance(link, UdpWorker):
-            result = _work(comm, link, arguments)
-        everyones = comm.gather(result)
+        if Topology.of_size(comm.size).is_server(comm.rank):
+            result = _serve(comm, cast(UdpServer, link), arguments, tell)
+        else:
+            result = _work(comm, cast(UdpWorker, link), arguments)
+        own_r = np.full(1 + arguments.rounds, np.nan)  # a silent worker has no times
+        own_r[0], own_r[1 : 1 + len(result["cpu_s"])] = result["wrong_floats"], result["cpu_s"]
+        everyones_nr = np.empty((comm.size, len(own_r))) if comm.rank == ROOT else None
+        comm.Gather(own_r, everyones_nr, ROOT)
         wait_for_all(comm)  # or a worker would hear BYE while it still waits
     finally:
         link.close()
-    if comm.rank != ROOT:
+    if everyones_nr is None:
         return {}
-    result["cpu_s_by_rank"] = [of_rank["cpu_s"] for of_rank in everyones]
+    result["cpu_s_by_rank"] = [s_r[1:][np.isfinite(s_r[1:])].tolist() for s_r in everyones_nr]
     workers = Topology.of_size(comm.size).worker_ranks
-    result["wrong_floats_of_models"] = sum(everyones[rank]["wrong_floats"] for rank in workers)
+    result["wrong_floats_of_models"] = sum(int(everyones_nr[rank, 0]) for rank in workers)
     del result["cpu_s"]
     return result
 

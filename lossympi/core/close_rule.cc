@@ -58,23 +58,38 @@ void CloseRule::Settle(Row& row, double now) const {
 
 CloseRule::Answer CloseRule::Check(double now) {
   int num_complete = 0, num_idle = 0;
-  double wake_at = opened_at_ + policy_.deadline;
+  double wake_at = std::numeric_limits<double>::infinity();
+  live_settled_.clear();
   for (size_t i = 0; i < rows_.size(); ++i) {
     Row& row = rows_[i];
     Settle(row, now);
     if (!policy_.live[i]) continue;
     num_complete += row.missing == 0;
     if (IsSettled(row)) {
-      const double idle_at = row.last_at + policy_.grace;
+      live_settled_.push_back(row.settled_at);
+      const double idle_at = IdleAt(row);
       num_idle += idle_at <= now;
       if (idle_at > now) wake_at = std::min(wake_at, idle_at);
     } else if (MaySettleByQuiet(row)) {
       wake_at = std::min(wake_at, row.last_at + policy_.quiet);
     }
   }
-  const bool is_late = now >= opened_at_ + policy_.deadline;
-  const Reason reason = ClosedBy(num_live_, num_complete, num_idle, policy_.quorum, is_late);
-  return {reason, reason == Reason::kOpen ? wake_at : now};
+  const int most = MostOf(num_live_, policy_.f);
+  const bool has_most = policy_.f > 0 && live_settled_.size() >= static_cast<size_t>(most);
+  const double ends_at = opened_at_ + (has_most ? policy_.longest : policy_.deadline);
+  int num_given_up = 0;
+  if (has_most) {
+    const double since = std::max(opened_at_ + policy_.free, TimeOfMost(&live_settled_, most));
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      if (!policy_.live[i] || IsSettled(rows_[i])) continue;
+      const double given_up_at = since + policy_.allowance[i];
+      num_given_up += given_up_at <= now;
+      if (given_up_at > now) wake_at = std::min(wake_at, given_up_at);
+    }
+  }
+  const Reason reason =
+      ClosedBy(num_live_, num_complete, num_idle, policy_.quorum, ends_at <= now, num_given_up);
+  return {reason, reason == Reason::kOpen ? std::min(wake_at, ends_at) : now};
 }
 
 }  // namespace lossympi

@@ -2,6 +2,7 @@
 #ifndef LOSSYMPI_CORE_CLOSE_RULE_H_
 #define LOSSYMPI_CORE_CLOSE_RULE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -10,16 +11,22 @@
 namespace lossympi {
 
 struct ClosePolicy {
-  double deadline;  // after the opening
+  double deadline;  // after the opening, for all but f of the live rows
   double grace;     // nothing came for so long
   double quiet;     // a row that has begun and for which nothing came for so long has ended
   double max_loss;  // 0..1
   int quorum;
   std::vector<bool> live;  // [num_rows]
+  // Once all but f > 0 of the live rows are settled, all are waited for until `free` after the
+  // opening, then each other as long as it may be, and none longer than `longest`.
+  int f = 0;
+  double longest = 0, free = 0;
+  std::vector<double> allowance = {};  // [num_rows], or none where f is 0
 };
 
 // A row that was quiet for long enough is settled until something comes for it again; any other
-// that is settled stays so, and what still comes for it only puts off the early close.
+// that is settled stays so, and what still comes for it only puts off the early close, by at most a
+// grace.
 class CloseRule {
  public:
   CloseRule(ClosePolicy policy, uint32_t num_datagrams, double now);
@@ -52,11 +59,17 @@ class CloseRule {
   }
   void Settle(Row& row, double now) const;
 
+  // When nothing has come for the grace; nobody can put that off for ever.
+  double IdleAt(const Row& row) const {
+    return std::min(row.last_at, row.settled_at + policy_.grace) + policy_.grace;
+  }
+
   const ClosePolicy policy_;
   const uint32_t most_missing_;  // datagrams, of a settled row
   const double opened_at_;
   int num_live_ = 0;
   std::vector<Row> rows_;
+  std::vector<double> live_settled_;  // when, in no order
 };
 
 }  // namespace lossympi

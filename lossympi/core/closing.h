@@ -3,6 +3,7 @@
 #define LOSSYMPI_CORE_CLOSING_H_
 
 #include <algorithm>
+#include <vector>
 
 namespace lossympi {
 
@@ -13,12 +14,26 @@ inline const char* NameOf(Reason reason) {
   return kNames[static_cast<int>(reason)];
 }
 
-// Of the live rows `num_complete` have come whole, and `num_settled`, these included, need not be
-// waited for. `quorum` is at least 1.
-inline Reason ClosedBy(int num_live, int num_complete, int num_settled, int quorum, bool is_late) {
+// How many live rows a round waits for at no worker's expense.
+inline int MostOf(int num_live, int f) { return std::max(1, num_live - f); }
+
+// When the `most`-th of these rows was settled; reorders them. There are as many at least.
+inline double TimeOfMost(std::vector<double>* settled, int most) {
+  const auto nth = settled->begin() + (most - 1);
+  std::nth_element(settled->begin(), nth, settled->end());
+  return *nth;
+}
+
+// Of the live rows `num_complete` have come whole, `num_settled`, these included, need not be
+// waited for, and `num_given_up` others have used up what they may be waited for. `quorum` is at
+// least 1.
+inline Reason ClosedBy(int num_live, int num_complete, int num_settled, int quorum, bool is_late,
+                       int num_given_up) {
   if (num_live > 0 && num_complete == num_live) return Reason::kComplete;
-  // Who is dead cannot be needed for the quorum.
-  if (num_live > 0 && num_settled >= std::min(quorum, num_live)) return Reason::kEarly;
+  // Who is dead or given up cannot be needed for the quorum.
+  if (num_live > 0 && num_settled >= std::min(quorum, num_live - num_given_up)) {
+    return Reason::kEarly;
+  }
   return is_late ? Reason::kDeadline : Reason::kOpen;
 }
 

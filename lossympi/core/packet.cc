@@ -100,6 +100,15 @@ size_t WidenVectors(const uint8_t*, size_t, float*) { return 0; }
 bool HasVectors() { return false; }
 #endif
 
+// Bit i is 1 where arrived[i] is 0, for i below `size`, 8 at most.
+uint8_t MissingOf(const uint8_t* arrived, size_t size) {
+  constexpr uint64_t kEach = 0x0101010101010101;
+  uint64_t bytes = kEach;
+  std::memcpy(&bytes, arrived, size);
+  // The product's highest byte takes the lowest bit of each byte, and nothing is carried into it.
+  return static_cast<uint8_t>(((bytes ^ kEach) * 0x0102040810204080) >> 56);
+}
+
 }  // namespace
 
 const char* NameOf(Verdict verdict) {
@@ -161,14 +170,14 @@ std::vector<Nack> NacksOf(const uint8_t* arrived, uint32_t total, size_t most_by
   std::vector<Nack> nacks;
   for (uint64_t first = 0; first < total; first += 8 * most_bytes) {
     const uint64_t end = first + 8 * most_bytes < total ? first + 8 * most_bytes : total;
-    Nack nack{static_cast<uint32_t>(first), std::vector<uint8_t>((end - first + 7) / 8)};
-    bool any = false;
-    for (uint64_t seq = first; seq < end; ++seq) {
-      if (arrived[seq]) continue;
-      nack.bitmap[(seq - first) / 8] |= static_cast<uint8_t>(1 << (seq - first) % 8);
-      any = true;
+    Nack nack{static_cast<uint32_t>(first), {}};
+    for (uint64_t seq = first; seq < end; seq += 8) {
+      const uint8_t bits = MissingOf(arrived + seq, end - seq < 8 ? end - seq : 8);
+      if (bits == 0) continue;
+      if (nack.bitmap.empty()) nack.bitmap.resize((end - first + 7) / 8);
+      nack.bitmap[(seq - first) / 8] = bits;
     }
-    if (any) nacks.push_back(std::move(nack));
+    if (!nack.bitmap.empty()) nacks.push_back(std::move(nack));
   }
   return nacks;
 }

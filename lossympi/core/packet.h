@@ -94,20 +94,22 @@ struct Nack {
 };
 // NACKs of at most `most_bytes` of bitmap, none where nothing is missing. arrived[total]: 0 or 1.
 std::vector<Nack> NacksOf(const uint8_t* arrived, uint32_t total, size_t most_bytes);
-// Calls wanted(seq) for each bit of a NACK's bitmap; false, without a call, if it is malformed.
-template <typename F>
-bool ReadNack(uint32_t first, const uint8_t* bitmap, size_t bytes, uint32_t total, F wanted) {
+// Whether a NACK's bitmap is of datagrams that there are.
+inline bool IsSoundNack(uint32_t first, const uint8_t* bitmap, size_t bytes, uint32_t total) {
   if (first % 8 != 0 || first >= total || bytes == 0) return false;
   const uint64_t rest = total - first;
   if (bytes > (rest + 7) / 8) return false;
   const uint64_t beyond = bytes * 8 > rest ? bytes * 8 - rest : 0;  // bits of the last byte
-  if (beyond != 0 && bitmap[bytes - 1] >> (8 - beyond) != 0) return false;
+  return beyond == 0 || bitmap[bytes - 1] >> (8 - beyond) == 0;
+}
+// Calls wanted(seq) for each bit of a sound NACK's bitmap.
+template <typename F>
+void ReadNack(uint32_t first, const uint8_t* bitmap, size_t bytes, F wanted) {
   for (size_t a = 0; a < bytes; ++a) {
-    for (int b = 0; b < 8; ++b) {
-      if (bitmap[a] >> b & 1) wanted(first + static_cast<uint32_t>(8 * a) + b);
+    for (unsigned bits = bitmap[a]; bits != 0; bits &= bits - 1) {  // the lowest is read
+      wanted(first + static_cast<uint32_t>(8 * a + static_cast<size_t>(__builtin_ctz(bits))));
     }
   }
-  return true;
 }
 
 }  // namespace lossympi

@@ -22,6 +22,7 @@ struct PeerLayout {
   int num_peers() const { return is_server() ? num_workers : 1; }
   int RowOf(int peer_rank) const { return is_server() ? peer_rank - 1 : peer_rank; }
   int RankOf(int row) const { return is_server() ? row + 1 : row; }
+  size_t BytesOf(size_t payload) const { return kHeaderBytes + payload + tag_bytes; }  // a datagram
 };
 
 // What can be said of a datagram before its address and its tag are checked.

@@ -8,14 +8,22 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kNackEvery = 0.00025;  // at most, for each peer
-constexpr size_t kShortProbe = 72;      // bytes of a datagram: 100 of an IP packet
-constexpr int kPauses = 3;              // as with END: one may be lost
+// Other replies, for each peer: so many bytes at once, or four of the longest datagrams, and then a
+// bare datagram as often as NACKs.
+constexpr double kReplyBytes = 16384;
+constexpr double kReplyBytesPerS = (kHeaderBytes + kTagBytes) / kNackEvery;
+constexpr size_t kShortProbe = 72;  // bytes of a datagram: 100 of an IP packet
+constexpr int kPauses = 3;          // as with END: one may be lost
 
 }  // namespace
 
 Protocol::Protocol(const PeerLayout& layout)
     : layout_(layout), peers_(layout.num_peers()), assembler_(layout.num_peers(), layout.framing) {
-  for (Peer& peer : peers_) peer.nacked_at = -kNever;
+  for (Peer& peer : peers_) {
+    peer.nack_at = -kNever;
+    peer.reply_bytes = kNever;  // as many as there may be
+    peer.reply_bytes_at = 0;
+  }
 }
 
 // A Byzantine worker chooses every byte here: the checks are those of WIRE.md, in its order, and
@@ -33,8 +41,8 @@ Handled Protocol::Handle(int row, const Header& header, const uint8_t* payload, 
   return handled;
 }
 
-void Protocol::Reject(int row, Verdict verdict) {
-  ++(row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)];
+void Protocol::Reject(int row, Verdict verdict, uint64_t count) {
+  (row < 0 ? of_nobody_ : peers_[row].counts)[static_cast<int>(verdict)] += count;
 }
 
 bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size_t bytes) const {
@@ -54,7 +62,7 @@ bool Protocol::IsSoundControl(const Header& header, const uint8_t* payload, size
       return of_round && header.total == c && bare;
     case Kind::kNack:
       return of_round && header.total == c && bytes <= layout_.framing.FullPayload() &&
-             ReadNack(header.seq, payload, bytes, c, [](uint32_t) {});
+             IsSoundNack(header.seq, payload, bytes, c);
     case Kind::kDone:
       return of_round && plain;
     case Kind::kBye:
@@ -71,10 +79,12 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
   if (header.counter <= peer.last_control) return Verdict::kReplayed;
   switch (header.kind) {
     case Kind::kProbe:
-      handled->to_send.push_back({row, Kind::kEcho, 0, header.seq, 0, {payload, payload + bytes}});
+      Reply({row, Kind::kEcho, 0, header.seq, 0, {payload, payload + bytes}}, now,
+            &handled->to_send);
       break;
     case Kind::kEcho:
-      peer.longest_echo = std::max(peer.longest_echo, kHeaderBytes + bytes + layout_.tag_bytes);
+      if (peer.challenge != header.seq) return Verdict::kMalformed;
+      peer.longest_echo = std::max(peer.longest_echo, layout_.BytesOf(bytes));
       break;
     case Kind::kNack:
       HandleNack(row, header, payload, bytes);
@@ -89,7 +99,7 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
       break;
     }
     default:
-      HandleOther(row, header, &handled->to_send);
+      HandleOther(row, header, now, &handled->to_send);
   }
   peer.last_control = header.counter;
   handled->changed = true;
@@ -97,20 +107,33 @@ Verdict Protocol::HandleControl(int row, const Header& header, const uint8_t* pa
 }
 
 void Protocol::HandleNack(int row, const Header& header, const uint8_t* payload, size_t bytes) {
-  if (!queue_ || header.round != queue_round_) return;
-  ReadNack(header.seq, payload, bytes, header.total,
-           [this, row](uint32_t seq) { queue_->Nacked(row, seq); });
+  if (!queue_ || header.round != queue_round_ || !queue_->TakeNack(row, bytes)) return;
+  ReadNack(header.seq, payload, bytes, [this, row](uint32_t seq) { queue_->Nacked(row, seq); });
 }
 
-void Protocol::AddNacks(int row, double now, Datagrams* to_send) {
+void Protocol::Reply(Outgoing reply, double now, Datagrams* to_send) {
+  Peer& peer = peers_[reply.row];
+  const double most = std::max(kReplyBytes, 4 * static_cast<double>(layout_.longest_datagram));
+  peer.reply_bytes =
+      std::min(most, peer.reply_bytes + (now - peer.reply_bytes_at) * kReplyBytesPerS);
+  peer.reply_bytes_at = now;
+  const auto bytes = static_cast<double>(layout_.BytesOf(reply.payload.size()));
+  if (peer.reply_bytes < bytes) return;
+  peer.reply_bytes -= bytes;
+  to_send->push_back(std::move(reply));
+}
+
+void Protocol::ReplyNacks(int row, double bytes_per_s, double now, Datagrams* to_send) {
   Peer& peer = peers_[row];
-  if (now < peer.nacked_at + kNackEvery) return;
-  peer.nacked_at = now;
+  if (now < peer.nack_at) return;
   const uint32_t c = layout_.framing.NumDatagrams();
+  size_t bytes = 0;
   for (Nack& nack : NacksOf(assembler_.arrived(row), c, layout_.framing.FullPayload())) {
+    bytes += layout_.BytesOf(nack.bitmap.size());
     to_send->push_back(
         {row, Kind::kNack, assembler_.round(), nack.first, c, std::move(nack.bitmap)});
   }
+  peer.nack_at = now + std::max(kNackEvery, static_cast<double>(bytes) / bytes_per_s);
 }
 
 SendQueue& Protocol::StartQueue(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
@@ -124,19 +147,23 @@ SendQueue& Protocol::StartQueue(uint64_t round, const std::vector<int>& rows, si
 }
 
 Datagrams Protocol::Probe() const {
-  const size_t around = kHeaderBytes + layout_.tag_bytes;
   Datagrams probes;
   for (int row = 0; row < layout_.num_peers(); ++row) {
-    if (peers_[row].longest_echo == layout_.longest_datagram) continue;
+    const Peer& peer = peers_[row];
+    if (peer.longest_echo == layout_.longest_datagram) continue;
     for (const size_t size : {kShortProbe, layout_.longest_datagram}) {
-      probes.push_back({row, Kind::kProbe, 0, 0, 0, std::vector<uint8_t>(size - around)});
+      probes.push_back({row, Kind::kProbe, 0, peer.challenge.value_or(0), 0,
+                        std::vector<uint8_t>(size - layout_.BytesOf(0))});
     }
   }
   return probes;
 }
 
-void Protocol::ForgetEchoes() {
-  for (Peer& peer : peers_) peer.longest_echo = 0;
+void Protocol::ForgetEchoes(const std::vector<uint32_t>& challenges) {
+  for (size_t row = 0; row < peers_.size(); ++row) {
+    peers_[row].longest_echo = 0;
+    peers_[row].challenge = challenges[row];
+  }
 }
 
 bool Protocol::all_echoed() const {
@@ -154,17 +181,18 @@ Datagrams Protocol::Bye() const {
 // ---- The server
 
 Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
-                                    uint32_t rate_kbps, double now) {
-  closed_.reset();
-  assembler_.Open(round, stack);
-  rule_.emplace(policy, layout_.framing.NumDatagrams(), now);
-  rate_kbps_ = rate_kbps;
-  repairs_ = policy.max_loss < 1;
-  tell_at_ = SIZE_MAX;
+                                    const std::vector<uint32_t>& rates_kbps, double now) {
   Datagrams grants;
   for (int row = 0; row < layout_.num_peers(); ++row) {
-    grants.push_back({row, Kind::kGrant, round, rate_kbps});
+    grants.push_back({row, Kind::kGrant, round, rates_kbps[row]});
   }
+  rates_kbps_ = rates_kbps;
+  rule_.emplace(policy, layout_.framing.NumDatagrams(), now);
+  // Nothing throws from here on: who opened a round that is not knows nothing of it.
+  assembler_.Open(round, stack);
+  closed_.reset();
+  repairs_ = policy.max_loss < 1;
+  tell_at_ = SIZE_MAX;
   return grants;
 }
 
@@ -212,31 +240,31 @@ Verdict ServerProtocol::HandleEnd(int row, const Header& header, double now, Dat
   if (in_time == Verdict::kEarly) return in_time;
   peers_[row].heard = true;
   if (in_time == Verdict::kLate) {  // the DONE that ended it may have been lost
-    if (repairs_) to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+    if (repairs_) Reply({row, Kind::kDone, assembler_.closed_round()}, now, to_send);
     return Verdict::kAccepted;
   }
   const bool all_sent = header.seq > 0;
   if (all_sent) rule_->Ended(row, now);
   if (!repairs_) return Verdict::kAccepted;
   if (rule_->IsShort(row)) {
-    AddNacks(row, now, to_send);
+    ReplyNacks(row, rates_kbps_[row] * 1000.0 / 8, now, to_send);
   } else if (all_sent || assembler_.missing(row) == 0) {  // else more may be on its way
-    to_send->push_back({row, Kind::kDone, header.round});
+    Reply({row, Kind::kDone, header.round}, now, to_send);
   }
   return Verdict::kAccepted;
 }
 
-void ServerProtocol::HandleOther(int row, const Header& header, Datagrams* to_send) {
+void ServerProtocol::HandleOther(int row, const Header& header, double now, Datagrams* to_send) {
   if (header.kind == Kind::kDone) {
-    if (queue_ && header.round >= queue_round_) queue_->Done(row);
+    if (queue_ && header.round >= queue_round_) queue_->Done(row, now);
     return;
   }
   peers_[row].heard = true;  // READY
   if (rule_ && header.round == assembler_.round()) {
     if (header.seq == kPause) rule_->Pauses(row);
-    to_send->push_back({row, Kind::kGrant, header.round, rate_kbps_});
+    Reply({row, Kind::kGrant, header.round, rates_kbps_[row]}, now, to_send);
   } else if (header.round <= assembler_.closed_round()) {
-    to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+    Reply({row, Kind::kDone, assembler_.closed_round()}, now, to_send);
   }
 }
 
@@ -244,12 +272,19 @@ SendQueue& ServerProtocol::StartBroadcast(uint64_t round, const std::vector<int>
                                           size_t most_at_once, double silence, double now) {
   SendQueue& queue = StartQueue(round, rows, most_at_once, true, silence, now);
   queue.AddRest();
+  credit_.Refill(silence, now);
+  for (const int row : rows) {
+    if (credit_.in_debt(row)) queue.Hurry(row);
+  }
   return queue;
 }
 
-std::vector<uint8_t> ServerProtocol::EndBroadcast() {
+std::vector<uint8_t> ServerProtocol::EndBroadcast(double now) {
   std::vector<uint8_t> done;
-  for (int row = 0; row < layout_.num_peers(); ++row) done.push_back(queue_->is_done(row));
+  for (int row = 0; row < layout_.num_peers(); ++row) {
+    done.push_back(queue_->is_done(row));
+    credit_.Charge(row, queue_->Overtime(row, now));
+  }
   queue_.reset();
   return done;
 }
@@ -257,7 +292,8 @@ std::vector<uint8_t> ServerProtocol::EndBroadcast() {
 // ---- A worker
 
 WorkerProtocol::WorkerProtocol(const PeerLayout& layout) : Protocol(layout) {
-  for (auto& model : models_) model.reset(new float[layout.framing.dim]());
+  const auto dim = static_cast<size_t>(layout.framing.dim);
+  for (auto& model : models_) model = std::make_unique<float[]>(dim);
 }
 
 double WorkerProtocol::wake_at() const { return asking_ ? asking_->at : kNever; }
@@ -306,17 +342,17 @@ Verdict WorkerProtocol::HandleData(int row, const Header& header, const uint8_t*
 Verdict WorkerProtocol::HandleEnd(int row, const Header& header, double now, Datagrams* to_send) {
   FollowServer(header.round);                               // so that it is not early
   if (assembler_.InTime(header.round) == Verdict::kLate) {  // its DONE may have been lost
-    to_send->push_back({row, Kind::kDone, assembler_.closed_round()});
+    Reply({row, Kind::kDone, assembler_.closed_round()}, now, to_send);
   } else {  // it is not whole, or it would be closed
-    AddNacks(row, now, to_send);
+    ReplyNacks(row, kNever, now, to_send);
   }
   return Verdict::kAccepted;
 }
 
-void WorkerProtocol::HandleOther(int, const Header& header, Datagrams*) {
+void WorkerProtocol::HandleOther(int, const Header& header, double now, Datagrams*) {
   if (header.kind == Kind::kDone) {
     done_round_ = std::max(done_round_, header.round);
-    if (queue_ && header.round >= queue_round_) queue_->Done(0);
+    if (queue_ && header.round >= queue_round_) queue_->Done(0, now);
   } else if (header.round >= granted_round_) {  // GRANT
     granted_round_ = header.round;
     granted_kbps_ = header.seq;

@@ -12,6 +12,7 @@
 
 #include "lossympi/core/assembler.h"
 #include "lossympi/core/close_rule.h"
+#include "lossympi/core/credit.h"
 #include "lossympi/core/packet.h"
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/send_queue.h"
@@ -49,9 +50,10 @@ class Protocol {
 
   // Judges a datagram whose address and tag are those of the peer `row`, acts on it and counts it.
   Handled Handle(int row, const Header& header, const uint8_t* payload, size_t bytes, double now);
-  // Counts a datagram that is not handled: of a peer, or of nobody, -1.
-  void Reject(int row, Verdict verdict);
+  // Counts datagrams that are not handled: of a peer, or of nobody, -1.
+  void Reject(int row, Verdict verdict, uint64_t count = 1);
   const Counts& counts(int row) const { return peers_[row].counts; }
+  int num_peers() const { return layout_.num_peers(); }
   const Counts& counts_of_nobody() const { return of_nobody_; }
 
   // What is being sent, nullptr for nothing: NACK, DONE and BYE change it.
@@ -59,7 +61,9 @@ class Protocol {
 
   // PROBEs, a short and a long one, to each peer that has not echoed a long one since ForgetEchoes.
   Datagrams Probe() const;
-  void ForgetEchoes();
+  // From now on an ECHO counts if it has its peer's challenge, [num_peers], as `seq`: only who got
+  // the PROBE knows it. They are random, and each of its own.
+  void ForgetEchoes(const std::vector<uint32_t>& challenges);
   bool all_echoed() const;
   size_t longest_echo(int row) const { return peers_[row].longest_echo; }  // 0: none
   Datagrams Bye() const;                                                   // to each peer
@@ -70,8 +74,10 @@ class Protocol {
   struct Peer {
     uint64_t last_control = 0;  // counter of the last control datagram that was accepted
     Counts counts{};
-    bool heard = false;  // DATA, END or READY, since the round before was closed
-    double nacked_at;
+    bool heard = false;                  // DATA, END or READY, since the round before was closed
+    double nack_at;                      // when it may be sent the next NACKs
+    double reply_bytes, reply_bytes_at;  // that other replies to it may have, and since when
+    std::optional<uint32_t> challenge;
     size_t longest_echo = 0;  // datagram
     bool left = false;        // it has said BYE
   };
@@ -81,9 +87,12 @@ class Protocol {
                              double now, Handled* handled) = 0;
   virtual Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) = 0;
   // READY, GRANT or DONE.
-  virtual void HandleOther(int row, const Header& header, Datagrams* to_send) = 0;
+  virtual void HandleOther(int row, const Header& header, double now, Datagrams* to_send) = 0;
 
-  void AddNacks(int row, double now, Datagrams* to_send);
+  // Adds a reply, if its row may have one more now: who asks without end is not always answered.
+  void Reply(Outgoing reply, double now, Datagrams* to_send);
+  // The same for NACKs, the next ones not before these have passed at a rate.
+  void ReplyNacks(int row, double bytes_per_s, double now, Datagrams* to_send);
   SendQueue& StartQueue(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
                         bool until_done, double silence, double now);
 
@@ -112,13 +121,15 @@ struct Closed {
 
 class ServerProtocol : public Protocol {
  public:
-  explicit ServerProtocol(const PeerLayout& layout) : Protocol(layout) {}
+  explicit ServerProtocol(const PeerLayout& layout)
+      : Protocol(layout), credit_(layout.num_peers()), rates_kbps_(layout.num_peers()) {}
 
   // ---- A round of gradients
 
   // Until it is closed, what arrives is written to stack, [n, d]. The round is above newest_round.
-  Datagrams OpenRound(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
-                      double now);
+  // Each row is granted its rate, [n]. If it throws no round is open.
+  Datagrams OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
+                      const std::vector<uint32_t>& rates_kbps, double now);
   void AbandonRound();
   bool is_open() const { return rule_.has_value(); }
   uint64_t newest_round() const { return assembler_.newest_round(); }
@@ -134,21 +145,23 @@ class ServerProtocol : public Protocol {
 
   // ---- The model
 
-  // The queue has all of it for these rows, less those that have left.
+  // The queue has all of it for these rows, less those that have left. Rows that have cost too much
+  // overtime hurry.
   SendQueue& StartBroadcast(uint64_t round, const std::vector<int>& rows, size_t most_at_once,
                             double silence, double now);
-  std::vector<uint8_t> EndBroadcast();  // [n], who has said DONE
+  std::vector<uint8_t> EndBroadcast(double now);  // [n], who has said DONE
 
  private:
   Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
                      double now, Handled* handled) override;
   Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) override;
-  void HandleOther(int row, const Header& header, Datagrams* to_send) override;
+  void HandleOther(int row, const Header& header, double now, Datagrams* to_send) override;
 
   std::optional<CloseRule> rule_;  // of the open round
   std::optional<Closed> closed_;
-  uint32_t rate_kbps_ = 0;
-  bool repairs_ = false;  // END is answered
+  Credit credit_;
+  std::vector<uint32_t> rates_kbps_;  // granted, [n]
+  bool repairs_ = false;              // END is answered
   size_t tell_at_ = SIZE_MAX;
 };
 
@@ -194,7 +207,7 @@ class WorkerProtocol : public Protocol {
   Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
                      double now, Handled* handled) override;
   Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) override;
-  void HandleOther(int row, const Header& header, Datagrams* to_send) override;
+  void HandleOther(int row, const Header& header, double now, Datagrams* to_send) override;
   void FollowServer(uint64_t round);
 
   struct Asking {

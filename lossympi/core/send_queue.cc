@@ -15,23 +15,26 @@ SendQueue::SendQueue(const std::vector<int>& rows, uint32_t num_datagrams, size_
       until_done_(until_done),
       silence_(silence),
       begun_at_(now),
-      leave_at_(kNever) {
+      leave_at_(kNever),
+      hurry_at_(kNever) {
   for (const int row : rows) {
     Flow flow;
     flow.row = row;
     flow.wanted.assign(num_datagrams, kLater);
     flow.report_at = std::max(num_datagrams / kReports, kShort);
     flow.end_at = now;
-    flow.asked_at = kNever;
+    flow.asked_at = flow.finished_at = kNever;
+    const auto at = static_cast<size_t>(row);
+    if (at >= flow_of_row_.size()) flow_of_row_.resize(at + 1, -1);
+    flow_of_row_[at] = static_cast<int>(flows_.size());
     flows_.push_back(std::move(flow));
   }
 }
 
 SendQueue::Flow* SendQueue::Find(int row) {
-  for (Flow& flow : flows_) {
-    if (flow.row == row) return &flow;
-  }
-  return nullptr;
+  const bool is_known = row >= 0 && static_cast<size_t>(row) < flow_of_row_.size();
+  const int at = is_known ? flow_of_row_[static_cast<size_t>(row)] : -1;
+  return at < 0 ? nullptr : &flows_[static_cast<size_t>(at)];
 }
 
 void SendQueue::Add(Flow& flow, uint32_t seq) {
@@ -53,6 +56,17 @@ void SendQueue::AddRest() {
   }
 }
 
+void SendQueue::Hurry(int row) {
+  if (Flow* flow = Find(row)) flow->hurries = true;
+}
+
+bool SendQueue::TakeNack(int row, size_t bytes) {
+  Flow* flow = Find(row);
+  if (flow == nullptr || flow->finished || bytes > flow->nack_bytes) return false;
+  flow->nack_bytes -= bytes;
+  return true;
+}
+
 void SendQueue::Nacked(int row, uint32_t seq) {
   Flow* flow = Find(row);
   if (flow == nullptr || !flow->asked || flow->wanted[seq] != kNot) return;
@@ -60,12 +74,21 @@ void SendQueue::Nacked(int row, uint32_t seq) {
   ++flow->num_wanted;
 }
 
-void SendQueue::Done(int row) {
-  if (Flow* flow = Find(row)) flow->finished = flow->done = true;
+void SendQueue::Finish(Flow& flow, double now) {
+  flow.finished = true;
+  flow.finished_at = std::min(flow.finished_at, now);
+}
+
+void SendQueue::Done(int row, double now) {
+  Flow* flow = Find(row);
+  if (flow == nullptr) return;
+  num_done_ += !flow->done;
+  flow->done = true;
+  Finish(*flow, now);
 }
 
 void SendQueue::Leave(int row) {
-  if (Flow* flow = Find(row)) flow->finished = true;
+  if (Flow* flow = Find(row)) Finish(*flow, begun_at_);  // nobody has waited for it
 }
 
 void SendQueue::Heard(int row) {
@@ -87,6 +110,12 @@ bool SendQueue::all_sent(int row) const {
   return flow != nullptr && flow->num_sent >= flow->wanted.size();
 }
 
+double SendQueue::Overtime(int row, double now) const {
+  const Flow* flow = Find(row);
+  if (flow == nullptr || flow->hurries || std::isinf(hurry_at_)) return 0;
+  return std::max(0.0, std::min(flow->finished_at, now) - hurry_at_);
+}
+
 bool SendQueue::has_wanted() const {
   return std::any_of(flows_.begin(), flows_.end(),
                      [](const Flow& flow) { return !flow.finished && flow.num_wanted > 0; });
@@ -94,10 +123,10 @@ bool SendQueue::has_wanted() const {
 
 const SendQueue::Action& SendQueue::Next(double now) {
   action_.what = What::kFinished;
-  size_t num_done = 0;
-  for (const Flow& flow : flows_) num_done += flow.done;
-  if (2 * num_done > flows_.size() && std::isinf(leave_at_)) {
-    leave_at_ = now + 3 * (now - begun_at_) + silence_;
+  if (2 * num_done_ > flows_.size() && std::isinf(leave_at_)) {
+    const double t = now - begun_at_;
+    hurry_at_ = now + std::max(t, kHurry);
+    leave_at_ = std::max(now + 3 * t + silence_, hurry_at_);
   }
   action_.wake_at = leave_at_;
   if (now >= leave_at_) return action_;
@@ -105,7 +134,8 @@ const SendQueue::Action& SendQueue::Next(double now) {
     Flow& flow = flows_[turn_];
     turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
     const double silent_at = until_done_ ? flow.asked_at + silence_ : kNever;
-    if (now >= silent_at) flow.finished = true;
+    const double hurry_at = flow.hurries ? hurry_at_ : kNever;
+    if (now >= std::min(silent_at, hurry_at)) Finish(flow, now);
     if (flow.finished) continue;
     action_.row = flow.row;
     const auto c = static_cast<uint32_t>(flow.wanted.size());
@@ -121,7 +151,7 @@ const SendQueue::Action& SendQueue::Next(double now) {
     if (!has_all_) continue;
     if (now >= flow.end_at) {
       if (!until_done_ && flow.ends_now == kEnds) {
-        flow.finished = true;
+        Finish(flow, now);
         continue;
       }
       ++flow.ends_now;
@@ -129,7 +159,7 @@ const SendQueue::Action& SendQueue::Next(double now) {
       return Ask(flow, ++flow.num_ends, now);
     }
     action_.what = What::kWait;
-    action_.wake_at = std::min({action_.wake_at, flow.end_at, silent_at});
+    action_.wake_at = std::min({action_.wake_at, flow.end_at, silent_at, hurry_at});
   }
   return action_;
 }
@@ -141,6 +171,8 @@ const SendQueue::Action& SendQueue::Ask(Flow& flow, uint32_t num_ends, double no
   }
   flow.on_their_way.clear();
   flow.asked_at = std::min(flow.asked_at, now);
+  const size_t bitmap_bytes = (flow.wanted.size() + 7) / 8;
+  flow.nack_bytes = std::min(flow.nack_bytes + bitmap_bytes, kEnds * bitmap_bytes);
   action_.num_ends = num_ends;
   action_.what = What::kEnd;
   return action_;

@@ -23,17 +23,24 @@ class SendQueue {
   // AddRest have told that they may leave. With `until_done` what is NACKed is sent again until the
   // row is Done, or not Heard for `silence` after an END. Once most rows are Done, t after the
   // start, the others have until 4 t + silence: a worker that never has enough must not hold up the
-  // others for long.
+  // others for long. One that is to Hurry has until t + max(t, kHurry).
+  static constexpr double kHurry = 0.020;
   SendQueue(const std::vector<int>& rows, uint32_t num_datagrams, size_t most_at_once,
             bool until_done, double silence, double now);
 
   void Add(const std::vector<uint32_t>& seqs);  // they may leave
   void AddRest();                               // so may all others, and then END
 
-  // Ignored before an END, which alone is answered; and of what has left since the last END: it was
-  // on its way when that was answered.
+  void Hurry(int row);  // before the first Next
+
+  // Whether a NACK with a bitmap of so many bytes may be looked at: not before an END, which alone
+  // is answered, not of a row that is finished, and no more than the ENDs allow, each of which asks
+  // for one bitmap of all.
+  bool TakeNack(int row, size_t bytes);
+  // Ignored, too, before an END, and of what has left since the last END: it was on its way when
+  // that was answered.
   void Nacked(int row, uint32_t seq);
-  void Done(int row);
+  void Done(int row, double now);
   void Leave(int row);  // it will not answer any more
   void Heard(int row);
 
@@ -53,7 +60,9 @@ class SendQueue {
   bool is_finished(int row) const;  // nothing more is sent to it; true for a row not served
   bool is_done(int row) const;      // false for a row that is not served
   bool all_sent(int row) const;     // each datagram at least once
-  bool has_wanted() const;          // something is to be sent now, to whoever
+  // For how long until now it was waited for, beyond what one that hurries has; 0 if it hurries.
+  double Overtime(int row, double now) const;
+  bool has_wanted() const;  // something is to be sent now, to whoever
   size_t most_at_once() const { return most_at_once_; }
 
  private:
@@ -68,16 +77,20 @@ class SendQueue {
     uint32_t report_at = 0;                // datagrams sent
     uint32_t num_ends = 0;                 // in all
     int ends_now = 0;                      // since datagrams were sent last
+    size_t nack_bytes = 0;                 // of bitmaps that may be looked at
     double end_at;                         // when the next END is due
     bool asked = false;                    // an END was sent, for whatever reason
     double asked_at;                       // the first since the row was heard; infinity for none
-    bool finished = false;                 // nothing is sent any more
-    bool done = false;                     // because the row said so
+    bool hurries = false;
+    bool finished = false;  // nothing is sent any more
+    double finished_at;     // infinity if it is not
+    bool done = false;      // because the row said so
   };
   Flow* Find(int row);
   const Flow* Find(int row) const { return const_cast<SendQueue*>(this)->Find(row); }
   double Pause(int num_ends) const;
   static void Add(Flow& flow, uint32_t seq);
+  static void Finish(Flow& flow, double now);
   void TakeBurst(Flow& flow, double now);
   const Action& Ask(Flow& flow, uint32_t num_ends, double now);  // by an END
 
@@ -86,8 +99,11 @@ class SendQueue {
   const double silence_;
   const double begun_at_;
   double leave_at_;       // when the rows that are not done are given up
+  double hurry_at_;       // and those that are to hurry
   bool has_all_ = false;  // after AddRest
   std::vector<Flow> flows_;
+  std::vector<int> flow_of_row_;  // -1: none
+  size_t num_done_ = 0;
   size_t turn_ = 0;
   Action action_;
 };

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <stdexcept>
 
 #include "lossympi/core/pacer.h"
@@ -35,9 +36,11 @@ void SleepUntil(double time) {
 }  // namespace
 
 struct Endpoint::Peer {
-  sockaddr_in address;
+  Destination destination;
   Key send_key, receive_key;
-  std::atomic<uint64_t> counter{0};  // of what was sent to it; two threads send
+  // Two threads send.
+  std::atomic<uint64_t> counter{0};  // of the last datagram for it
+  std::atomic<uint64_t> unsent{0};   // datagrams that this host has not sent
 };
 
 Endpoint::Endpoint(const Setup& setup)
@@ -101,7 +104,7 @@ void Endpoint::AddPeer(int rank, const std::string& address, int port, const std
   if (state_ != State::kNew) {
     throw std::invalid_argument("the endpoint has been started. Add peers before.");
   }
-  peers_[row].reset(new Peer{AddressOf(address, port), Key(setup_.suite, send_key),
+  peers_[row].reset(new Peer{Destination(PeerAddressOf(address, port)), Key(setup_.suite, send_key),
                              Key(setup_.suite, receive_key)});
 }
 
@@ -117,6 +120,9 @@ void Endpoint::Start() {
                                 std::to_string(layout_.RankOf(row)) +
                                 " was not added. Add it before the start.");
   }
+  std::vector<sockaddr_in> sources;
+  for (const auto& peer : peers_) sources.push_back(peer->destination.address);
+  socket_.KeepOnly(sources);
   thread_ = std::thread([this] { ReceiveLoop(); });  // it waits for the lock
   state_ = State::kRunning;
 }
@@ -142,15 +148,14 @@ void Endpoint::ReceiveLoop() {
     lock.unlock();
     socket_.Wait(wake_at - Now());
     lock.lock();
-    // A few batches, then the close rule and whoever waits for the lock have their turn.
+    // A few batches, then the close rule has its turn, and at once whoever waits for the lock.
     bool changed = false;
     for (int batch = 0; batch < 4; ++batch) {
       const uint64_t before = changes_;
       const bool more = ReceiveBatch();
       changed |= changes_ != before;
-      if (!more) break;
+      if (!more || mutex_.is_wanted()) break;
     }
-    overflow_ = socket_.overflow();
     if (server_) {
       const bool was_open = server_->is_open();
       SendAll(server_->Tick(Now()));
@@ -160,7 +165,15 @@ void Endpoint::ReceiveLoop() {
   }
 }
 
+// Before anything is read: the buffer is as full then as it was when it had no room.
+void Endpoint::CountDrops() {
+  const UdpSocket::Drops drops = socket_.NewDrops();
+  overflow_ += drops.overflow;
+  protocol_->Reject(-1, Verdict::kForeign, drops.filtered);
+}
+
 bool Endpoint::ReceiveBatch() {
+  CountDrops();
   const double now = Now();
   return socket_.Receive([this, now](const uint8_t* data, size_t size, const sockaddr_in& from) {
     if (drop_.Next()) {
@@ -175,7 +188,7 @@ void Endpoint::Handle(const uint8_t* data, size_t size, const sockaddr_in& from,
   const Envelope envelope = OpenEnvelope(layout_, data, size);
   if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
   const Peer& peer = *peers_[envelope.row];
-  if (!SameAddress(from, peer.address)) return protocol_->Reject(-1, Verdict::kForeign);
+  if (!SameAddress(from, peer.destination.address)) return protocol_->Reject(-1, Verdict::kForeign);
   const size_t end = envelope.signed_bytes;
   if (!peer.receive_key.Fits(data, end, envelope.header.counter, data + end)) {
     return protocol_->Reject(envelope.row, Verdict::kForged);
@@ -190,7 +203,7 @@ void Endpoint::SendAll(const Datagrams& datagrams) {
   for (const Outgoing& outgoing : datagrams) SendOne(outgoing);
 }
 
-void Endpoint::SendOne(const Outgoing& outgoing) {
+bool Endpoint::SendOne(const Outgoing& outgoing) {
   Peer& peer = *peers_[outgoing.row];
   uint8_t datagram[65536];
   const uint64_t counter = ++peer.counter;
@@ -201,7 +214,9 @@ void Endpoint::SendOne(const Outgoing& outgoing) {
   const size_t size = kHeaderBytes + outgoing.payload.size();
   peer.send_key.Tag(datagram, size, counter, datagram + size);
   const size_t whole = size + layout_.tag_bytes;
-  socket_.Send(peer.address, datagram, whole, 1, whole);  // too long for the path: lost
+  const size_t unsent = socket_.Send(&peer.destination, datagram, whole, 1, whole, false);
+  peer.unsent += unsent;
+  return unsent == 0;
 }
 
 // ---- Waiting and sending
@@ -264,9 +279,16 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQue
     switch (action.what) {
       case SendQueue::What::kFinished:
         return;
-      case SendQueue::What::kEnd:
-        SendOne({action.row, Kind::kEnd, round, action.num_ends, layout_.framing.NumDatagrams()});
+      case SendQueue::What::kEnd: {
+        const Outgoing end{action.row, Kind::kEnd, round, action.num_ends,
+                           layout_.framing.NumDatagrams()};
+        if (SendOne(end)) break;
+        lock.unlock();
+        socket_.WaitForRoom();
+        lock.lock();
+        SendOne(end);
         break;
+      }
       case SendQueue::What::kWait: {
         const uint64_t seen = changes_;
         WaitFor(lock, std::min(action.wake_at, deadline), interrupt,
@@ -296,11 +318,8 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQue
           bytes += last;
         }
         SleepUntil(send_at);
-        if (!socket_.Send(peer.address, staged.data(), each, action.seqs.size(), last)) {
-          throw std::runtime_error("a datagram of " + std::to_string(each) +
-                                   " bytes is too long for the path, and none is ever fragmented: "
-                                   "connect with a lower mtu");
-        }
+        peer.unsent +=
+            socket_.Send(&peer.destination, staged.data(), each, action.seqs.size(), last, true);
         lock.lock();
         break;
       }
@@ -327,7 +346,10 @@ size_t Endpoint::Stage(Peer& peer, uint64_t round, const float* vector, uint32_t
 std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrupt) {
   const double deadline = Now() + timeout;
   Verb verb(this);
-  protocol_->ForgetEchoes();
+  std::random_device random;
+  std::vector<uint32_t> challenges(layout_.num_peers());
+  for (uint32_t& challenge : challenges) challenge = random();
+  protocol_->ForgetEchoes(challenges);
   const auto all_echoed = [this] { return protocol_->all_echoed(); };
   while (!all_echoed() && Now() < deadline) {
     SendAll(protocol_->Probe());
@@ -342,7 +364,8 @@ std::map<int, int64_t> Endpoint::Probe(double timeout, const Interrupt& interrup
 }
 
 Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy,
-                         uint32_t rate_kbps, const OnWhole& on_whole, const Interrupt& interrupt) {
+                         const std::vector<uint32_t>& rates_kbps, const OnWhole& on_whole,
+                         const Interrupt& interrupt) {
   Verb verb(this);
   Lock& lock = verb.lock;
   if (round <= server_->newest_round()) {
@@ -350,9 +373,9 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
                                 " has been opened, got " + std::to_string(round) +
                                 ". Name a later one.");
   }
-  SendAll(server_->OpenRound(round, stack, policy, rate_kbps, Now()));
-  socket_.Wake();  // the thread does not know the deadline yet
   try {
+    SendAll(server_->OpenRound(round, stack, policy, rates_kbps, Now()));
+    socket_.Wake();  // the thread does not know the deadline yet
     const std::vector<uint32_t>& whole = server_->whole();
     size_t told = 0, tell_at = SIZE_MAX;
     const auto is_closed = [this] { return server_->closed().has_value(); };
@@ -428,10 +451,10 @@ std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
     Transmit(verb.lock, round, params, &queue, rate, Now() + timeout, interrupt);
   } catch (...) {
     if (!verb.lock.owns_lock()) verb.lock.lock();
-    server_->EndBroadcast();
+    server_->EndBroadcast(Now());
     throw;
   }
-  return server_->EndBroadcast();
+  return server_->EndBroadcast(Now());
 }
 
 Endpoint::Model Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
@@ -449,9 +472,11 @@ Endpoint::Model Endpoint::Receive(uint64_t round, double timeout, const Interrup
 
 Endpoint::Report Endpoint::Counters() {
   Lock lock(mutex_);
+  CountDrops();
   Report report{{}, protocol_->counts_of_nobody(), dropped_, overflow_};
   for (int row = 0; row < layout_.num_peers(); ++row) {
-    report.of_peer[layout_.RankOf(row)] = protocol_->counts(row);
+    const uint64_t unsent = peers_[row] == nullptr ? 0 : peers_[row]->unsent.load();
+    report.of_peer[layout_.RankOf(row)] = {protocol_->counts(row), unsent};
   }
   return report;
 }

@@ -21,6 +21,7 @@
 #include "lossympi/core/protocol.h"
 #include "lossympi/core/send_queue.h"
 #include "lossympi/io/cipher.h"
+#include "lossympi/io/fair_mutex.h"
 #include "lossympi/io/udp_socket.h"
 
 namespace lossympi {
@@ -62,8 +63,9 @@ class Endpoint {
 
   std::map<int, int64_t> Probe(double timeout, const Interrupt& interrupt);
   // on_whole: on this thread, while the round is open; may be empty.
-  Closed Collect(uint64_t round, float* stack, const ClosePolicy& policy, uint32_t rate_kbps,
-                 const OnWhole& on_whole, const Interrupt& interrupt);
+  Closed Collect(uint64_t round, float* stack, const ClosePolicy& policy,
+                 const std::vector<uint32_t>& rates_kbps, const OnWhole& on_whole,
+                 const Interrupt& interrupt);
   // False if not all of it has left: the round is over, or else another call goes on. Another call
   // after true, or in another round, begins anew.
   bool Send(uint64_t round, const float* grad, double max_loss, double timeout,
@@ -82,7 +84,11 @@ class Endpoint {
   Model Receive(uint64_t round, double timeout, const Interrupt& interrupt);
 
   struct Report {
-    std::map<int, Counts> of_peer;
+    struct OfPeer {
+      Counts counts;
+      uint64_t unsent;
+    };
+    std::map<int, OfPeer> of_peer;
     Counts of_nobody;
     uint64_t dropped, overflow;
   };
@@ -92,17 +98,19 @@ class Endpoint {
 
  private:
   struct Peer;
-  using Lock = std::unique_lock<std::mutex>;
+  using Lock = std::unique_lock<FairMutex>;
   // Holds the lock from beginning to end of a verb, but for where it says so. Throws if there is a
   // verb at work, or no thread.
   class Verb;
 
   void ReceiveLoop();
   bool ReceiveBatch();
+  void CountDrops();
   void Handle(const uint8_t* data, size_t size, const sockaddr_in& from, double now);
-  // Seals datagrams and sends them, with the lock held.
+  // Seals datagrams and sends them, with the lock held, as their counters must leave in order. So
+  // nobody waits for room to send: what has none is lost. SendOne returns whether it has left.
   void SendAll(const Datagrams& datagrams);
-  void SendOne(const Outgoing& outgoing);
+  bool SendOne(const Outgoing& outgoing);
   void CheckRunning() const;  // with the lock held
   void CloseSocketIfUnused();
   void CallInterrupt(Lock& lock, const Interrupt& interrupt);
@@ -132,8 +140,8 @@ class Endpoint {
   std::vector<std::unique_ptr<Peer>> peers_;  // by row
   std::thread thread_;
 
-  std::mutex mutex_;  // guards all below
-  std::condition_variable changed_;
+  FairMutex mutex_;  // guards all below
+  std::condition_variable_any changed_;
   uint64_t changes_ = 0;
   enum class State { kNew, kRunning, kClosing, kClosed } state_ = State::kNew;
   bool is_busy_ = false;     // a verb is at work

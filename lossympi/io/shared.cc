@@ -96,26 +96,47 @@ SharedServer::SharedServer(const std::vector<int>& mailboxes, int board, int bel
   board_.as<Board>()->newest = kNone;
 }
 
-Reason SharedServer::Collect(uint64_t round, float* stack, const uint8_t* live, int quorum,
-                             double timeout, uint8_t* arrived, double* settled,
-                             std::vector<Row>* rows, const Interrupted& interrupt) {
-  Clock clock(timeout, interrupt);
+Reason SharedServer::Collect(uint64_t round, float* stack, const Terms& terms, uint8_t* arrived,
+                             double* settled, std::vector<Row>* rows,
+                             const Interrupted& interrupt) {
+  Clock clock(terms.timeout, interrupt);
+  std::vector<double> live_settled;
+  std::vector<size_t> absent;
   for (;;) {
     const uint32_t rings = bell_.as<Bell>()->rings.load();
     Look(round, stack, rows);
-    int num_live = 0, num_arrived = 0;
+    live_settled.clear();
+    absent.clear();
     for (size_t row = 0; row < rows->size(); ++row) {
       if ((*rows)[row].arrived && !arrived[row]) {
         arrived[row] = 1;
         settled[row] = clock.elapsed();
       }
-      const bool lives = static_cast<const volatile uint8_t*>(live)[row] != 0;
-      num_live += lives;
-      num_arrived += lives && arrived[row];
+      if (static_cast<const volatile uint8_t*>(terms.live)[row] == 0) continue;
+      if (arrived[row]) {
+        live_settled.push_back(settled[row]);
+      } else {
+        absent.push_back(row);
+      }
     }
-    const Reason reason = ClosedBy(num_live, num_arrived, num_arrived, quorum, clock.is_up());
+    const int num_arrived = static_cast<int>(live_settled.size());
+    const int num_live = num_arrived + static_cast<int>(absent.size());
+    const int most = MostOf(num_live, terms.f);
+    int num_given_up = 0;
+    double wait = std::min(clock.Next(), kLookEvery);
+    if (terms.f > 0 && num_arrived >= most && num_arrived < num_live) {
+      const double since = std::max(terms.free, TimeOfMost(&live_settled, most));
+      const double waited = clock.elapsed() - since;
+      for (const size_t row : absent) {
+        const double left = terms.allowance[row] - waited;
+        num_given_up += left <= 0;
+        if (left > 0) wait = std::min(wait, left);
+      }
+    }
+    const Reason reason =
+        ClosedBy(num_live, num_arrived, num_arrived, terms.quorum, clock.is_up(), num_given_up);
     if (reason != Reason::kOpen) return reason;
-    Wait(&bell_.as<Bell>()->rings, rings, std::min(clock.Next(), kLookEvery));
+    Wait(&bell_.as<Bell>()->rings, rings, wait);
   }
 }
 

@@ -73,13 +73,24 @@ class SharedServer {
     uint32_t late = 0, early = 0, duplicate = 0;
   };
 
+  // Whom a round waits for. All arrays have n values.
+  struct Terms {
+    const uint8_t* live;  // 1 or 0, which may change meanwhile
+    int quorum;
+    double timeout;  // s
+    // How many of those who live are waited for no longer than until `free` s have passed, and then
+    // as long as they are allowed, in s, once all others have come; 0: none.
+    int f;
+    double free;
+    const double* allowance;
+  };
+
   // Copies into `stack`, [n, d], what workers put into their mailboxes for `round`, until `quorum`
-  // of those that live have, or `timeout` s have passed. Tells of each row at once: has it arrived
-  // (1 or 0), and how many seconds after the call (else left as it is). Who lives (1 or 0) may
-  // change meanwhile.
-  Reason Collect(uint64_t round, float* stack, const uint8_t* live, int quorum, double timeout,
-                 uint8_t* arrived, double* settled, std::vector<Row>* rows,
-                 const Interrupted& interrupt);
+  // of those that live have, the others have used up what they are allowed, or the time is up.
+  // Tells of each row at once: has it arrived (1 or 0), and how many seconds after the call (else
+  // left as it is).
+  Reason Collect(uint64_t round, float* stack, const Terms& terms, uint8_t* arrived,
+                 double* settled, std::vector<Row>* rows, const Interrupted& interrupt);
 
   // Where the next parameters may be written before `Publish`, which then need not copy them.
   float* next_params();

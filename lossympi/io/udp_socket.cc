@@ -1,6 +1,8 @@
 #include "lossympi/io/udp_socket.h"
 
 #include <arpa/inet.h>
+#include <linux/filter.h>
+#include <linux/sock_diag.h>
 #include <netinet/udp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -28,6 +30,8 @@ namespace {
 constexpr int kGroups = 32;            // messages a recvmmsg
 constexpr size_t kGroupBytes = 65536;  // of datagrams that the kernel has joined
 constexpr size_t kSegments = 44;       // datagrams a sendmsg; the kernel takes 64, and 64 KiB
+constexpr size_t kMostSources = 128;   // that are sought one by one, for each datagram
+constexpr int kRoomWaitMs = 10;
 
 [[noreturn]] void Fail(const std::string& what) {
   throw std::system_error(errno, std::generic_category(), what);
@@ -53,6 +57,16 @@ sockaddr_in AddressOf(const std::string& address, int port) {
     throw std::invalid_argument(
         "an endpoint needs a numeric IPv4 address and a port in 0..65535; got " + address + ":" +
         std::to_string(port) + ". Resolve the name first.");
+  }
+  return a;
+}
+
+sockaddr_in PeerAddressOf(const std::string& address, int port) {
+  const sockaddr_in a = AddressOf(address, port);
+  const uint32_t host = ntohl(a.sin_addr.s_addr);
+  if (host == INADDR_ANY || host >= INADDR_UNSPEC_GROUP) {  // multicast and what is above
+    throw std::invalid_argument("a peer needs the address of one host; got " + address +
+                                ". Pass that of its own network card.");
   }
   return a;
 }
@@ -83,8 +97,9 @@ void UdpSocket::Open(const sockaddr_in& local, const std::string& address, int64
   if (fd_ < 0) Fail("no UDP socket");
   wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (wake_fd_ < 0) Fail("no eventfd");
-  // A lost fragment would lose a datagram of many; so none is ever cut.
-  Set(fd_, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO, "fragmentation could not be forbidden");
+  // A lost fragment would lose a datagram of many; so none is ever cut. Nor is ICMP believed, which
+  // anybody can forge: it would have the kernel refuse what the path carries, for ten minutes.
+  Set(fd_, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE, "fragmentation could not be forbidden");
   // The first needs a privilege, the second stops at net.core.rmem_max.
   if (setsockopt(fd_, SOL_SOCKET, SO_RCVBUFFORCE, &receive_buffer, sizeof receive_buffer) != 0) {
     Set(fd_, SOL_SOCKET, SO_RCVBUF, receive_buffer, "SO_RCVBUF");
@@ -93,7 +108,11 @@ void UdpSocket::Open(const sockaddr_in& local, const std::string& address, int64
   if (setsockopt(fd_, SOL_SOCKET, SO_SNDBUFFORCE, &send_buffer, sizeof send_buffer) != 0) {
     Set(fd_, SOL_SOCKET, SO_SNDBUF, send_buffer, "SO_SNDBUF");
   }
-  Set(fd_, SOL_SOCKET, SO_RXQ_OVFL, 1, "SO_RXQ_OVFL");
+  uint32_t fill[SK_MEMINFO_VARS];
+  socklen_t fill_bytes = sizeof fill;
+  has_fill_ =
+      getsockopt(fd_, SOL_SOCKET, SO_MEMINFO, fill, &fill_bytes) == 0 && fill_bytes == sizeof fill;
+  if (!has_fill_) Set(fd_, SOL_SOCKET, SO_RXQ_OVFL, 1, "SO_RXQ_OVFL");
   const int on = 1;
   gro_ = setsockopt(fd_, IPPROTO_UDP, UDP_GRO, &on, sizeof on) == 0;
   if (bind(fd_, reinterpret_cast<const sockaddr*>(&local), sizeof local) != 0) {
@@ -170,29 +189,81 @@ UdpSocket::Group UdpSocket::GroupOf(int i) {
       std::memcpy(&each, CMSG_DATA(c), sizeof each);
       if (each > 0) group.each = static_cast<size_t>(each);
     } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
-      std::memcpy(&overflow_, CMSG_DATA(c), sizeof overflow_);
+      std::memcpy(&dropped_, CMSG_DATA(c), sizeof dropped_);
     }
   }
   return group;
+}
+
+void UdpSocket::KeepOnly(const std::vector<sockaddr_in>& sources) {
+  if (!has_fill_ || sources.size() > kMostSources) return;
+  // The program sees the datagram from its UDP header on, and the IP header by a negative offset.
+  std::vector<sock_filter> program;
+  const auto add = [&program](int code, uint32_t k, int if_not = 0) {
+    program.push_back({static_cast<uint16_t>(code), 0, static_cast<uint8_t>(if_not), k});
+  };
+  for (const sockaddr_in& source : sources) {
+    add(BPF_LD | BPF_W | BPF_ABS, static_cast<uint32_t>(SKF_NET_OFF) + 12);
+    add(BPF_JMP | BPF_JEQ | BPF_K, ntohl(source.sin_addr.s_addr), 3);
+    add(BPF_LD | BPF_H | BPF_ABS, 0);
+    add(BPF_JMP | BPF_JEQ | BPF_K, ntohs(source.sin_port), 1);
+    add(BPF_RET | BPF_K, UINT32_MAX);  // all of it
+  }
+  add(BPF_RET | BPF_K, 0);
+  const sock_fprog filter{static_cast<uint16_t>(program.size()), program.data()};
+  // Without it strangers cost more, and that is all.
+  setsockopt(fd_, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter);
+}
+
+UdpSocket::Drops UdpSocket::NewDrops() {
+  bool is_full = true;
+  if (has_fill_) {
+    uint32_t fill[SK_MEMINFO_VARS];
+    socklen_t fill_bytes = sizeof fill;
+    if (getsockopt(fd_, SOL_SOCKET, SO_MEMINFO, fill, &fill_bytes) != 0) return {0, 0};  // closed
+    dropped_ = fill[SK_MEMINFO_DROPS];
+    // Batches may have been read since the last look, and the kernel counts late what was.
+    is_full = fill[SK_MEMINFO_RMEM_ALLOC] >= fill[SK_MEMINFO_RCVBUF] / 2;
+  }
+  const uint32_t news = dropped_ - seen_dropped_;
+  seen_dropped_ = dropped_;
+  return is_full ? Drops{news, 0} : Drops{0, news};
 }
 
 size_t UdpSocket::most_at_once(size_t size) const {
   return std::clamp<size_t>(65000 / std::max<size_t>(size, 1), 1, kSegments);
 }
 
-bool UdpSocket::Send(const sockaddr_in& to, const uint8_t* datagrams, size_t size, size_t count,
-                     size_t last_size) {
+void UdpSocket::WaitForRoom() {
+  pollfd writable = {fd_, POLLOUT, 0};
+  poll(&writable, 1, kRoomWaitMs);
+}
+
+size_t UdpSocket::Send(Destination* to, const uint8_t* datagrams, size_t size, size_t count,
+                       size_t last_size, bool may_wait) {
+  const bool joined = count > 1 && to->gso;
+  int error = 0;
+  size_t lost = SendOnce(*to, datagrams, size, count, last_size, joined, may_wait, &error);
+  if (joined && (error == EIO || error == EINVAL || error == EOPNOTSUPP || error == EMSGSIZE)) {
+    // It was the joining only if each by itself goes through.
+    lost = SendOnce(*to, datagrams, size, count, last_size, false, may_wait, &error);
+    if (lost == 0) to->gso = false;
+  }
+  return lost;
+}
+
+size_t UdpSocket::SendOnce(const Destination& to, const uint8_t* datagrams, size_t size,
+                           size_t count, size_t last_size, bool joined, bool may_wait, int* error) {
   iovec vectors[kSegments];
   mmsghdr messages[kSegments];
   alignas(cmsghdr) uint8_t control[CMSG_SPACE(sizeof(uint16_t))] = {};
-  const bool joined = gso_ && count > 1;
   const size_t num_messages = joined ? 1 : count;
   for (size_t i = 0; i < num_messages; ++i) {
     const size_t bytes = joined ? (count - 1) * size + last_size : i + 1 < count ? size : last_size;
     vectors[i] = {const_cast<uint8_t*>(datagrams + i * size), bytes};
     messages[i] = {};
-    messages[i].msg_hdr.msg_name = const_cast<sockaddr_in*>(&to);
-    messages[i].msg_hdr.msg_namelen = sizeof to;
+    messages[i].msg_hdr.msg_name = const_cast<sockaddr_in*>(&to.address);
+    messages[i].msg_hdr.msg_namelen = sizeof to.address;
     messages[i].msg_hdr.msg_iov = &vectors[i];
     messages[i].msg_hdr.msg_iovlen = 1;
   }
@@ -206,26 +277,23 @@ bool UdpSocket::Send(const sockaddr_in& to, const uint8_t* datagrams, size_t siz
     const auto segment = static_cast<uint16_t>(size);
     std::memcpy(CMSG_DATA(c), &segment, sizeof segment);
   }
-  size_t sent = 0;
-  for (int full = 0; sent < num_messages;) {
-    const int done = sendmmsg(fd_, messages + sent, static_cast<unsigned>(num_messages - sent), 0);
+  size_t tried = 0, lost = 0;
+  for (int full = 0; tried < num_messages;) {
+    const int done =
+        sendmmsg(fd_, messages + tried, static_cast<unsigned>(num_messages - tried), MSG_DONTWAIT);
     if (done > 0) {
-      sent += static_cast<size_t>(done);
+      tried += static_cast<size_t>(done);
     } else if (errno == EINTR) {
       continue;
-    } else if ((errno == EAGAIN || errno == ENOBUFS) && ++full <= 10) {
-      pollfd writable = {fd_, POLLOUT, 0};
-      poll(&writable, 1, 1);
-    } else if (joined && (errno == EIO || errno == EINVAL || errno == EOPNOTSUPP)) {
-      gso_ = false;  // this kernel or device cannot
-      return Send(to, datagrams, size, count, last_size);
-    } else if (errno == EMSGSIZE) {
-      return false;
+    } else if ((errno == EAGAIN || errno == ENOBUFS) && may_wait && full++ == 0) {
+      WaitForRoom();
     } else {
-      ++sent;  // refused, filtered, no route: lost, as in the network
+      *error = errno;
+      ++tried;
+      lost += joined ? count : 1;
     }
   }
-  return true;
+  return lost;
 }
 
 }  // namespace lossympi

@@ -16,9 +16,20 @@ double Now();  // seconds, monotonic
 
 // Throws std::invalid_argument unless `address` is a numeric IPv4 one.
 sockaddr_in AddressOf(const std::string& address, int port);
+// The same for one host's: not that of many, nor of none.
+sockaddr_in PeerAddressOf(const std::string& address, int port);
 inline bool SameAddress(const sockaddr_in& a, const sockaddr_in& b) {
   return a.sin_addr.s_addr == b.sin_addr.s_addr && a.sin_port == b.sin_port;
 }
+
+// Where datagrams go.
+struct Destination {
+  explicit Destination(const sockaddr_in& to) : address(to) {}
+  const sockaddr_in address;
+  // Whether the kernel may be given many at once (GSO): not where the device to it cannot. Two
+  // threads send.
+  std::atomic<bool> gso{true};
+};
 
 class UdpSocket {
  public:
@@ -43,14 +54,26 @@ class UdpSocket {
   bool Receive(F handle);
 
   // Sends `count` datagrams that lie one after the other, all of `size` bytes but the last, of
-  // `last_size`. What the kernel has no room for is lost, as it would be in the network. Returns
-  // false if they are longer than the path allows.
-  bool Send(const sockaddr_in& to, const uint8_t* datagrams, size_t size, size_t count,
-            size_t last_size);
+  // `last_size`. Returns how many this host did not send: too long for its device, refused, no
+  // route, or no room; they are lost, as they might be in the network. For room it waits for 10 ms
+  // at most, and only if it `may_wait`.
+  size_t Send(Destination* to, const uint8_t* datagrams, size_t size, size_t count,
+              size_t last_size, bool may_wait);
+  void WaitForRoom();  // to send, for 10 ms at most
   // Datagrams that one call of Send moves at most.
   size_t most_at_once(size_t size) const;
 
-  uint32_t overflow() const { return overflow_; }  // datagrams that found the buffer full
+  // Has the kernel drop what comes from anybody else, unless they are so many that the search would
+  // cost more than it saves.
+  void KeepOnly(const std::vector<sockaddr_in>& sources);
+
+  // Datagrams that the kernel has dropped since the last call: those that found the buffer full,
+  // and those of strangers, or damaged ones. The kernel does not tell them apart, the fill of the
+  // buffer does, if it was not read since.
+  struct Drops {
+    uint32_t overflow, filtered;
+  };
+  Drops NewDrops();
 
  private:
   struct Batch;
@@ -66,10 +89,15 @@ class UdpSocket {
   };
   Group GroupOf(int i);
 
+  // The same, joined to one message or not; *error is the last one's.
+  size_t SendOnce(const Destination& to, const uint8_t* datagrams, size_t size, size_t count,
+                  size_t last_size, bool joined, bool may_wait, int* error);
+
   int fd_ = -1, wake_fd_ = -1, port_ = 0;
   bool gro_ = false;
-  std::atomic<bool> gso_{true};  // two threads send
-  uint32_t overflow_ = 0;
+  bool has_fill_ = false;      // the kernel tells how full the buffer is
+  uint32_t dropped_ = 0;       // datagrams, by the kernel
+  uint32_t seen_dropped_ = 0;  // by NewDrops
   std::unique_ptr<Batch> batch_;
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,15 @@ from lossympi.link import check_array
 from lossympi.plane import packet
 from lossympi.plane.assembler import ACCEPTED
 from lossympi.plane.pacing import Pacer
-from lossympi.plane.packet import HEADER_BYTES, IP_UDP_BYTES, Kind
+from lossympi.plane.packet import IP_UDP_BYTES, Kind
 from lossympi.plane.peers import Peers
-from lossympi.plane.protocol import Outgoing, PeerLayout, ServerProtocol, WorkerProtocol
+from lossympi.plane.protocol import (
+    Outgoing,
+    PeerLayout,
+    Protocol,
+    ServerProtocol,
+    WorkerProtocol,
+)
 from lossympi.plane.send_queue import SendQueue
 
 PROBE_GAP_S = 0.02
@@ -54,16 +61,15 @@ class Endpoint(interface.Endpoint):
         self._layout = PeerLayout.of(setup)
         self._peers = Peers(setup, self._layout)
         self.port = self._peers.port
-        self._protocol: ServerProtocol | WorkerProtocol
-        if self._layout.is_server:
-            self._protocol = ServerProtocol(self._layout)
-        else:
-            self._protocol = WorkerProtocol(self._layout)
+        role = ServerProtocol if self._layout.is_server else WorkerProtocol
+        self._protocol: Protocol = role(self._layout)
         self._changed = threading.Condition()
+        self._overflow = 0  # datagrams that found the buffer full
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_busy = False  # a verb is at work
-        self._wakes_at = -math.inf  # when `collect`, if it waits, looks next by itself
+        # While `collect` waits: whose round it is, and when it looks next by itself.
+        self._collecting: tuple[ServerProtocol, float] | None = None
 
     def add_peer(
         self, rank: int, address: str, port: int, send_key: bytes, receive_key: bytes
@@ -94,6 +100,7 @@ class Endpoint(interface.Endpoint):
                 f"an endpoint needs all its peers, and {absent[0]} was not added. Add it before "
                 "the start."
             )
+        self._peers.keep_only_peers()
         self._thread = threading.Thread(target=self._receive_all, name="lossympi", daemon=True)
         self._thread.start()
 
@@ -109,7 +116,7 @@ class Endpoint(interface.Endpoint):
         deadline = time.monotonic() + timeout_s
         with self._verb("probe"):
             protocol = self._protocol
-            protocol.forget_echoes()
+            protocol.forget_echoes([secrets.randbits(32) for _ in self._layout.peers])
             while not protocol.all_echoed() and (now := time.monotonic()) < deadline:
                 self._send_all(protocol.probe())
                 self._wait_for(min(now + PROBE_GAP_S, deadline), protocol.all_echoed)
@@ -135,18 +142,18 @@ class Endpoint(interface.Endpoint):
         Raises:
           ValueError: not the server's, or the round, the stack or the policy is not as it must be.
         """
-        server = self._server("collect")
+        server = self._protocol.as_server("collect")
         _check_round(round)
         check_array("stack_nd", stack_nd, np.float32, (self._setup.num_workers, self._setup.dim))
         if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
             raise ValueError(
                 "stack_nd must be writeable and in C order. Allocate it with np.empty."
             )
-        _check_rate(policy.rate_kbps)
+        policy.rates_kbps(self._setup.num_workers)
         with self._verb("collect"):
-            self._send_all(server.open_round(round, stack_nd, policy, time.monotonic()))
             told, at_once = 0, -(-self._layout.num_datagrams // TELLINGS)
             try:
+                self._send_all(server.open_round(round, stack_nd, policy, time.monotonic()))
                 while True:
                     self._send_all(server.tick(time.monotonic()))
                     if server.closed is not None:
@@ -158,10 +165,11 @@ class Endpoint(interface.Endpoint):
                             on_whole(np.array(news))
                         continue
                     server.tell_at(told + at_once if on_whole is not None else math.inf)
-                    self._wakes_at = server.wake_at(time.monotonic())
-                    self._wait(self._wakes_at)
+                    wakes_at = server.wake_at(time.monotonic())
+                    self._collecting = server, wakes_at
+                    self._wait(wakes_at)
             finally:
-                self._wakes_at = -math.inf
+                self._collecting = None
                 server.abandon_round()  # if it is open still: the caller may free the stack
 
     def send(self, round: int, grad_d: np.ndarray, max_loss: float, timeout_s: float) -> bool:
@@ -171,7 +179,7 @@ class Endpoint(interface.Endpoint):
         With `max_loss` below 1 it returns True only if the server also said that it has enough, or
         has left since.
         """
-        worker = self._worker("send")
+        worker = self._protocol.as_worker("send")
         check_array("grad_d", grad_d, np.float32, (self._setup.dim,))
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
@@ -210,10 +218,10 @@ class Endpoint(interface.Endpoint):
 
         `rate_kbps` is shared by all workers; one that says nothing for `silence_s` is left behind.
         """
-        server = self._server("broadcast")
+        server = self._protocol.as_server("broadcast")
         n = self._setup.num_workers
         check_array("params_d", params_d, np.float32, (self._setup.dim,))
-        _check_rate(rate_kbps)
+        interface.check_rate(rate_kbps)
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
         _check_seconds("silence_s", silence_s)
@@ -227,7 +235,7 @@ class Endpoint(interface.Endpoint):
             try:
                 self._transmit(round, params_d, queue, bytes_per_s, deadline)
             finally:
-                done_n = server.end_broadcast()
+                done_n = server.end_broadcast(time.monotonic())
         return np.array(done_n)
 
     def receive(self, round: int, timeout_s: float) -> tuple[int, np.ndarray] | None:
@@ -237,7 +245,7 @@ class Endpoint(interface.Endpoint):
         next `receive` that returns another. None: nothing whole came in time, or the server said
         BYE.
         """
-        worker = self._worker("receive")
+        worker = self._protocol.as_worker("receive")
         _check_round(round)
         _check_seconds("timeout_s", timeout_s)
         deadline = time.monotonic() + timeout_s
@@ -255,15 +263,19 @@ class Endpoint(interface.Endpoint):
     def counters(self) -> dict[int, dict[str, int]]:
         """Returns, for each peer's rank and for -1 (nobody's), counts since the start."""
         with self._changed:
-            lost = {"dropped": self._peers.num_dropped, "overflow": self._peers.overflow}
+            self._count_drops()
+            lost = {"dropped": self._peers.num_dropped, "overflow": self._overflow}
             return {
                 -1: {**self._protocol.counts_of_nobody, **lost},
-                **{rank: self._protocol.counts(row) for row, rank in enumerate(self._layout.peers)},
+                **{
+                    rank: {**self._protocol.counts(row), "unsent": self._peers.num_unsent(row)}
+                    for row, rank in enumerate(self._layout.peers)
+                },
             }
 
     def server_left(self) -> bool:
         """Worker: whether the server has said BYE."""
-        return self._worker("server_left").server_left
+        return self._protocol.as_worker("server_left").server_left
 
     def close(self) -> None:
         """Says BYE to every peer, three times, ends the thread and closes the socket."""
@@ -283,11 +295,8 @@ class Endpoint(interface.Endpoint):
     # Sending and waiting, with the lock held.
 
     def _most_at_once(self, bytes_per_s: float) -> int:
-        in_burst = Pacer.BURST_S * bytes_per_s / self._datagram_bytes(self._layout.payload_bytes)
+        in_burst = Pacer.BURST_S * bytes_per_s / self._layout.bytes_of(self._layout.payload_bytes)
         return min(max(int(in_burst), 1), MOST_SENT)
-
-    def _datagram_bytes(self, payload_bytes: int) -> int:
-        return HEADER_BYTES + payload_bytes + self._layout.tag_bytes
 
     def _transmit(
         self,
@@ -314,25 +323,34 @@ class Endpoint(interface.Endpoint):
                 continue
             row, of = rest
             if what == "end":
-                self._peers.send(Outgoing(row, Kind.END, round, of, c))
+                end = Outgoing(row, Kind.END, round, of, c)
+                if not self._peers.send(end):
+                    with self._without_lock():
+                        self._peers.wait_for_room()
+                    self._peers.send(end)
                 continue
             payloads = [data[seq * size : (seq + 1) * size] for seq in of]
-            due = sum(self._datagram_bytes(len(payload)) for payload in payloads)
+            due = sum(self._layout.bytes_of(len(payload)) for payload in payloads)
             send_at = min(pacer.when(now, due), deadline)
             if self._wait_for(send_at, partial(queue.is_finished, row)):
                 queue.take_back()
                 continue
             with self._without_lock():
                 for seq, payload in zip(of, payloads, strict=True):
-                    self._peers.send(Outgoing(row, Kind.DATA, round, seq, c, payload))
+                    data_of = Outgoing(row, Kind.DATA, round, seq, c, payload)
+                    self._peers.send(data_of, may_wait=True)
 
     def _send_all(self, datagrams: Iterable[Outgoing]) -> None:
+        """Sends what is not DATA, with the lock held, as counters must leave in order.
+
+        So nobody waits for room to send: what has none is lost.
+        """
         for outgoing in datagrams:
             self._peers.send(outgoing)
 
     def _ask_until(self, until: float, is_so: Callable[[], bool]) -> None:
         """Asks for what the worker waits for, until `is_so()` or the time is up."""
-        worker = self._worker("asking")
+        worker = self._protocol.as_worker("asking")
         while not is_so() and (now := time.monotonic()) < until:
             self._send_all(worker.tick(now))
             self._wait_for(min(until, worker.wake_at()), is_so)
@@ -387,16 +405,6 @@ class Endpoint(interface.Endpoint):
         if self._is_closed:
             raise ValueError("the endpoint was closed while it was in use. Make a new one.")
 
-    def _server(self, verb: str) -> ServerProtocol:
-        if isinstance(self._protocol, ServerProtocol):
-            return self._protocol
-        raise ValueError(f"{verb} is for the server; this is rank {self._setup.rank}.")
-
-    def _worker(self, verb: str) -> WorkerProtocol:
-        if isinstance(self._protocol, WorkerProtocol):
-            return self._protocol
-        raise ValueError(f"{verb} is for a worker; this is rank {self._setup.rank}.")
-
     # Receiving, on a thread of its own.
 
     def _receive_all(self) -> None:
@@ -404,6 +412,7 @@ class Endpoint(interface.Endpoint):
             if not self._peers.wait(POLL_MS):
                 continue
             with self._changed:
+                self._count_drops()
                 changed = False
                 for _ in range(MOST_RECEIVED):
                     came = self._peers.receive()
@@ -412,6 +421,12 @@ class Endpoint(interface.Endpoint):
                     changed |= self._take(*came, time.monotonic())
                 if changed or self._closes_sooner():
                     self._changed.notify_all()
+
+    def _count_drops(self) -> None:
+        """Before anything is read: the buffer is as full then as when it had no room."""
+        overflow, filtered = self._peers.new_drops()
+        self._overflow += overflow
+        self._protocol.reject(-1, "foreign", filtered)
 
     def _take(self, data: bytes, source: tuple[str, int], now: float) -> bool:
         """Judges a datagram and answers it; returns whether something has changed."""
@@ -429,14 +444,10 @@ class Endpoint(interface.Endpoint):
 
         Waking it for each datagram would cost more than the datagram.
         """
-        if not isinstance(self._protocol, ServerProtocol) or self._wakes_at == -math.inf:
+        if self._collecting is None:
             return False
-        return self._protocol.wake_at(time.monotonic()) < self._wakes_at
-
-
-def _check_rate(rate_kbps: int) -> None:
-    if not 1 <= rate_kbps < 2**32:
-        raise ValueError(f"rate_kbps must be in 1..{2**32 - 1}, got {rate_kbps}. Change it.")
+        server, wakes_at = self._collecting
+        return server.wake_at(time.monotonic()) < wakes_at
 
 
 def _check_round(round: int) -> None:

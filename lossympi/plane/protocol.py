@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from lossympi.credit import Credit
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Setup
 from lossympi.plane import packet
 from lossympi.plane.assembler import ACCEPTED, Assembler
@@ -28,6 +29,10 @@ NACK_GAP_S = 0.00025  # at least, for each peer
 READY_FIRST_S, READY_LAST_S = 0.002, 0.05
 NUM_PAUSES = 3  # as with END: one may be lost
 SHORT_PROBE_BYTES = 100 - IP_UDP_BYTES  # of a datagram
+# Other replies, for each peer: so many bytes at once, or four of the longest datagrams, and then a
+# bare datagram as often as NACKs.
+REPLY_BYTES = 16384.0
+REPLY_BYTES_PER_S = (HEADER_BYTES + packet.TAG_BYTES) / NACK_GAP_S
 
 
 class Envelope(NamedTuple):
@@ -104,6 +109,10 @@ class PeerLayout:
         """Bytes of a DATA datagram's payload, at most."""
         return self.floats * packet.FLOAT_BYTES[self.wire]
 
+    def bytes_of(self, payload_bytes: int) -> int:
+        """Returns how long a datagram with such a payload is."""
+        return HEADER_BYTES + payload_bytes + self.tag_bytes
+
     def open(self, data: bytes) -> Envelope:
         """Returns whose a datagram says that it is, and what it says."""
         if len(data) < HEADER_BYTES + self.tag_bytes:
@@ -151,7 +160,10 @@ class _Peer:
         self.last_control = 0  # counter of the last control datagram that was accepted
         self.counts = dict.fromkeys((ACCEPTED, *REASONS), 0)
         self.heard = False  # DATA, END or READY, since the round before was closed
-        self.nacked_at = -math.inf
+        self.nack_at = -math.inf  # when it may be sent the next NACKs
+        self.reply_bytes = math.inf  # that other replies to it may have: as many as there may be
+        self.reply_bytes_at = 0.0  # since when
+        self.challenge: int | None = None
         self.longest_echo = 0  # bytes of a datagram
         self.left = False  # it has said BYE
 
@@ -173,6 +185,18 @@ class Protocol(ABC):
         self._assembler = Assembler(layout.dim, len(layout.peers), layout.floats, layout.wire)
         self._queue_round = 0
 
+    def as_server(self, verb: str) -> ServerProtocol:
+        """Returns this one if it is the server's.
+
+        Raises:
+          ValueError: it is a worker's, which does not have the verb.
+        """
+        raise ValueError(f"{verb} is for the server; this is rank {self._layout.rank}.")
+
+    def as_worker(self, verb: str) -> WorkerProtocol:
+        """Returns this one if it is a worker's; as ``as_server``."""
+        raise ValueError(f"{verb} is for a worker; this is rank {self._layout.rank}.")
+
     def handle(self, row: int, header: Header, payload: bytes, now: float) -> Handled:
         """Judges a datagram whose address and tag are those of a peer, acts on it and counts it.
 
@@ -186,9 +210,9 @@ class Protocol(ABC):
             self.queue.heard(row)
         return Handled(verdict, changed, to_send)
 
-    def reject(self, row: int, verdict: str) -> None:
-        """Counts a datagram that is not handled: of a peer, or of nobody, -1."""
-        (self.counts_of_nobody if row < 0 else self._peers[row].counts)[verdict] += 1
+    def reject(self, row: int, verdict: str, count: int = 1) -> None:
+        """Counts datagrams that are not handled: of a peer, or of nobody, -1."""
+        (self.counts_of_nobody if row < 0 else self._peers[row].counts)[verdict] += count
 
     def counts(self, row: int) -> dict[str, int]:
         """Returns how often each verdict fell on a peer's datagrams, a copy."""
@@ -196,19 +220,25 @@ class Protocol(ABC):
 
     def probe(self) -> list[Outgoing]:
         """Returns PROBEs, a short and a long one, to each peer that has not echoed a long one."""
-        around = HEADER_BYTES + self._layout.tag_bytes
+        around = self._layout.bytes_of(0)
         longest = self._layout.longest_datagram
         return [
-            Outgoing(row, Kind.PROBE, 0, payload=bytes(size - around))
+            Outgoing(row, Kind.PROBE, 0, peer.challenge or 0, payload=bytes(size - around))
             for row, peer in enumerate(self._peers)
             if peer.longest_echo != longest
             for size in (SHORT_PROBE_BYTES, longest)
         ]
 
-    def forget_echoes(self) -> None:
-        """Begins to count echoes anew."""
-        for peer in self._peers:
+    def forget_echoes(self, challenges: Sequence[int]) -> None:
+        """Begins to count echoes anew: those that have their peer's challenge as `seq`.
+
+        Args:
+          challenges: for each peer; random, and each of its own, so that only who got the PROBE
+            knows it.
+        """
+        for peer, challenge in zip(self._peers, challenges, strict=True):
             peer.longest_echo = 0
+            peer.challenge = challenge
 
     def all_echoed(self) -> bool:
         """Returns whether each peer has echoed a long PROBE since `forget_echoes`."""
@@ -238,7 +268,7 @@ class Protocol(ABC):
         """Acts on a well-formed END; returns the verdict."""
 
     @abstractmethod
-    def _handle_other(self, row: int, header: Header, to_send: list[Outgoing]) -> None:
+    def _handle_other(self, row: int, header: Header, now: float, to_send: list[Outgoing]) -> None:
         """Acts on a well-formed READY, GRANT or DONE."""
 
     def _judge(
@@ -258,10 +288,11 @@ class Protocol(ABC):
             return "replayed", False
         match header.kind:
             case Kind.PROBE:
-                to_send.append(Outgoing(row, Kind.ECHO, 0, header.seq, 0, payload))
+                self._reply(Outgoing(row, Kind.ECHO, 0, header.seq, 0, payload), now, to_send)
             case Kind.ECHO:
-                size = HEADER_BYTES + len(payload) + layout.tag_bytes
-                peer.longest_echo = max(peer.longest_echo, size)
+                if header.seq != peer.challenge:
+                    return "malformed", False
+                peer.longest_echo = max(peer.longest_echo, layout.bytes_of(len(payload)))
             case Kind.NACK:
                 self._handle_nack(row, header, payload)
             case Kind.BYE:
@@ -273,27 +304,45 @@ class Protocol(ABC):
                 if verdict != ACCEPTED:
                     return verdict, False
             case _:
-                self._handle_other(row, header, to_send)
+                self._handle_other(row, header, now, to_send)
         peer.last_control = header.counter
         return ACCEPTED, True
 
     def _handle_nack(self, row: int, header: Header, payload: bytes) -> None:
         if self.queue is None or header.round != self._queue_round:
             return
+        if not self.queue.take_nack(row, len(payload)):
+            return
         indices = packet.read_nack(header.seq, payload, header.total)
         assert indices is not None  # it is well-formed
         for seq in indices.tolist():
             self.queue.nacked(row, seq)
 
-    def _add_nacks(self, row: int, now: float, to_send: list[Outgoing]) -> None:
-        peer, assembler = self._peers[row], self._assembler
-        if now < peer.nacked_at + NACK_GAP_S:
+    def _reply(self, reply: Outgoing, now: float, to_send: list[Outgoing]) -> None:
+        """Adds a reply, if its row may have one more now: who asks without end has not all."""
+        peer = self._peers[reply.row]
+        most = max(REPLY_BYTES, 4 * float(self._layout.longest_datagram))
+        more = (now - peer.reply_bytes_at) * REPLY_BYTES_PER_S
+        peer.reply_bytes = min(most, peer.reply_bytes + more)
+        peer.reply_bytes_at = now
+        size = self._layout.bytes_of(len(reply.payload))
+        if peer.reply_bytes >= size:
+            peer.reply_bytes -= size
+            to_send.append(reply)
+
+    def _reply_nacks(
+        self, row: int, bytes_per_s: float, now: float, to_send: list[Outgoing]
+    ) -> None:
+        """Adds NACKs, if it is time; the next not before these have passed at a rate."""
+        peer, assembler, size = self._peers[row], self._assembler, 0
+        if now < peer.nack_at:
             return
-        peer.nacked_at = now
         missing_c = ~assembler.arrived(row)
         for first, bitmap in packet.nack_payloads(missing_c, self._layout.payload_bytes):
+            size += self._layout.bytes_of(len(bitmap))
             nack = Outgoing(row, Kind.NACK, assembler.round, first, assembler.c, bitmap)
             to_send.append(nack)
+        peer.nack_at = now + max(NACK_GAP_S, size / bytes_per_s)
 
     def _start_queue(
         self,
@@ -326,9 +375,14 @@ class ServerProtocol(Protocol):
         self.closed: Closed | None = None
         self._rule: CloseRule | None = None  # of the open round
         self._opened = 0.0
-        self._rate_kbps = 0
+        self._rates_kbps: Sequence[int] = [0] * len(self._peers)  # granted, by row
+        self._credit = Credit(len(self._peers))
         self._repairs = False  # END is answered
         self._tell_at = math.inf
+
+    def as_server(self, verb: str) -> ServerProtocol:
+        """Returns this one."""
+        return self
 
     # A round of gradients.
 
@@ -343,13 +397,16 @@ class ServerProtocol(Protocol):
           ValueError: the round is not later than all before, or the policy is not what it must be.
         """
         n = len(self._peers)
+        rates_kbps = policy.rates_kbps(n)
+        grants = [Outgoing(row, Kind.GRANT, round, rates_kbps[row]) for row in range(n)]
         rule = CloseRule(policy, n, self._assembler.c, now)
         self._assembler.open(round, stack_nd)
+        # Nothing fails from here on: who opened a round that is not knows nothing of it.
         self.closed = None
         self._rule, self._opened = rule, now
-        self._rate_kbps, self._repairs = policy.rate_kbps, policy.max_loss < 1
+        self._rates_kbps, self._repairs = rates_kbps, policy.max_loss < 1
         self._tell_at = math.inf
-        return [Outgoing(row, Kind.GRANT, round, policy.rate_kbps) for row in range(n)]
+        return grants
 
     def abandon_round(self) -> None:
         """Closes the open round, if any, without a result."""
@@ -400,15 +457,25 @@ class ServerProtocol(Protocol):
     def start_broadcast(
         self, round: int, rows: Iterable[int], most_at_once: int, silence_s: float, now: float
     ) -> SendQueue:
-        """Returns a queue with all of a model for these rows, less those that have left."""
+        """Returns a queue with all of a model for these rows, less those that have left.
+
+        Rows that have cost too much overtime hurry.
+        """
+        rows = list(rows)
         queue = self._start_queue(round, rows, most_at_once, True, silence_s, now)
         queue.add_rest()
+        self._credit.refill(silence_s, now)
+        for row in rows:
+            if self._credit.in_debt(row):
+                queue.hurry(row)
         return queue
 
-    def end_broadcast(self) -> list[bool]:
+    def end_broadcast(self, now: float) -> list[bool]:
         """Drops the queue; returns, [n], who has said DONE."""
         assert self.queue is not None
         done_n = [self.queue.is_done(row) for row in range(len(self._peers))]
+        for row in range(len(self._peers)):
+            self._credit.charge(row, self.queue.overtime(row, now))
         self.queue = None
         return done_n
 
@@ -432,7 +499,7 @@ class ServerProtocol(Protocol):
         self._peers[row].heard = True
         if standing == "late":  # the DONE that ended it may have been lost
             if self._repairs:
-                to_send.append(Outgoing(row, Kind.DONE, assembler.closed_round))
+                self._reply(Outgoing(row, Kind.DONE, assembler.closed_round), now, to_send)
             return ACCEPTED
         assert self._rule is not None  # as a round is open
         all_sent = header.seq > 0
@@ -441,24 +508,25 @@ class ServerProtocol(Protocol):
         if not self._repairs:
             return ACCEPTED
         if self._rule.is_short(row):
-            self._add_nacks(row, now, to_send)
+            self._reply_nacks(row, self._rates_kbps[row] * 1000.0 / 8, now, to_send)
         elif all_sent or assembler.missing(row) == 0:  # else more may be on its way
-            to_send.append(Outgoing(row, Kind.DONE, header.round))
+            self._reply(Outgoing(row, Kind.DONE, header.round), now, to_send)
         return ACCEPTED
 
-    def _handle_other(self, row: int, header: Header, to_send: list[Outgoing]) -> None:
+    def _handle_other(self, row: int, header: Header, now: float, to_send: list[Outgoing]) -> None:
         assembler = self._assembler
         if header.kind == Kind.DONE:
             if self.queue is not None and header.round >= self._queue_round:
-                self.queue.done(row)
+                self.queue.done(row, now)
             return
         self._peers[row].heard = True  # READY
         if self._rule is not None and header.round == assembler.round:
             if header.seq == packet.PAUSE:
                 self._rule.pauses(row)
-            to_send.append(Outgoing(row, Kind.GRANT, header.round, self._rate_kbps))
+            rate_kbps = self._rates_kbps[row]
+            self._reply(Outgoing(row, Kind.GRANT, header.round, rate_kbps), now, to_send)
         elif header.round <= assembler.closed_round:
-            to_send.append(Outgoing(row, Kind.DONE, assembler.closed_round))
+            self._reply(Outgoing(row, Kind.DONE, assembler.closed_round), now, to_send)
 
 
 class WorkerProtocol(Protocol):
@@ -478,6 +546,10 @@ class WorkerProtocol(Protocol):
         self._asking: tuple[int, float, float] | None = None  # round, when next, pause after that
         self._models = [np.zeros(layout.dim, np.float32) for _ in range(2)]
         self._held = 0
+
+    def as_worker(self, verb: str) -> WorkerProtocol:
+        """Returns this one."""
+        return self
 
     @property
     def server_left(self) -> bool:
@@ -562,16 +634,16 @@ class WorkerProtocol(Protocol):
     def _handle_end(self, row: int, header: Header, now: float, to_send: list[Outgoing]) -> str:
         self._follow_server(header.round)  # so that it is not early
         if self._assembler.standing(header.round) == "late":  # its DONE may have been lost
-            to_send.append(Outgoing(row, Kind.DONE, self._assembler.closed_round))
+            self._reply(Outgoing(row, Kind.DONE, self._assembler.closed_round), now, to_send)
         else:  # it is not whole, or it would be closed
-            self._add_nacks(row, now, to_send)
+            self._reply_nacks(row, math.inf, now, to_send)
         return ACCEPTED
 
-    def _handle_other(self, row: int, header: Header, to_send: list[Outgoing]) -> None:
+    def _handle_other(self, row: int, header: Header, now: float, to_send: list[Outgoing]) -> None:
         if header.kind == Kind.DONE:
             self._done_round = max(self._done_round, header.round)
             if self.queue is not None and header.round >= self._queue_round:
-                self.queue.done(0)
+                self.queue.done(0, now)
         elif header.round >= self._granted_round:  # GRANT
             self._granted_round, self.granted_kbps = header.round, header.seq
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 NUM_ENDS = 3
 THIRD_AFTER_S, LONGEST_PAUSE_S = 0.0004, 0.010
+HURRY_S = 0.020
 NUM_REPORTS, SHORT = 4, 64
 
 _NOT, _NOW, _LATER, _ON_ITS_WAY = range(4)
@@ -24,7 +25,7 @@ class SendQueue:
 
     Rows take turns. With `until_done` what is NACKed is sent again until the row is done, or not
     heard for `silence_s` after an END. Once most rows are done, t after the start, the others have
-    until 4 t + silence_s.
+    until 4 t + silence_s, and those that are to hurry until t + max(t, HURRY_S).
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class SendQueue:
         self._silence_s = silence_s
         self._begun = now
         self._leave_at = math.inf  # when the rows that are not done are given up
+        self._hurry_at = math.inf  # and those that are to hurry
         self._has_all = False
         self._flows = [_Flow(row, c, now) for row in rows]
         self._of_row = {flow.row: flow for flow in self._flows}
+        self._num_done = 0
         self._turn = 0
         self._sent: tuple[_Flow, list[int]] | None = None  # by the last "send"
 
@@ -70,26 +73,46 @@ class SendQueue:
             for seq in range(flow.c):
                 flow.add(seq)
 
+    def hurry(self, row: int) -> None:
+        """Has a row hurry; before the first `next`."""
+        if row in self._of_row:
+            self._of_row[row].hurries = True
+
+    def take_nack(self, row: int, num_bytes: int) -> bool:
+        """Returns whether a NACK with a bitmap of so many bytes may be looked at.
+
+        Not before an END, which alone is answered, not of a row that is finished, and no more than
+        the ENDs allow, each of which asks for one bitmap of all.
+        """
+        flow = self._of_row.get(row)
+        if flow is None or flow.finished or num_bytes > flow.nack_bytes:
+            return False
+        flow.nack_bytes -= num_bytes
+        return True
+
     def nacked(self, row: int, seq: int) -> None:
         """Notes that a row misses a datagram.
 
-        Ignored before an END, which alone is answered; and of what has left since the last END: it
-        was on its way when that was answered.
+        Ignored, too, before an END, and of what has left since the last END: it was on its way when
+        that was answered.
         """
         flow = self._of_row.get(row)
         if flow is not None and flow.asked and flow.wanted[seq] == _NOT:
             flow.wanted[seq] = _NOW
             flow.num_wanted += 1
 
-    def done(self, row: int) -> None:
+    def done(self, row: int, now: float) -> None:
         """Notes that a row has enough."""
-        if row in self._of_row:
-            self._of_row[row].finished = self._of_row[row].done = True
+        flow = self._of_row.get(row)
+        if flow is not None:
+            self._num_done += not flow.done
+            flow.done = True
+            flow.finish(now)
 
     def leave(self, row: int) -> None:
         """Notes that a row will not answer any more."""
         if row in self._of_row:
-            self._of_row[row].finished = True
+            self._of_row[row].finish(self._begun)  # nobody has waited for it
 
     def heard(self, row: int) -> None:
         """Notes that a row has said something."""
@@ -108,6 +131,16 @@ class SendQueue:
         """Returns whether each datagram was sent to a row at least once."""
         return row in self._of_row and self._of_row[row].num_sent >= self._of_row[row].c
 
+    def overtime(self, row: int, now: float) -> float:
+        """Returns for how long until now a row was waited for, beyond what one that hurries has.
+
+        0 for one that hurries.
+        """
+        flow = self._of_row.get(row)
+        if flow is None or flow.hurries or math.isinf(self._hurry_at):
+            return 0.0
+        return max(0.0, min(flow.finished_at, now) - self._hurry_at)
+
     def has_wanted(self) -> bool:
         """Returns whether something is to be sent now, to whoever."""
         return any(not flow.finished and flow.num_wanted > 0 for flow in self._flows)
@@ -118,9 +151,10 @@ class SendQueue:
         "wait": ask again then, or after a NACK or DONE. "finished" before `add_rest`: nothing is
         left of what was added.
         """
-        num_done = sum(flow.done for flow in self._flows)
-        if 2 * num_done > len(self._flows) and self._leave_at == math.inf:
-            self._leave_at = now + 3 * (now - self._begun) + self._silence_s
+        if 2 * self._num_done > len(self._flows) and self._leave_at == math.inf:
+            t = now - self._begun
+            self._hurry_at = now + max(t, HURRY_S)
+            self._leave_at = max(now + 3 * t + self._silence_s, self._hurry_at)
         if now >= self._leave_at:
             return ("finished",)
         wake_at, waits = self._leave_at, False
@@ -128,8 +162,9 @@ class SendQueue:
             flow = self._flows[self._turn]
             self._turn = self._turn + 1 if self._turn + 1 < len(self._flows) else 0
             silent_at = flow.asked_at + self._silence_s if self._until_done else math.inf
-            if now >= silent_at:
-                flow.finished = True
+            hurry_at = self._hurry_at if flow.hurries else math.inf
+            if now >= min(silent_at, hurry_at):
+                flow.finish(now)
             if flow.finished:
                 continue
             if self._until_done and flow.report_at <= flow.num_sent < flow.c:
@@ -143,14 +178,14 @@ class SendQueue:
                 continue
             if now >= flow.end_at:
                 if not self._until_done and flow.ends_now == NUM_ENDS:
-                    flow.finished = True
+                    flow.finish(now)
                     continue
                 flow.ends_now += 1
                 flow.end_at = now + self._pause_s(flow.ends_now)
                 flow.num_ends += 1
                 return self._ask(flow, flow.num_ends, now)
             waits = True
-            wake_at = min(wake_at, flow.end_at, silent_at)
+            wake_at = min(wake_at, flow.end_at, silent_at, hurry_at)
         return ("wait", wake_at) if waits else ("finished",)
 
     def take_back(self) -> None:
@@ -169,6 +204,8 @@ class SendQueue:
                 flow.wanted[seq] = _NOT
         flow.on_their_way.clear()
         flow.asked_at = min(flow.asked_at, now)
+        bitmap_bytes = (flow.c + 7) // 8
+        flow.nack_bytes = min(flow.nack_bytes + bitmap_bytes, NUM_ENDS * bitmap_bytes)
         return ("end", flow.row, num_ends)
 
     def _pause_s(self, num_ends: int) -> float:
@@ -190,9 +227,12 @@ class _Flow:
       num_ends: in all.
       ends_now: since datagrams were sent last.
       end_at: when the next END is due.
+      nack_bytes: of bitmaps that may be looked at.
       asked: whether an END was sent, for whatever reason.
       asked_at: when the first was since the row was heard, infinity for never.
+      hurries: whether it is to.
       finished: nothing is sent any more.
+      finished_at: since when, infinity if something is.
       done: because the row said so.
     """
 
@@ -200,11 +240,15 @@ class _Flow:
         self.row, self.c = row, c
         self.wanted = bytearray([_LATER]) * c
         self.on_their_way: list[int] = []
-        self.num_wanted = self.num_sent = self.num_ends = self.ends_now = 0
+        self.num_wanted = self.num_sent = self.num_ends = self.ends_now = self.nack_bytes = 0
         self.report_at = max(c // NUM_REPORTS, SHORT)
-        self.end_at, self.asked_at = now, math.inf
-        self.asked = self.finished = self.done = False
+        self.end_at, self.asked_at, self.finished_at = now, math.inf, math.inf
+        self.asked = self.hurries = self.finished = self.done = False
         self._next = 0  # where the search for a wanted one goes on
+
+    def finish(self, now: float) -> None:
+        self.finished = True
+        self.finished_at = min(self.finished_at, now)
 
     def add(self, seq: int) -> None:
         if self.wanted[seq] == _LATER:

@@ -122,6 +122,7 @@ def test_defaults_pass_the_check(name):
         ("gaussian", {"std": -1.0}, r"gaussian needs std >= 0; got std=-1\.0\."),
         ("gaussian", {"std": "big"}, r"needs a finite number as 'std'; got 'big' \(default 200"),
         ("gaussian", {"std": float("nan")}, "needs a finite number"),
+        ("constant", {"kappa": 10**400}, "needs a finite number"),
         ("gaussian", {"std": True}, "needs a finite number"),
         ("gaussian", {"std": None}, "needs a finite number"),
         ("omniscient", {"scale": -1}, "scale >= 0"),

@@ -15,8 +15,11 @@ from aggregathor.attacks import ATTACKS
 from aggregathor.cli import doctor
 from aggregathor.cli import main as cli
 from aggregathor.cli.tf_log import quiet_tensorflow
+from aggregathor.errors import UserError
 from aggregathor.gars import GARS, PRE_AGGREGATIONS
 from aggregathor.ops.loader import LIBRARY
+from aggregathor.protocols import registry
+from aggregathor.protocols.registry import PROTOCOLS
 from tests.warm.start import executable
 
 ROOT = Path(aggregathor.__file__).parents[1]
@@ -111,7 +114,7 @@ def test_attacks_lists_all_that_is_known_of_each_attack(capsys):
         assert parameters == (", ".join(f"{k}={v}" for k, v in attack.parameters.items()) or "none")
 
 
-COMMANDS = [["gars"], ["attacks"], ["advise", "--n=20", "--f=5"], ["doctor"]]
+COMMANDS = [["gars"], ["attacks"], ["protocols"], ["advise", "--n=20", "--f=5"], ["doctor"]]
 
 
 @pytest.mark.parametrize("columns", [40, 1000])
@@ -160,6 +163,50 @@ def test_advise_gives_the_largest_f_of_each_rule(n, capsys):
                 rule.check(n=n, f=f + 1)
 
 
+@pytest.fixture
+def half_trust():
+    """A protocol with a condition of its own, and no rule."""
+
+    def check(*, n, f, share):
+        if n < 3 * f + 1 or share > 1:
+            raise UserError(f"half-trust needs n >= 3f + 1; f={f} needs {3 * f + 1}, got {n}")
+
+    registry.protocol(
+        "half-trust",
+        about="for this test",
+        condition="n >= 3f + 1",
+        link=("take", "reply"),
+        source="this test",
+        parameters={"share": 0.5},
+        has_rule=False,
+        check=check,
+    )
+    yield PROTOCOLS["half-trust"]
+    del registry._REGISTERED["half-trust"]
+
+
+def test_protocols_lists_all_that_is_known_of_each_protocol(half_trust, capsys):
+    assert cli.main(["protocols"]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert set(shown) == {"protocol", *PROTOCOLS}
+    sync = PROTOCOLS["sync"]
+    links = "collect, broadcast"
+    assert shown["sync"] == [sync.about, "what its rule needs", links, sync.source, "none"]
+    half = ["for this test", "n >= 3f + 1", "take, reply", "this test", "share=0.5"]
+    assert shown["half-trust"] == half
+
+
+def test_advise_knows_of_protocols_with_a_condition_of_their_own(half_trust, capsys):
+    assert cli.main(["advise", "--n=20", "--f=7"]) == 0
+    shown = cells(capsys.readouterr().out)
+    refusal = "half-trust needs n >= 3f + 1; f=7 needs 22, got 20"
+    assert shown["half-trust"] == ["n >= 3f + 1", "6", refusal]
+    assert "sync" not in shown
+    assert shown["krum"][1] == "8"
+    assert cli.main(["advise", "--n=20", "--gar=krum"]) == 0
+    assert set(cells(capsys.readouterr().out)) == {"rule", "krum"}
+
+
 def test_advise_refuses_with_the_formula(capsys):
     assert cli.main(["advise", "--n=20", "--f=5"]) == 0
     shown = cells(capsys.readouterr().out)
@@ -183,7 +230,17 @@ def test_advise_takes_compositions(capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["nonesuch", "nnm+", "median+nnm", "multi-krum(m=", "krum(m=1)", "bucketing(s=0)+krum"]
+    "wrong",
+    [
+        "nonesuch",
+        "nnm+",
+        "median+nnm",
+        "multi-krum(m=",
+        "krum(m=1)",
+        "bucketing(s=0)+krum",
+        'multi-krum(m="two")',
+        "geometric-median(max_iter=True)",
+    ],
 )
 def test_a_composition_that_is_none_is_a_mistake(wrong, capsys):
     assert cli.main(["advise", "--n=20", f"--gar={wrong}"]) == 2
@@ -548,3 +605,19 @@ def test_a_reader_who_leaves_is_no_error():
     )
     os.close(writer)
     assert done.stderr == b""
+
+
+def test_a_python_without_the_packages_is_told_so():
+    # -S: without site-packages.
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root}
+    words = [sys.executable, "-S", "-m", "aggregathor"]
+    done = subprocess.run(
+        [*words, "doctor"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "lacks absl-py, numpy, rich" in done.stdout
+    assert "TensorFlow does not import" in done.stdout
+    done = subprocess.run([*words, "gars"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "aggregathor: error: this Python" in done.stderr

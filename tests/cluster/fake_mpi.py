@@ -1,11 +1,10 @@
 """MPI for threads: a communicator whose ranks are threads of one process, and may die.
 
-It has what ``aggregathor.cluster`` and ``lossympi.connect`` use of mpi4py. Messages keep their
-order; of a rank that is dead nothing comes any more, and who asks gets MPI's exception, as with
-ULFM.
+It has what ``aggregathor.cluster`` and ``lossympi.connect`` use of mpi4py, and nothing that
+pickles. Messages keep their order; of a rank that is dead nothing comes any more, and who asks gets
+MPI's exception, as with ULFM.
 """
 
-import pickle
 import threading
 import time
 from collections import defaultdict
@@ -27,12 +26,21 @@ class Status:
         return self.count
 
 
+class AnyComm:
+    """The class of communicators, as far as their attributes go."""
+
+    @staticmethod
+    def Create_keyval():
+        return "key"
+
+
 class MPI:
     """The module's names."""
 
     Exception = Exception_
     Status = Status
     BYTE = "byte"
+    Comm = AnyComm
     THREAD_SERIALIZED, THREAD_MULTIPLE = 2, 3
     finalized = 0
 
@@ -51,8 +59,10 @@ class World:
     def __init__(self, size):
         self.size = size
         self.changed = threading.Condition()
-        self.messages = defaultdict(list)  # (context, source, destination): [(tag, bytes)]
+        # (context, source, destination): [(tag, bytes)], or a length of what never comes whole
+        self.messages = defaultdict(list)
         self.dead = set()
+        self.takes_nothing = set()  # ranks; what is sent to them never leaves
 
     def comm(self, rank):
         return Comm(self, rank, (0,))
@@ -70,11 +80,38 @@ class Comm:
         self.world, self.rank, self.size = world, rank, world.size
         self._context = context
         self._num_made = 0
-        self._num_collectives = 0
+        self._attributes = {}
 
     def Dup(self):
         self._num_made += 1
         return Comm(self.world, self.rank, (*self._context, self._num_made))
+
+    def Idup(self):
+        """As MPI's: it is made once all ranks have begun to make it."""
+        made = self.Dup()
+        for rank in range(self.size):
+            if rank not in self.world.dead:
+                self.Isend(b"", rank, ("duplicate", made._context))
+        missing = set(range(self.size))
+
+        def test():
+            for rank in list(missing):
+                if self._find(rank, ("duplicate", made._context), take=True) is not None:
+                    missing.discard(rank)
+            return not missing
+
+        return made, Request(test)
+
+    def Get_attr(self, key):
+        return self._attributes.get(key)
+
+    def Set_attr(self, key, value):
+        self._attributes[key] = value
+
+    def begin(self, length, dest, tag=0):
+        """Begins a message that never comes whole, as of a rank that stops in the middle."""
+        with self.world.changed:
+            self.world.messages[self._context, self.rank, dest].append((tag, length))
 
     def Isend(self, message, dest, tag=0):
         with self.world.changed:
@@ -82,23 +119,27 @@ class Comm:
                 raise Exception_(f"rank {dest} is dead")
             self.world.messages[self._context, self.rank, dest].append((tag, bytes(message)))
             self.world.changed.notify_all()
-        return Request(lambda: True)
+        return Request(lambda: dest not in self.world.takes_nothing)
 
     def Irecv(self, buffer, source, tag=0):
         def test():
             message = self._find(source, tag, take=True)
             if message is None:
                 return False
-            view = memoryview(buffer).cast("B")
-            view[: len(message)] = message
+            _write(buffer, message)
             return True
 
         return Request(test)
 
+    def Improbe(self, source, tag, status):
+        message = self._find(source, tag, take=True)
+        if message is None:
+            return None
+        status.count = message if isinstance(message, int) else len(message)
+        return Matched(message)
+
     def Iprobe(self, source, tag=0):
         return self._find(source, tag, take=False) is not None
-
-    iprobe = Iprobe
 
     def Probe(self, source, tag, status):
         until = time.monotonic() + DEADLINE_S
@@ -109,22 +150,6 @@ class Comm:
 
     def Recv(self, buffer, source, tag=0):
         Request(self.Irecv(buffer, source, tag).test).Wait()
-
-    def recv(self, source, tag=0):
-        status = Status()
-        self.Probe(source, tag, status)
-        return pickle.loads(self._find(source, tag, take=True))
-
-    def allgather(self, value):
-        """As MPI's: it waits for all ranks for ever, here until a deadline."""
-        self._num_collectives += 1
-        tag = ("collective", self._num_collectives)
-        for rank in range(self.size):
-            self.Isend(pickle.dumps(value), rank, tag)
-        return [self.recv(rank, tag) for rank in range(self.size)]
-
-    def bcast(self, value, root=0):
-        return self.allgather(value)[root]
 
     def _find(self, source, tag, take):
         """The first message of a rank with a tag, None for none; raises where it is dead."""
@@ -138,6 +163,26 @@ class Comm:
             if source in self.world.dead:
                 raise Exception_(f"rank {source} is dead")
             return None
+
+
+class Matched:
+    """A message that was probed for, and that nobody else can receive."""
+
+    def __init__(self, message):
+        self._message = message
+
+    def Irecv(self, into):
+        if isinstance(self._message, int):
+            return Request(lambda: False)
+        _write(into[0] if into[1] else bytearray(), self._message)
+        return Request(lambda: True)
+
+
+def _write(buffer, message):
+    view = memoryview(buffer).cast("B")
+    if len(message) > len(view):
+        raise Exception_("message truncated")
+    view[: len(message)] = message
 
 
 class Request:
@@ -166,7 +211,10 @@ def install(monkeypatch):
     killed = []
     monkeypatch.setattr("lossympi.mpi.import_mpi", lambda: MPI)
     monkeypatch.setattr(MPI, "finalized", 0)
-    monkeypatch.setattr("aggregathor.cluster.ranks.os.kill", lambda *args: killed.append(args))
+    monkeypatch.setattr(
+        "aggregathor.cluster.processes.signal.pidfd_send_signal",
+        lambda *args: killed.append(args),
+    )
     # A test in which a rank does not end fails soon.
     monkeypatch.setattr("aggregathor.cluster.ranks._GOODBYE_S", DEADLINE_S / 3)
     return killed

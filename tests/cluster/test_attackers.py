@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from aggregathor.cluster.attackers import Attacker
+from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.gars import gar
 from aggregathor.gars.base import Aggregated, registered
 from aggregathor.protocols.setting import Setting
@@ -29,8 +30,8 @@ def attacker(world, rank, read=None, **settings):
     )
     setting = Setting(
         **{
-            "num_workers": WORKERS, "num_byzantine": 1, "f": 1, "gar": "median",
-            "attack": "reversed", "attack_parameters": {"c": 1.0}, **settings,
+            "num_workers": WORKERS, "byzantine": 1, "f": 1, "gar": "median",
+            "attack": "reversed", "attack_args": {"c": 1.0}, **settings,
         }
     )  # fmt: skip
     return Attacker(ranks, setting, D, read or (lambda: np.zeros(D, np.float32)))
@@ -68,6 +69,23 @@ def test_an_attacker_that_was_left_behind_drops_what_is_older():
     for round in (0, 5, 6):
         expected = np.mean([sent(row, round) for row in range(3)], axis=0)
         np.testing.assert_allclose(attacks(round, sent(3, round)), -expected)
+
+
+def test_an_honest_worker_whose_gradient_nobody_takes_hears_that_the_training_has_ended():
+    """MPI's own wait would not."""
+    world = fake_mpi.World(1 + WORKERS)
+    world.takes_nothing.add(WORKERS)
+    honest = attacker(world, 1)
+
+    def wait(until, whom):
+        assert whom == "the Byzantine workers, to take a gradient"
+        if not until():
+            raise TrainingEnded("no data left")
+
+    honest._ranks.wait = wait
+    honest(0, sent(0, 0))
+    with pytest.raises(TrainingEnded, match="no data left"):
+        honest(1, sent(0, 1))
 
 
 def test_the_rule_that_an_attacker_follows_has_the_parameters():

@@ -1,5 +1,6 @@
 """A job from its beginning to its end, on threads in place of processes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -74,9 +75,12 @@ def test_a_link_has_what_the_user_says_and_else_the_jobs_defaults():
 
     found = run_jobs(2, run, config=lambda _: {"link_args": {"timeout_s": 3.0}})
     told = {"AGGREGATHOR_LINK_ARGS": "timeout_s=3.0"}
-    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0}, told)] * 2
+    assert found == [({"timeout_s": 3.0, "give_up_s": 600.0, "f": 0}, told)] * 2
     (with_udp, _), _ = run_jobs(2, run, config=lambda _: {"transport": "udp"})
-    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0}
+    assert with_udp == {"timeout_s": 10.0, "give_up_s": 600.0, "floor_s": 1.0, "f": 0}
+    config = {"gar": "median", "f": 1, "link_args": {"timeout_s": 3.0}}
+    (with_rule, _), *_ = run_jobs(4, run, config=lambda _: config)
+    assert with_rule == {"timeout_s": 3.0, "give_up_s": 600.0, "f": 1}
 
 
 def words_of_all(found):
@@ -135,6 +139,16 @@ def test_ranks_that_cannot_connect_say_so_everywhere(link_args, words):
     assert words in words_of_all(found)
 
 
+@pytest.mark.parametrize("transport", ["mpi", "udp"])
+def test_a_quorum_below_the_rules_condition_is_refused_on_every_rank(transport):
+    config = {"gar": "median", "f": 1, "transport": transport, "link_args": {"quorum": 2}}
+    words = words_of_all(run_jobs(4, lambda job: None, config=lambda _: config))
+    assert words.startswith("quorum=2 lets 2 gradients close a round, and f=1 of them may be")
+    assert "pass quorum=3 or more, or declare f=0" in words
+    config = {**config, "link_args": {"quorum": 3}}
+    assert run_jobs(4, lambda job: None, config=lambda _: config) == [None] * 4
+
+
 def test_what_shall_happen_at_the_beginning_happens_once_and_in_order():
     def run(job):
         calls = []
@@ -189,6 +203,25 @@ def test_workers_receive_the_servers_arrays_and_its_rounds():
     assert run_jobs(3, run) == [(everyones, 2)] * 3
 
 
+def test_arrays_of_every_type_are_synchronised_as_they_are():
+    arrays = {
+        "double": np.array([1 + 1e-12, 1e300]),
+        "complex": np.array(1 - 2j, np.complex64),
+        "brain": np.array([1.5, 9.2e-41], ml_dtypes.bfloat16),
+        "counts": np.array([[2**40]], np.int64),
+        "flags": np.array([True, False]),
+        "bytes": np.array([255], np.uint8),
+    }
+
+    def run(job):
+        own = arrays if job.is_server else {n: np.zeros_like(a) for n, a in arrays.items()}
+        got = job.synchronise(own)
+        return {name: (array.dtype, array.tobytes()) for name, array in got.items()}
+
+    expected = {name: (array.dtype, array.tobytes()) for name, array in arrays.items()}
+    assert run_jobs(2, run) == [expected] * 2
+
+
 def test_a_synchronised_worker_takes_only_what_it_asks_for():
     def run(job):
         names = ["w", "of the server"] if job.is_server else ["w"]
@@ -202,6 +235,7 @@ def test_a_synchronised_worker_takes_only_what_it_asks_for():
     [
         ({"w": np.zeros((2, 2))}, r"a variable w of shape [3] and the server has [2, 2]"),
         ({}, r"a variable w of shape [3] and the server has none"),
+        ({"w": np.zeros(3, "f4")}, "a variable w of type float64 and the server has float32"),
     ],
 )
 def test_a_variable_that_the_server_has_otherwise_is_told(theirs, words):
@@ -212,6 +246,29 @@ def test_a_variable_that_the_server_has_otherwise_is_told(theirs, words):
     assert server is None
     assert isinstance(worker, UserError)
     assert str(worker) == f"rank 1 has {words}. All ranks must build the same model."
+
+
+def test_ranks_that_do_not_do_the_same_are_told_what_each_does():
+    def run(job):
+        job.doing = "fit 1 of heads" if job.is_server else "fit 1 of tails"
+        job.synchronise({"w": np.zeros(3)})
+
+    server, worker = run_jobs(2, run)
+    assert server is None
+    assert isinstance(worker, UserError)
+    assert "rank 1 is at fit 1 of tails, and the server at fit 1 of heads" in str(worker)
+
+
+def test_what_belongs_to_a_fit_that_a_worker_has_left_is_passed_over():
+    def run(job):
+        if job.is_server:
+            for job.doing in ("fit 1 of a", "fit 1 of a", "fit 2 of b_1"):
+                job.synchronise({"w": np.zeros(1)})
+            return None
+        job.doing = "fit 2 of b_7"  # as after more models than the server's
+        return job.synchronise({"w": np.ones(1)})["w"].tolist()
+
+    assert run_jobs(2, run) == [None, [0.0]]
 
 
 def test_aligned_ranks_go_on_with_the_servers_rounds():
@@ -334,6 +391,13 @@ def test_the_server_warns_of_more_attackers_than_the_rule_tolerates(capsys):
     assert capsys.readouterr().err.count(said) == 1
 
 
+def test_the_server_warns_of_a_rule_that_tolerates_nobody(capsys):
+    config = {"gar": "average", "f": 1}
+    assert run_jobs(3, lambda job: None, config=lambda _: config) == [None] * 3
+    said = "aggregathor: f=1 is declared, and average tolerates no Byzantine worker: choose another"
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_the_server_warns_where_what_is_lost_spoils_the_average(capsys):
     assert run_jobs(2, lambda job: None, config=lambda _: {"transport": "udp"}) == [None] * 2
     assert capsys.readouterr().err.count("a value that UDP loses is NaN") == 1
@@ -342,7 +406,7 @@ def test_the_server_warns_where_what_is_lost_spoils_the_average(capsys):
 def test_only_attacks_on_any_row_are_made_by_the_server():
     """The others are made by the workers."""
     honest = Setting(num_workers=3)
-    by_workers = Setting(num_workers=3, num_byzantine=1, attack="sign-flip")
+    by_workers = Setting(num_workers=3, byzantine=1, attack="sign-flip")
     assert corruption(honest) is corruption(by_workers) is None
 
     corrupt = corruption(Setting(num_workers=3, attack="bit-flip"))

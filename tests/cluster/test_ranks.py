@@ -1,5 +1,8 @@
 """What ranks tell each other beside gradients, on threads in place of processes."""
 
+import os
+import pickle
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -8,8 +11,11 @@ import numpy as np
 import pytest
 
 from aggregathor.cluster import ranks as module
+from aggregathor.cluster.meeting import Meeting
+from aggregathor.cluster.processes import Process
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
 from lossympi import LinkError
+from lossympi.messages import Receiver, pack_arrays
 from tests.cluster.fake_mpi import MPI, World, on_all_ranks
 
 ARRAYS = {"w": np.arange(6, dtype=np.float64).reshape(2, 3), "none": np.zeros((0, 2), np.float32)}
@@ -41,7 +47,7 @@ def test_the_server_receives_what_a_worker_keeps_or_nothing_in_time():
     def run(comm):
         ranks = Ranks(comm)
         if ranks.is_server:
-            return [ranks.receive_worker_state(row, 0.3) for row in (0, 1)]
+            return [ranks.receive_worker_state(row, 0.3, 4096) for row in (0, 1)]
         if ranks.rank == 1:
             ranks.send_worker_state(ARRAYS)
         return None
@@ -49,6 +55,130 @@ def test_the_server_receives_what_a_worker_keeps_or_nothing_in_time():
     kept, nothing = on_all_ranks(3, run)[0]
     np.testing.assert_array_equal(kept["w"], ARRAYS["w"])
     assert nothing is None
+
+
+class Evil:
+    """Leaves a mark where it is unpickled."""
+
+    unpickled = False
+
+    def __reduce__(self):
+        return setattr, (Evil, "unpickled", True)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (pickle.dumps({"w": Evil()}), "the header must be within"),
+        (b"", "the header must be within 0 bytes, got 8"),
+        (bytes(4097), "a message of 4097 bytes, and at most 4096 may come"),
+        (
+            pack_arrays({"w": ARRAYS["w"]})[:-1],
+            "w must be at most 47 bytes, as many as are left, got [2, 3]",
+        ),
+    ],
+)
+def test_what_are_no_arrays_of_a_worker_are_dropped_with_a_warning(message, words, capsys):
+    def run(comm):
+        ranks = Ranks(comm)
+        if ranks.is_server:
+            return [ranks.receive_worker_state(0, 5.0, 4096) for _ in range(2)]
+        comm_of = ranks.comm
+        comm_of.Isend(message, 0, module._WORKER_STATE)
+        ranks.send_worker_state(ARRAYS)
+        return None
+
+    nothing, kept = on_all_ranks(2, run)[0]
+    assert nothing is None
+    np.testing.assert_array_equal(kept["w"], ARRAYS["w"])  # the next is one again
+    assert f"what rank 1 keeps is not taken: {words}" in capsys.readouterr().err
+    assert not Evil.unpickled
+
+
+def test_half_a_workers_arrays_are_not_waited_for_longer():
+    def run(comm):
+        ranks = Ranks(comm)
+        if ranks.is_server:
+            begun_s = time.monotonic()
+            found = [ranks.receive_worker_state(0, 0.2, 4096) for _ in range(2)]
+            return found, time.monotonic() - begun_s
+        ranks.comm.begin(1000, 0, module._WORKER_STATE)
+        ranks.send_worker_state(ARRAYS)
+        return None
+
+    found, elapsed_s = on_all_ranks(2, run)[0]
+    assert found == [None, None]  # what comes behind it is not taken for it
+    assert elapsed_s < 2
+
+
+def test_the_arrays_that_the_server_has_begun_to_send_come_before_its_end(monkeypatch):
+    """A long message may arrive after a short one that was sent later."""
+
+    def run(comm):
+        ranks = Ranks(comm)
+        if ranks.is_server:
+            ranks.send_state(ARRAYS)
+            ranks.shutdown("")
+            return None
+        test, tries = Receiver._is_whole, []
+
+        def slow(self):
+            tries.append(0)
+            return len(tries) > 20 and test(self)
+
+        monkeypatch.setattr(Receiver, "_is_whole", slow)
+        try:
+            return ranks.receive_state()
+        finally:
+            ranks.shutdown("")
+
+    _, got = on_all_ranks(2, run)
+    np.testing.assert_array_equal(got["w"], ARRAYS["w"])
+
+
+def end_without_goodbye(monkeypatch, processes):
+    """A server that ends while its worker does not, which is one of these processes."""
+    monkeypatch.setattr(module, "_GOODBYE_S", 0.2)
+    monkeypatch.setattr(module, "identify_all", lambda *_: processes)
+    over = threading.Event()
+
+    def run(comm):
+        ranks = Ranks(comm)
+        ranks.identify(Meeting(ranks, 20.0))
+        if ranks.is_server:
+            ranks.shutdown("")
+            over.set()
+        else:
+            over.wait(30)
+
+    assert on_all_ranks(2, run) == [None, None]
+
+
+def test_the_server_kills_no_process_that_the_kernel_has_not_named(monkeypatch, killed, capsys):
+    end_without_goodbye(monkeypatch, {1: "it is in another container"})
+    assert killed == []
+    told = "rank 1 does not end, and it is not killed, as it is in another container"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_the_server_kills_the_process_that_the_kernel_has_named(monkeypatch, killed, capsys):
+    process = Process(os.getpid())  # whose signals are not sent here
+    end_without_goodbye(monkeypatch, {1: process})
+    process.close()
+    assert [sent for _, sent in killed] == [signal.SIGKILL]
+    assert "rank 1 does not end, so it is killed" in capsys.readouterr().err
+
+
+def test_ranks_of_one_process_are_not_known(capsys):
+    """Threads, here: whatever a worker says, the server is not its own worker."""
+
+    def run(comm):
+        ranks = Ranks(comm)
+        ranks.identify(Meeting(ranks, 20.0))
+        return ranks._processes
+
+    words = "it is the server's own process, or one that started it"
+    assert on_all_ranks(3, run)[0] == {1: words, 2: words}
 
 
 def test_all_end_together_and_workers_hear_why():

@@ -82,6 +82,7 @@ def test_the_server_forgets_who_has_gone_while_it_waits(monkeypatch):
     monkeypatch.setattr(module, "_LOOK_S", 0.01)
     forgotten, gone = [], []
     ranks = SimpleNamespace(rank=0, gone=lambda: gone, topology=Topology(servers=1, workers=4))
+    ranks.describe_end = str
     waits = ServerWaits(ranks)
     waits.begin(SimpleNamespace(forget=forgotten.append, waiting_for=list, round=0))
     gone.append(3)

@@ -111,7 +111,7 @@ def test_training_stops_where_the_rule_cannot_be_kept(start, tmp_path):
     gone = r"workers 1, 2 \(ranks 2, 3\)|workers 1, 2, 3 \(ranks 2, 3, 4\)"
     words = rf"nothing came from ({gone}), and median needs n >= 2f \+ 1"
     assert re.search(words, done.stderr)
-    assert f"Saved in {tmp_path / 'saved' / 'server.npz'}" in done.stderr
+    assert f"Saved in {tmp_path / 'saved' / 'server' / 'server.npz'}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not found
 

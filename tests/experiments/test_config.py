@@ -19,6 +19,8 @@ ATTACKED = {"byzantine": 2, "attack": "little", "gar": "median"}
         ({"attack": "litle", "byzantine": 1}, "did you mean 'little'"),
         ({"optimizer": "adan"}, "no optimizer is called 'adan': did you mean 'adam'"),
         ({"partition": "shard"}, "no partition is called 'shard': did you mean 'shards'"),
+        ({"protocol": "synk"}, "no protocol is called 'synk': did you mean 'sync'"),
+        ({"protocol_args": {"buffers": 3}}, "the protocol sync has no parameter 'buffers'"),
         ({"fill": "previos"}, "no fill is called 'previos'.*did you mean 'previous'"),
         ({"gar": "krum", "f": 5}, "krum needs n >= 2f [+] 3 gradients; f=5 needs 13, got 11"),
         ({"gar": "bulyan", **ATTACKED, "byzantine": 3} | {"gar": "bulyan"}, "declare f=2"),
@@ -104,6 +106,11 @@ def test_momentum_is_kept_on_one_side_only():
 def test_the_rule_is_told_of_all_byzantine_workers_unless_f_is_given():
     assert Config(**ATTACKED).setting().f == 2
     assert Config(**ATTACKED, f=0).setting().f == 0
+
+
+def test_a_name_of_a_run_from_before_a_setting_was_there_stays():
+    assert Config().digest() == "2425a2ad"
+    assert Config(**ATTACKED, attack_args={"z": 1.5}).digest() == "a650f7e1"
 
 
 def test_a_configuration_survives_its_file(tmp_path):

@@ -29,7 +29,10 @@ def digests():
     found = {}
     for case, (name, parameters, _) in CASES.items():
         for dtype in ("float32", "float64"):
-            for kind, stack_nd in (("complete", complete_nd), ("hurt", hurt_nd)):
+            least = np.finfo(dtype).smallest_subnormal.astype(np.float64)
+            subnormal_nd = 1000 * least * complete_nd
+            stacks = {"complete": complete_nd, "hurt": hurt_nd, "subnormal": subnormal_nd}
+            for kind, stack_nd in stacks.items():
                 kinds = {"tensor": tf.constant, "array": np.asarray}
                 for what, given in kinds.items():
                     aggregated = GARS[name].aggregate(

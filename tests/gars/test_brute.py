@@ -55,3 +55,23 @@ def test_close_honest_rows_beat_spread_ones_at_the_largest_f(rng):
     honest = 1 + 0.01 * rng.standard_normal((51, 20))
     stack_nd = np.vstack([honest, 100 * rng.standard_normal((49, 20))])
     np.testing.assert_allclose(gars.brute(stack_nd, f=49), honest.mean(axis=0), 1e-12)
+
+
+@pytest.mark.parametrize("degree", [3, 4, 6])
+def test_colluders_that_choose_who_is_far_from_whom_cost_little(degree, rng):
+    """f rows beside which any row may be far, and honest ones that a threshold just parts."""
+    f = 24
+    n = 2 * f + 1
+    if not ops.has_arrays():
+        pytest.skip("the stand-in takes much longer for anything")
+    kernels = ops.kernels_for(np.zeros((n, 4), np.float32))
+    for num_parted in (1, 4):
+        far_nn = rng.random((n, n)) < degree / f
+        far_nn[f:, f:] = False
+        for pair in range(num_parted):  # so that f rows are not enough to drop
+            far_nn[f + 2 * pair, f + 2 * pair + 1] = True
+        sq_dist_nn = np.triu(np.where(far_nn, 2 + rng.random((n, n)), 1 + rng.random((n, n))), 1)
+        begun = time.process_time()
+        rows = kernels.brute_select(sq_dist_nn + sq_dist_nn.T, f=f)
+        assert time.process_time() - begun < 2
+        assert len(np.asarray(rows)) == n - f

@@ -106,6 +106,8 @@ def test_parameters_beside_it_are_the_last_ones():
             "bucketing(s=__import__('os'))+median",
             r"cannot be read as NAME.*: __import__\('os'\) is neither a number nor a word$",
         ),
+        (5, "a rule is named by a text such as 'nnm[+]median', got 5"),
+        (None, "a rule is named by a text such as 'nnm[+]median', got None"),
         ("bucketing(s=2, s=3)+median", "cannot be read as NAME.*: s is given twice$"),
         ("bucketing(**{'s': 2})+median", "cannot be read as NAME"),
     ],
@@ -120,6 +122,16 @@ def test_what_cannot_be_read_is_refused(text, message):
     [
         ("bucketing(s=0)+median", {}, "bucketing needs a whole s >= 1"),
         ("bucketing(t=2)+median", {}, "bucketing has no parameter 't'"),
+        (
+            "bucketing+median",
+            {"s": 3},
+            r"s is a parameter of bucketing, not of median: .*'bucketing\(s=3\)\+median'$",
+        ),
+        (
+            "nnm+bucketing(s=2)+multi-krum(m=3)",
+            {"s": 3},
+            r"brackets, as in 'nnm\+bucketing\(s=3\)\+multi-krum\(m=3\)'$",
+        ),
         ("nnm+median", {"compact": 1}, "median has no parameter 'compact': did you mean 'compat'"),
     ],
 )
@@ -131,7 +143,8 @@ def test_what_a_part_does_not_take_is_refused(text, parameters, message):
 def test_conditions_compose():
     rule = compose("bucketing(s=2)+multi-krum")
     assert rule.condition == "ceil(n/2) >= 2f + 3"
-    assert compose("nnm+bulyan").condition == "n >= 2f + 1 and n >= 4f + 3"
+    assert compose("nnm+bulyan").condition == "n >= 4f + 3"
+    assert compose("nnm+median").condition == "n >= 2f + 1"
     assert compose("nnm+bucketing(s=3)+krum").condition == "n >= 2f + 1 and ceil(n/3) >= 2f + 3"
     assert compose("bucketing+bucketing+median").condition == "ceil(ceil(n/2)/2) >= 2f + 1"
     rule.check(n=13, f=2)  # 7 rows
@@ -250,6 +263,61 @@ def test_state_goes_from_round_to_round(text, drift, stack_nd):
     assert state["rounds"] == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('multi-krum(m="two")', "multi-krum averages a whole number of rows, m >= 1, got m='two'"),
+        ("multi-krum(m=True)", "got m=True"),
+        ("geometric-median(max_iter=True)", "needs a whole max_iter >= 0, got True"),
+        ("nnm+median(compat=torhc)", "did you mean 'torch'"),
+        ("krum(unsafe=5)", "unsafe is True or False, got 5"),
+    ],
+)
+def test_a_parameter_that_is_right_for_no_n_is_refused_when_it_is_read(text, message):
+    with pytest.raises(UserError, match=message):
+        compose(text)
+
+
+def test_a_call_of_a_composition_takes_no_more_parameters(stack_nd):
+    words = r"nnm\+multi-krum has its parameters already, .*compose\(\"multi-krum\(m=3, k=1\)\"\)"
+    for use in (compose("nnm+multi-krum"), compose("nnm+multi-krum").aggregate):
+        with pytest.raises(UserError, match=words):
+            use(stack_nd, f=2, m=3, k=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "message"),
+    [
+        ("nnm+median", 8, "nnm needs {c} gradients; f=5 needs 11, got 8. {start} or declare f=3."),
+        (
+            "bucketing(s=2)+nnm+median",
+            20,
+            "bucketing makes 10 rows of 20 gradients, and nnm needs {c} gradients; f=5 needs 11, "
+            "got 10. Start 1 more worker or declare f=4.",
+        ),
+        (
+            "nnm+bulyan",
+            20,
+            "bulyan needs n >= 4f + 3 gradients; f=5 needs 23, got 20. {start} or declare f=4.",
+        ),
+        (
+            "nnm+bulyan",
+            8,
+            "nnm needs {c} gradients; f=5 needs 11, got 8. Start 15 more workers or declare f=1.",
+        ),
+    ],
+)
+def test_a_refusal_has_the_numbers_of_the_stage_and_a_remedy_for_the_whole(text, n, message):
+    with pytest.raises(ConditionError) as caught:
+        compose(text).check(n=n, f=5)
+    assert str(caught.value) == message.format(c="n >= 2f + 1", start="Start 3 more workers")
+
+
+def test_a_pre_aggregation_alone_refuses_with_the_numbers(stack_nd):
+    with pytest.raises(ConditionError, match=r"f=5 needs 11, got 8\. Start 3 more workers or decl"):
+        gars.nnm(stack_nd[:8], f=5)
+
+
 @pytest.mark.parametrize("s", ["0", "two", "'2'", "None", "1.5", "True"])
 def test_a_size_of_buckets_that_is_none_is_refused_when_it_is_read(s):
     with pytest.raises(UserError, match=r"^bucketing needs a whole s >= 1, the size of a bucket"):
@@ -271,6 +339,14 @@ def test_a_parameter_that_is_too_large_for_the_rows_that_come_names_them():
 def test_a_rule_with_state_can_be_used_by_itself(drift, stack_nd):
     np.testing.assert_allclose(drift(stack_nd), 0.5 * stack_nd.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(compose("drift")(stack_nd, f=0), drift(stack_nd))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3, 1), ()])
+def test_a_rule_with_state_takes_a_stack(shape, drift):
+    for rule in (drift, compose("drift"), compose("nnm+drift")):
+        for given in (np.ones(shape, np.float32), tf.ones(shape)):
+            with pytest.raises(UserError, match=r"drift takes gradients stacked as \[n, d\], got"):
+                rule.aggregate(given, f=0)
 
 
 def test_a_state_of_tensors_becomes_arrays(stack_nd, tmp_path):

@@ -100,8 +100,8 @@ def test_unknown_parameter():
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("multi-krum", {"m": 0}, r"multi-krum averages 1 <= m <= n - f - 2 = 6 rows, got m=0"),
-        ("multi-krum", {"m": 7}, r"got m=7"),
+        ("multi-krum", {"m": 0}, r"multi-krum averages a whole number of rows, m >= 1, got m=0"),
+        ("multi-krum", {"m": 7}, r"multi-krum averages 1 <= m <= n - f - 2 = 6 rows, got m=7"),
         ("multi-krum", {"m": 2.5}, r"got m=2.5"),
         ("multi-krum", {"m": True}, r"got m=True"),
         ("median", {"compat": "torhc"}, "did you mean 'torch'"),
@@ -110,6 +110,10 @@ def test_unknown_parameter():
         ("geometric-median", {"tol": -1.0}, "got .*tol=-1.0"),
         ("geometric-median", {"max_iter": -1}, "a whole max_iter >= 0, got -1"),
         ("geometric-median", {"max_iter": 2.5}, "a whole max_iter >= 0, got 2.5"),
+        ("geometric-median", {"max_iter": True}, "a whole max_iter >= 0, got True"),
+        ("geometric-median", {"nu": 1e39}, "nu < inf and tol >= 0, in float32, got nu=1e[+]39"),
+        ("geometric-median", {"nu": 10**400}, "got nu=1000"),
+        ("geometric-median", {"tol": 10**400}, "tol=1000"),
         ("geometric-median", {"nu": 1e-46}, "got nu=1e-46"),
         ("geometric-median", {"nu": float("inf")}, "got nu=inf"),
         ("geometric-median", {"nu": "x"}, "got nu='x'"),

@@ -40,6 +40,10 @@ def assert_matches(case, stack_nd, f, tolerance):
             np.testing.assert_allclose(grad_d, expected_d, tolerance, tolerance, err_msg=message)
 
 
+def test_every_rule_has_a_case():
+    assert {name for name, *_ in CASES.values()} == set(GARS)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["complete", "missing", "infinite"])
 @pytest.mark.parametrize("case", CASES)

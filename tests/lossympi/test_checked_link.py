@@ -8,6 +8,7 @@ import pytest
 
 from lossympi import LinkError, Model
 from lossympi.checked_link import CheckedServerLink, CheckedWorkerLink
+from lossympi.timeout import Waiting
 
 D = 3
 ZEROS_D = np.zeros(D, np.float32)
@@ -16,7 +17,7 @@ ROUNDS_THAT_ARE_NONE = [-1, 1.5, "1", True, None, 2**63]
 
 class Server(CheckedServerLink):
     def __init__(self):
-        super().__init__(2, D, patience=3)
+        super().__init__(2, D, Waiting(2, patience=3, cap_s=1.0))
         self.calls = []
 
     def _collect(self, round, on_columns):
@@ -30,7 +31,7 @@ class Server(CheckedServerLink):
         return [1]
 
     def _forget(self, row):
-        self.calls.append(("forget", row, self._liveness.live))
+        self.calls.append(("forget", row, self._waiting.live))
 
     def _close(self):
         self.calls.append("close")

@@ -47,15 +47,25 @@ class Scripted:
         return tuple(array.copy() for array in self.script)
 
 
-def is_idle(row, max_missing, grace_s, now):
-    """Whether a row is settled and nothing came for the grace; an infinite one knows the future."""
+def is_settled(row, max_missing, now):
+    """Whether a row is whole, or has ended and misses no more than it may."""
     highest = max([k for k, s in enumerate(row) if s < math.inf], default=None)
     has_ended = highest is not None and row[highest] <= now
     missing = sum(s > now for s in row)
-    if missing > 0 and not (has_ended and missing <= max_missing):
+    return missing == 0 or (has_ended and missing <= max_missing)
+
+
+def is_idle(row, max_missing, grace_s, now):
+    """Whether a row is settled and nothing came for the grace; an infinite one knows the future.
+
+    What still comes puts that off by a grace at the most.
+    """
+    if not is_settled(row, max_missing, now):
         return False
     if grace_s == math.inf:
         return not any(now < s < math.inf for s in row)
+    if now >= 2 * grace_s and is_settled(row, max_missing, now - 2 * grace_s):
+        return True
     return now - max(s for s in row if s <= now) >= grace_s
 
 

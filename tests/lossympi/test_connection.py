@@ -77,6 +77,8 @@ def test_ranks_are_joined(plane, auth):
     ("rank", "arguments", "words"),
     [
         (1, {"dim": 999}, "rank 0 and rank 1 have dim=1000 and dim=999"),
+        (1, {"dtype": "float64"}, "rank 0 and rank 1 have dtype='float32' and dtype='float64'"),
+        (1, {"dim": 500, "dtype": "float64"}, "have dim=1000 and dim=500, dtype='float32' and"),
         (2, {"mtu": 1400}, "rank 0 and rank 2 have mtu=1500 and mtu=1400"),
         (0, {"auth": "none"}, "rank 0 and rank 1 have auth='none' and auth='aead'"),
         (1, {"wire": "float16", "quorum": 1}, "quorum=None and quorum=1, wire='float32' and wire="),
@@ -94,6 +96,13 @@ def test_all_must_pass_the_same(rank, arguments, words):
     [
         ({"dim": 0}, "dim is 1..2^31 floats, got 0"),
         ({"dim": 2**31 + 1}, "dim is 1..2^31 floats"),
+        ({"dim": 2**30 + 1, "dtype": np.float64}, "dim is 1..2^30 floats"),
+        ({"dtype": "float16"}, "a link carries float32 or float64, got dtype='float16'"),
+        ({"dtype": "words"}, "a link carries float32 or float64, got dtype='words'"),
+        (
+            {"wire": "bfloat16", "dtype": np.float64},
+            "wire='bfloat16' halves float32, and float64 is to travel. Leave it out",
+        ),
         ({"dim": 10.0}, "dim is 1..2^31 floats, got 10.0"),
         ({"plane": "fast"}, "a plane is auto, native or python; got 'fast'"),
         ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
@@ -101,7 +110,7 @@ def test_all_must_pass_the_same(rank, arguments, words):
         ({"dim": True}, "dim is 1..2^31 floats, got True"),
         (
             {"nonesuch": 1},
-            "no option is called nonesuch. There are timeout_s, floor_s, max_loss, quorum, ",
+            "no option is called nonesuch. There are timeout_s, floor_s, f, max_loss, quorum, ",
         ),
         ({"timout": 3}, "no option is called timout. Did you mean timeout_s?"),
         ({"timeout_s": "3"}, "timeout_s is a number, got '3'"),
@@ -257,6 +266,113 @@ def test_each_pair_has_keys_of_its_own(monkeypatch):
     assert len(keys) == 4
     assert len({key for pair in keys for key in pair}) == 4  # two directions of two pairs
     assert {pair[::-1] for pair in keys} == set(keys)
+
+
+@pytest.mark.parametrize("plane", ["native", "python"])
+def test_a_public_key_that_two_ranks_send_is_refused_by_all(plane, monkeypatch):
+    """With equal keys the server would use a nonce twice."""
+    chosen = backend.choose_plane(plane)
+    copied = chosen.key_pair()
+    pairs = threading.local()
+    key_pair = chosen.key_pair
+    monkeypatch.setattr(chosen, "key_pair", lambda: copied if pairs.rank in (2, 3) else key_pair())
+
+    def join(comm):
+        pairs.rank = comm.rank
+        return connect(comm, DIM, plane=plane)
+
+    said = words_of(on_ranks(4, join))
+    assert said.startswith("rank 2, 3 cannot connect: its public key is another rank's too")
+
+
+@pytest.mark.parametrize(
+    ("session", "worker", "key"),
+    [
+        (0, 1, "8ff408eb03164be26fc2cc4551403f73d001dd0d9334863a189c6a1cb55bd580"),
+        (0x12345678, 1, "9300a992a33a90de70892f363b92431c6d1b75fd1d4136685d86980d7c9a60f2"),
+        (0x12345678, 2, "d4aaf0b8513393f4a84383d22b4b2f843e38b904afa7aab4db8aee77797062c9"),
+        (2**32 - 1, 2**16 - 1, "2fdabdb74dd8db0174b859bdcbe36b50f6cb5f9765540ed2a11feee233eccd42"),
+    ],
+)
+def test_keys_are_bound_to_session_and_rank(session, worker, key):
+    """BLAKE2b with a key, of 32 bytes: vectors for who writes another plane."""
+    assert connection.bound_key(bytes(range(32)), session, worker).hex() == key
+
+
+def test_with_equal_public_keys_two_ranks_would_still_have_other_keys():
+    secret_key, public_key = backend.choose_plane("python").key_pair()[::-1]
+    _, theirs = backend.choose_plane("python").key_pair()[::-1]
+    keys = backend.choose_plane("python").session_keys(secret_key, public_key, theirs, True)
+    bound = {connection.bound_key(key, 7, rank) for key in keys for rank in (1, 2)}
+    assert len(bound) == 4
+
+
+# What a worker says of itself.
+
+
+def lying(rank, place, value):
+    """Returns a function that runs a rank whose messages have another value at a place."""
+
+    class Liar:
+        def __init__(self, comm):
+            self.rank, self.size = comm.rank, comm.size
+            self._comm = comm
+
+        def allgather(self, message):
+            what, (result, words) = message if message[0] == "results" else (None, (None, None))
+            if self.rank == rank and isinstance(result, dict) and place in result:
+                message = [what, [{**result, place: value}, words]]
+            return self._comm.allgather(message)
+
+    return lambda comm: connect(Liar(comm), DIM, plane="python")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("address", "224.0.0.251", "224.0.0.251 is not the address of one host"),
+        ("address", "0.0.0.0", "0.0.0.0 is not the address of one host"),
+        ("address", "255.255.255.255", "255.255.255.255 is not the address of one host"),
+        ("address", "240.0.0.1", "240.0.0.1 is not the address of one host"),
+        ("address", "192.0.2.7", "192.0.2.7 and the server's 127.0.0.1 cannot reach each other"),
+        ("address", "::1", "an address is numeric IPv4, got '::1'"),
+        ("address", "localhost", "an address is numeric IPv4, got 'localhost'"),
+        ("address", 2130706433, "its result.address must be text, got 2130706433"),
+        ("port", 53, "a port is 1024..65535, got 53"),
+        ("port", 65536, "a port is 1024..65535, got 65536"),
+        ("port", True, "its result.port must be whole, got True"),
+        ("port", -1, "a port is 1024..65535, got -1"),
+        ("public_key", "00" * 31, "a public key has 32 bytes, got 31"),
+        ("public_key", "", "a public key has 32 bytes, got 0"),
+        ("public_key", [], "its result.public_key must be hexadecimal, got []"),
+        ("name", {"a": 1}, "its result.name must be text, got {'a': 1}"),
+        ("free_bytes", "none", "its result.free_bytes must be whole, got 'none'"),
+        ("has_core", 1, "its result.has_core must be true or false, got 1"),
+        ("0", "1500", "its result['0'] must be whole, got '1500'"),
+    ],
+)
+def test_what_a_worker_says_of_itself_is_checked(place, value, words):
+    said = words_of(on_ranks(3, lying(2, place, value)))
+    assert said.startswith(f"rank 2 cannot connect: {words}")
+
+
+def test_two_ranks_have_no_door_in_common():
+    door = connection._Door("127.0.0.1", 5000, b"")
+    with pytest.raises(ConnectError, match=r"rank 0, 1 cannot connect: 127.0.0.1:5000 is another"):
+        connection._check_doors([door, door], "127.0.0.1", 0)
+
+
+def test_a_loopback_is_no_door_to_a_server_elsewhere():
+    with pytest.raises(ValueError, match="cannot reach each other"):
+        addresses.check_door("127.0.0.1", 5000, "10.0.0.1")
+    addresses.check_door("10.0.0.2", 5000, "10.0.0.1")
+
+
+def test_the_name_of_a_host_is_printable_in_what_is_told(monkeypatch):
+    monkeypatch.setattr(connection, "PROBE_S", 0.1)
+    monkeypatch.setenv("LOSSYMPI_DROP", "1")
+    said = words_of(on_ranks(2, lying(1, "name", "\x1b[2Jhost\naggregathor: all is well")))
+    assert "worker 0 (\\x1b[2Jhost\n  aggregathor: all is well, " in said
 
 
 # Addresses.
@@ -462,6 +578,24 @@ def of_another_container(*_):
 
 
 needs_core = pytest.mark.skipif(bool(backend.why_not_native()), reason=backend.why_not_native())
+
+
+@needs_core
+@pytest.mark.parametrize("arguments", [{"transport": "shm"}, {"plane": "python"}], ids=str)
+def test_float64_arrives_with_all_its_bits(arguments):
+    value = np.float64(1 + 1e-12)
+
+    def play(comm):
+        with contextlib.closing(connect(comm, DIM, dtype=np.float64, **arguments)) as link:
+            if comm.rank == 0:
+                got = link.collect(0)
+                link.broadcast(0, np.full(DIM, value))
+                assert got.stack_nd.shape == (2, DIM)
+                return got.stack_nd[:, -1].tolist()
+            link.send(0, np.full(DIM, link.rank + value))
+            return link.receive(0).params_d[-1]
+
+    assert on_ranks(3, play) == [[value, 1 + value], value, value]
 
 
 @needs_core

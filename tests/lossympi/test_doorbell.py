@@ -53,6 +53,25 @@ def test_a_ring_ends_a_wait(bells):
     timer.join()
 
 
+def test_who_rings_without_end_does_not_hold_up_who_listens(bells):
+    class Ringing:
+        """A socket on which somebody else's ring is there as soon as one was taken."""
+
+        taken = 0
+
+        def recv(self, size):
+            self.taken += 1
+            assert self.taken < 1000, "it takes them for ever"
+            return b""
+
+    bells[0].ring([1])
+    own = bells[1]._socket
+    bells[1]._socket = Ringing()
+    assert bells[1].wait(1.0)
+    assert bells[1]._socket.taken == 64
+    bells[1]._socket = own
+
+
 def test_ringing_never_waits_nor_fails(bells):
     bells[0].ring([2])  # elsewhere
     for _ in range(10_000):  # more than its queue takes

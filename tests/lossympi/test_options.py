@@ -17,6 +17,7 @@ TIME = ([1e-9, 1e9], [0, -1.0, INF, NAN], "is a time above 0 s")
 RANGES = {
     "timeout_s": TIME,
     "floor_s": ([0, 1], [-1e-9, INF, NAN], "is a time of 0 s or more"),
+    "f": ([None, 0, 7], [-1], "is at least 0 workers"),
     "max_loss": ([0, 0.01, 1], [-0.01, 1.01, 5, NAN], "is a share in 0..1"),
     "quorum": ([None, 1, 7], [0, -1], "is at least 1 worker"),
     "patience": ([1, 100], [0, -3], "is at least 1 round"),
@@ -107,7 +108,7 @@ class Endpoint:
         return round, np.zeros(10, np.float32)
 
     def counters(self):
-        return {row: dict.fromkeys(("accepted", *REASONS), 0) for row in (-1, 1, 2)}
+        return {row: dict.fromkeys(("accepted", *REASONS, "unsent"), 0) for row in (-1, 1, 2)}
 
 
 def server_with(**options):

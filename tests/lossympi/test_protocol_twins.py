@@ -72,7 +72,7 @@ class Twins:
         assert (queues[0] is None) == (queues[1] is None)
         return None if queues[1] is None else Twins(*queues)
 
-    def look_at_queue(self):
+    def look_at_queue(self, now):
         queue = self.queue()
         if queue is not None:
             queue.has_wanted()
@@ -80,6 +80,7 @@ class Twins:
                 queue.is_finished(row)
                 queue.is_done(row)
                 queue.all_sent(row)
+                queue.overtime(row, now)
 
 
 def header_and_payload(rank, kind, round, seq, odd, rng, counter, wire):
@@ -123,6 +124,7 @@ class Play:
         self.twins = Twins(*(make(of) for make, of in zip(twins, self.layouts, strict=True)))
         self.now, self.counter, self.round = 100.0, 0, 2
         self.can_take_back = False
+        self.challenges = [1] * len(self.peers)
 
     def near(self):
         return self.round + self.rng.choice([0] * 9 + [-1, 1, 2])
@@ -136,6 +138,8 @@ class Play:
         header, payload = header_and_payload(
             self.peers[row], kind, self.near(), rng.randrange(C), odd, rng, self.counter, self.wire
         )
+        if kind == Kind.ECHO and rng.random() < 0.7:
+            header = header._replace(seq=self.challenges[row])
         self.can_take_back = False
         self.twins.handle(row, header, payload, self.now)
         if isinstance(self, WorkerPlay) and kind in (Kind.DATA, Kind.END):
@@ -157,7 +161,8 @@ class Play:
 
     def probe(self):
         self.twins.probe()
-        self.twins.forget_echoes()
+        self.challenges = [self.rng.getrandbits(32) for _ in self.peers]
+        self.twins.forget_echoes(self.challenges)
 
     def look(self):
         """Lets both do what time demands, and compares all that can be seen of them."""
@@ -167,7 +172,7 @@ class Play:
             self.twins.missing(row)
             self.twins.longest_echo(row)
         self.twins.all_echoed()
-        self.twins.look_at_queue()
+        self.twins.look_at_queue(self.now)
 
     def run(self, first, weights):
         self.twins.bye()
@@ -192,7 +197,11 @@ class ServerPlay(Play):
             max_loss=rng.choice([0.0, 0.2, 0.5, 1.0]),
             quorum=rng.randint(1, N),
             live_n=tuple(rng.random() < 0.8 for _ in range(N)),
-            rate_kbps=rng.choice([1, 1000, 2**32 - 1]),
+            rate_kbps=rng.choice([1, 1000, 2**32 - 1, (7, 9, 1000)]),
+            f=rng.choice([0, 1]),
+            longest_s=rng.choice([0.5, 4.0]),
+            free_s=rng.choice([0.0, 0.002, 0.02]),
+            allowance_s_n=tuple(rng.choice([0.0, 0.0003, 0.01]) for _ in range(N)),
         )
         results = [
             plain(each.open_round(self.round, around_nd[1:-1], policy, self.now))
@@ -216,7 +225,7 @@ class ServerPlay(Play):
     def end(self):
         self.can_take_back = False
         if self.twins.queue() is not None:
-            self.twins.end_broadcast()
+            self.twins.end_broadcast(self.now)
 
     def look(self):
         super().look()
@@ -304,7 +313,8 @@ def test_send_queues(rows, c, most, until_done, data):
         st.tuples(st.just("wait"), st.sampled_from([0.0, 0.0004, 0.001, 0.01, 0.2, 1.0])),
         st.tuples(st.just("add"), st.lists(seq, max_size=5)),
         st.tuples(st.just("nacked"), row, seq),
-        st.tuples(st.sampled_from(["done", "leave", "heard"]), row),
+        st.tuples(st.sampled_from(["done", "leave", "heard", "hurry"]), row),
+        st.tuples(st.just("take_nack"), row, st.integers(0, 60)),
         st.just(("take_back",)),
         st.just(("add_rest",)),
     )
@@ -319,6 +329,8 @@ def test_send_queues(rows, c, most, until_done, data):
             if can_take_back:
                 twins.take_back()
             can_take_back = False
+        elif name == "done":
+            twins.done(*arguments, now)
         else:
             getattr(twins, name)(*arguments)
         twins.has_wanted()
@@ -326,6 +338,7 @@ def test_send_queues(rows, c, most, until_done, data):
             twins.is_finished(each)
             twins.is_done(each)
             twins.all_sent(each)
+            twins.overtime(each, now)
 
 
 @given(

@@ -101,7 +101,7 @@ def test_ends_are_repeated_until_done(queue):
     assert ends(done) == [0, 0, 0.0004, 0.0012, 0.0028, 0.006, 0.0124, 0.0224, 0.0324]
     assert [number for _, _, number, _ in done[2:]] == [*range(1, 10)]
     assert not box.is_done(0)
-    box.done(0)
+    box.done(0, 0.0325)
     assert box.next(0.0325) == ("finished",)
     assert box.is_done(0)
     assert box.is_finished(0)
@@ -173,12 +173,12 @@ def test_who_is_heard_is_not_left_behind(queue):
 def test_when_most_are_done_the_others_have_until_4_t_and_silence(queue):
     box = queue(rows=(0, 1, 2), silence=0.5)
     run(box, 1.0, hears=(0, 1, 2))
-    box.done(0)
+    box.done(0, 1.0)
     assert not run(box, 9.0, now=9.0, hears=(1, 2))[1]  # a third is not most
     box = queue(rows=(0, 1, 2), silence=0.5)
     run(box, 1.0, hears=(0, 1, 2))
-    box.done(0)
-    box.done(1)
+    box.done(0, 1.0)
+    box.done(1, 1.0)
     done, finished = run(box, 99.0, now=1.0, hears=(2,))
     assert finished
     assert 4 * 1.0 + 0.5 - 0.051 <= ends(done)[-1].expected <= 4 * 1.0 + 0.5
@@ -202,8 +202,8 @@ def test_who_leaves_is_not_done_and_the_others_go_on(queue):
 
 def test_rows_that_are_not_served_change_nothing(queue):
     box = queue(rows=(1,))
-    for call in (box.done, box.leave):
-        call(0)
+    box.done(0, 0.0)
+    box.leave(0)
     box.nacked(0, 3)
     box.heard(7)
     assert not box.is_done(0)
@@ -270,7 +270,7 @@ def test_what_was_taken_back_is_sent_after_all(make):
 def test_nothing_is_wanted_by_who_has_enough(make):
     box = make([0], 6, 2, True, 9.0, 0.0)
     box.add([3])
-    box.done(0)
+    box.done(0, 0.0)
     assert not box.has_wanted()
     assert box.next(0.0) == ("finished",)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
 import threading
@@ -140,6 +141,30 @@ def test_a_worker_can_neither_write_the_model_nor_shrink_what_it_shares():
         server.hide()
         with pytest.raises(FileNotFoundError):
             os.open(f"{path}{files.board.descriptor}", os.O_RDWR)
+
+
+def test_the_board_is_mapped_and_sealed_as_soon_as_it_is_there(monkeypatch):
+    """Who maps it between may write to it for ever, so nothing else is done meanwhile."""
+    done, create, control, native = [], os.memfd_create, fcntl.fcntl, backend.native()
+
+    def note(name, function):
+        def noted(*arguments):
+            result = function(*arguments)
+            done.append((name, arguments[0] if name == "seal" else result))
+            return result
+
+        return noted
+
+    monkeypatch.setattr(os, "memfd_create", note("make", create))
+    monkeypatch.setattr(fcntl, "fcntl", note("seal", control))
+    monkeypatch.setattr(native, "SharedServer", note("map", native.SharedServer))
+    server = SharedServer(2, 10, Options.of_lossless({}))
+    board = server.files.board.descriptor
+    assert [name for name, _ in done[-3:]] == ["make", "map", "seal"]
+    assert (done[-3][1], done[-1][1]) == (board, board)
+    assert len(done) == 2 * 4 + 1
+    server.hide()
+    server.close()
 
 
 def test_nonsense_in_bell_and_counters_delays_nobody_for_long():

@@ -9,31 +9,31 @@ from lossympi.timeout import Deadline, Grace, Liveness
 def test_the_cap_holds_until_enough_rounds_did_without_the_deadline():
     deadline = Deadline(10.0)
     for number in range(19):
-        deadline.observe(0.1 * number, "early" if number % 2 else "complete")
-        deadline.observe(10.0, "deadline")
+        deadline.observe(0.1 * number)
+        deadline.observe(None)
         assert deadline.current == 10.0
-    deadline.observe(1.9, "early")
+    deadline.observe(1.9)
     assert deadline.current == pytest.approx(1.5 * np.quantile(0.1 * np.arange(20), 0.95))
 
 
 def test_the_latest_rounds_count():
     deadline = Deadline(100.0, rounds=4, quantile=0.5, margin=2.0)
     for elapsed_s in (9, 9, 9, 9, 1, 2, 3, 4):
-        deadline.observe(elapsed_s, "complete")
+        deadline.observe(elapsed_s)
     assert deadline.current == 2 * 2.5
 
 
 def test_the_cap_is_never_exceeded():
     deadline = Deadline(1.0, rounds=1)
-    deadline.observe(0.9, "early")
+    deadline.observe(0.9)
     assert deadline.current == 1.0
-    deadline.observe(0.2, "early")
+    deadline.observe(0.2)
     assert deadline.current == pytest.approx(0.3)
 
 
 def test_who_waits_for_all_learns_nothing():
     deadline = Deadline(math.inf, rounds=1)
-    deadline.observe(1.0, "complete")
+    deadline.observe(1.0)
     assert deadline.current == math.inf
 
 
@@ -65,35 +65,49 @@ def test_patience_is_at_least_1():
         Liveness(1, 0)
 
 
-def test_a_deadline_that_half_of_the_rows_miss_is_wrong():
+@pytest.mark.parametrize(("f", "tolerated", "too_many"), [(0, 49, 50), (3, 3, 4)])
+def test_a_deadline_that_more_than_f_rows_miss_is_wrong(f, tolerated, too_many):
+    """Where f is 0, that half of them miss."""
     deadline = Deadline(cap_s=10.0, rounds=2)
     for _ in range(2):
-        deadline.observe(1.0, "complete")
+        deadline.observe(1.0)
     assert deadline.current == 1.5
-    deadline.observe(1.5, "deadline", unsettled=0.49)  # Byzantine workers may be so many
+    deadline.observe(None, tolerated, 100, f)
     assert deadline.current == 1.5
     for current in (3.0, 6.0, 10.0, 10.0):
-        deadline.observe(deadline.current, "deadline", unsettled=0.5)
+        deadline.observe(None, too_many, 100, f)
         assert deadline.current == current
     for _ in range(2):
-        deadline.observe(2.0, "early")
+        deadline.observe(2.0)
     assert deadline.current == 3.0
 
 
-def test_grace_is_for_those_whom_it_helps():
-    grace = Grace(0.3)
+@pytest.mark.parametrize(("f", "late_n"), [(0, (3, 0, 0)), (1, (3, 0, 1)), (2, (1, 1, 1))])
+def test_grace_is_for_those_whom_it_helps(f, late_n):
+    grace = Grace(0.3, 3, f)
     waited_n = []
     for round in range(200):
         waited_n.append(grace.current > 0)
-        grace.observe(late=3 if round == 50 else 0)
+        grace.observe(late_n if round == 50 else (0, 0, 0))
     assert waited_n == [True] * 5 + [False] * 46 + [True] * 100 + [False] * 49
+
+
+def test_f_workers_cannot_keep_the_grace_up():
+    """One late datagram each in every round, or one in 100 rounds."""
+    for every in (1, 100):
+        grace = Grace(0.3, 5, f=2)
+        waited = 0
+        for round in range(1000):
+            waited += grace.current > 0
+            grace.observe((0, 0, 0, round % every == 0, round % every == every // 2))
+        assert waited == 5
 
 
 def test_a_deadline_stays_above_its_floor_and_below_its_cap():
     for cap_s, floor_s, expected in [(10, 1, 1), (0.5, 1, 0.5), (10, 0, 0.015)]:
         deadline = Deadline(cap_s, floor_s=floor_s)
         for _ in range(20):
-            deadline.observe(0.01, "complete")
+            deadline.observe(0.01)
         assert deadline.current == pytest.approx(expected)
 
 

@@ -216,10 +216,10 @@ def test_the_native_assembler_has_no_other_rows(row):
 COUNTS = st.integers(0, 5)
 
 
-@given(COUNTS, COUNTS, COUNTS, st.integers(1, 6), st.booleans())
+@given(COUNTS, COUNTS, COUNTS, st.integers(1, 6), st.booleans(), COUNTS)
 @settings(max_examples=400)
-def test_what_closes_a_round(num_live, num_complete, num_settled, quorum, is_late):
-    state = num_live, num_complete, num_settled, quorum, is_late
+def test_what_closes_a_round(num_live, num_complete, num_settled, quorum, is_late, num_given_up):
+    state = num_live, num_complete, num_settled, quorum, is_late, num_given_up
     assert core.closed_by(*state) == closed_by(*state)
 
 
@@ -234,6 +234,10 @@ POLICIES = st.builds(
     quorum=st.integers(1, 3),
     live_n=st.tuples(st.booleans(), st.booleans()),
     rate_kbps=st.just(1),
+    f=st.integers(0, 2),
+    longest_s=st.sampled_from([0.5, 8.0, math.inf]),
+    free_s=TIMES,
+    allowance_s_n=st.tuples(TIMES, TIMES),
 )
 
 

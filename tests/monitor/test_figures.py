@@ -1,4 +1,5 @@
 import csv
+import math
 import subprocess
 
 import numpy as np
@@ -23,7 +24,9 @@ def report(usage_n, delivered_n, stack_nd=None, grad_d=None, stats=None):
 
 def stats_of(*late_and_rejected):
     """Statistics of a round in which of each worker so many came late, and these were rejected."""
-    workers = (WorkerStats(1, True, True, 0, 1, late, 0, why) for late, why in late_and_rejected)
+    workers = (
+        WorkerStats(1, True, True, math.inf, 0, 1, late, 0, why) for late, why in late_and_rejected
+    )
     return RoundStats(0, "complete", 0, 1, tuple(workers))
 
 
@@ -50,6 +53,16 @@ def scalars_of(folder):
             for value in event.summary.value:
                 found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
     return found
+
+
+def test_rows_go_through_no_link(make_monitor, tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    monitor, _ = make_monitor()
+    monitor.path.symlink_to("victim")
+    monitor.record(report([1, 0], [1, 1]))
+    with pytest.raises(OSError, match="symbolic link"):
+        monitor.write(1, report([1, 0], [1, 1]))
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_a_row_is_the_mean_of_the_rounds_since_the_last_one(make_monitor):
@@ -94,7 +107,7 @@ def test_what_came_late_or_was_rejected_is_added_up(make_monitor):
     assert reasons == {"worker_01/rejected/forged": 1000007, "worker_01/rejected/early": 1}
 
 
-def test_the_last_rounds_get_rows_without_distances(make_monitor):
+def test_the_last_rounds_get_rows_too(make_monitor):
     monitor, writer = make_monitor()
     monitor.write_rest(0)
     assert not monitor.path.exists()
@@ -103,9 +116,9 @@ def test_the_last_rounds_get_rows_without_distances(make_monitor):
     monitor.write_rest(1)
     writer.close()
     assert [(r["selected"], r["distance"]) for r in rows_of(monitor.path)] == [
-        ("1", "nan"), ("0", "nan"),
+        ("1", "0"), ("0", "0"),
     ]  # fmt: skip
-    assert ("worker_00/distance", 1) not in scalars_of(monitor.path.parent / "events")
+    assert scalars_of(monitor.path.parent / "events")["worker_00/distance", 1] == 0
 
 
 @pytest.mark.parametrize("poison", [0.0, 1e30, 3e38, np.inf, -np.inf, np.nan])

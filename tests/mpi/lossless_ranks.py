@@ -1,9 +1,12 @@
 """What each rank does where nothing is lost: mpirun -n 5 python -m ... NAME TRANSPORT."""
 
 import itertools
+import mmap
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +222,53 @@ def overtaken():
     ended(link)
 
 
+def stalled():
+    """Transfers that never end keep a row each, and 16 receives of what is not wanted."""
+    dim = 1_000_003
+    link = joined(dim, timeout_s=2.0, patience=100, f=2)
+    sent = []
+    folder = tempfile.TemporaryDirectory()
+    is_seen = Path(COMM.bcast(folder.name)) / "seen"
+    if RANK == 0:
+        before = resident_bytes()
+        for round in range(4):
+            got = link.collect(round)
+            for row in range(NUM_WORKERS - 2):
+                check_row(got, row, round)
+            link.broadcast(round, vector(0, round, dim))
+        assert sorted(link._overtaken) == [LAST - 2, LAST - 1]
+        for row, (_, stack_nd) in link._overtaken.items():
+            assert not stack_nd[: row - 1, 4096:-4096].any()  # pages at the borders stay
+        vectors = (resident_bytes() - before) / (4 * dim)
+        # The stack, two rows that are being written, three models, three of ours; no other stack.
+        assert vectors < NUM_WORKERS + 2 + 3 + 3, vectors
+        assert [len(drops) for drops in link._dropped.values()] == [16], link._dropped
+        is_seen.touch()
+        while link._overtaken or link._dropped:
+            link.collect(round := round + 1)
+    elif RANK < LAST - 1:
+        for round in range(4):
+            link.send(round, vector(RANK, round, dim))
+            link.receive(round)
+    else:
+        # One stalls in round 0, the other in round 1, and then sends what nobody wants.
+        first = LAST - RANK
+        if first == 1:
+            link.send(0, vector(RANK, 0, dim))
+            link.receive(0)
+        sent.append(link._comm.Isend(np.ones(dim, np.float32), 0, first))
+        for _ in range(40 * first):
+            sent.append(link._comm.Isend(np.ones(dim + 1, np.float32), 0, 9))
+        while not is_seen.exists():
+            time.sleep(0.05)  # in which no transfer goes on
+        MPI.Request.Waitall(sent)
+    ended(link)
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
 def waits():
     """Deadline, quorum, wait_s, give_up_s, and whom the server waits for."""
     dim = LONG
@@ -291,5 +341,6 @@ def differ():
 
 
 if __name__ == "__main__":
-    JOBS = {job.__name__: job for job in (exact, sleeper, hostile, overtaken, waits, differ)}
+    jobs = exact, sleeper, hostile, overtaken, stalled, waits, differ
+    JOBS = {job.__name__: job for job in jobs}
     JOBS[sys.argv[1]]()

@@ -20,3 +20,8 @@ def test_jobs_with_shared_memory(job):
 def test_what_a_close_overtakes_is_kept_off_the_stack():
     """Without CMA, with which the server would not need the worker to go on."""
     check(run_on_one_host(5, "-m", RANKS, "overtaken", "mpi", OMPI_MCA_smsc="^cma"))
+
+
+def test_transfers_that_never_end_keep_little_memory():
+    """Two workers stall in two rounds, and one sends 40 messages that nobody wants."""
+    check(run_on_one_host(5, "-m", RANKS, "stalled", "mpi", OMPI_MCA_smsc="^cma"))

@@ -87,7 +87,8 @@ void Measure(int64_t n, double copy_bytes_per_s) {
   show("distances", n, 0,
        [&] { return Cuda::sq_distances(stack, n, d, sq_dist_nn.get(), scratch.get(), nullptr); });
   show("distances to", n + 1, 0, [&] {
-    return Cuda::sq_distances_to(stack, n, d, v_d.get(), sq_dist_nn.get(), scratch.get(), nullptr);
+    return Cuda::sq_distances_to(stack, n, d, v_d.get(), 0, sq_dist_nn.get(), scratch.get(),
+                                 nullptr);
   });
   const std::vector<double> ones(n, 1.0);
   const Buffer<double> weight_n(ones.data(), n);

@@ -135,7 +135,7 @@ void CompareColumns(Stack<T> stack, const char* kind, std::mt19937* rng) {
   CompareGradients(stack, "weighted mean", kind, [&](const Kernels<T>& kernels, T* out) {
     std::vector<double> sq_dist_n(n);
     aggregathor::Step step;
-    kernels.weiszfeld_step(stack, weights.data(), out, sq_dist_n.data(), &step, pool);
+    kernels.weiszfeld_step(stack, weights.data(), 0, out, sq_dist_n.data(), &step, pool);
   });
 }
 
@@ -144,13 +144,13 @@ void ComparePairs(Stack<T> stack, const char* kind) {
   const int64_t n = stack.n;
   const auto& pool = oracles::kTwoRanges;
   CompareDistances(stack, n * n, "distances", kind, [&](const Kernels<T>& kernels, double* out) {
-    kernels.sq_distances(stack, out, pool);
+    kernels.sq_distances(stack, true, out, pool);
   });
   std::vector<T> v(stack.data + (n - 1) * stack.d, stack.data + n * stack.d);
   for (T& x : v) x = std::isnan(x) ? T{1} : x;  // nobody asks for distances to what is missing
   CompareDistances(stack, n, "distances to", kind, [&](const Kernels<T>& kernels, double* out) {
     aggregathor::Step step;
-    kernels.weiszfeld_step(stack, nullptr, v.data(), out, &step, pool);
+    kernels.weiszfeld_step(stack, nullptr, 0, v.data(), out, &step, pool);
   });
 }
 
@@ -178,7 +178,7 @@ void TestNorm(std::mt19937* rng) {
   const cuda_table::Buffer<double> norm(1);
   const cuda_table::Buffer<char> scratch(aggregathor_cuda_sq_distances_to_scratch(1, 5000));
   const auto code = aggregathor::CudaKernels<T>::sq_distances_to(
-      row.get(), 1, 5000, nullptr, norm.get(), scratch.get(), nullptr);
+      row.get(), 1, 5000, nullptr, 0, norm.get(), scratch.get(), nullptr);
   double got, want = 0;
   norm.CopyTo(&got);
   for (int64_t j = 0; j < 5000; ++j) want += static_cast<double>(given.data[j]) * given.data[j];

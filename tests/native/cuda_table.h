@@ -23,6 +23,7 @@ using aggregathor::Kernels;
 using aggregathor::Parallel;
 using aggregathor::Stack;
 using aggregathor::Step;
+using aggregathor::Wide;
 using aggregathor::Window;
 
 inline void Check(int code) {
@@ -81,13 +82,35 @@ void WindowMean(Stack<T> stack, Window window, int64_t f, T* out, int64_t* kept_
 }
 
 template <typename T>
-void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel) {
+void SqDistances(Stack<T> stack, bool scaled, double* sq_dist_nn, Parallel) {
+  const int64_t n = stack.n;
   const Buffer<T> stack_nd = ToDevice(stack);
-  const Buffer<double> result(stack.n * stack.n);
-  const Buffer<char> scratch(aggregathor_cuda_sq_distances_scratch(stack.n, stack.d));
-  Check(CudaKernels<T>::sq_distances(stack_nd.get(), stack.n, stack.d, result.get(), scratch.get(),
+  const Buffer<double> result(n * n);
+  const Buffer<char> scratch(aggregathor_cuda_sq_distances_scratch(n, stack.d));
+  Check(CudaKernels<T>::sq_distances(stack_nd.get(), n, stack.d, result.get(), scratch.get(),
                                      nullptr));
   result.CopyTo(sq_dist_nn);
+  if constexpr (sizeof(T) == sizeof(double)) {  // as gpu_ops.cc does
+    if (!scaled) return;
+    std::vector<int64_t> pairs;
+    for (int64_t i = 0; i < n * n; ++i) {
+      if (i / n < i % n && !aggregathor::IsSure(sq_dist_nn[i])) pairs.push_back(i);
+    }
+    if (pairs.empty()) return;
+    const int64_t num_pairs = static_cast<int64_t>(pairs.size());
+    const Buffer<int64_t> on_device(pairs.data(), num_pairs);
+    const Buffer<Wide> wide_on_device(num_pairs);
+    Check(aggregathor_cuda_wide_sq_distances(stack_nd.get(), n, stack.d, on_device.get(), num_pairs,
+                                             wide_on_device.get(), nullptr));
+    std::vector<Wide> wide(num_pairs), wide_nn(n * n);
+    wide_on_device.CopyTo(wide.data());
+    for (int64_t i = 0; i < n * n; ++i) wide_nn[i] = {sq_dist_nn[i], 0};
+    for (int64_t p = 0; p < num_pairs; ++p) {
+      const int64_t a = pairs[p] / n, b = pairs[p] % n;
+      wide_nn[a * n + b] = wide_nn[b * n + a] = wide[p];
+    }
+    aggregathor::ToOneUnit(wide_nn.data(), n, sq_dist_nn);
+  }
 }
 
 template <typename T>
@@ -113,8 +136,8 @@ void BulyanTail(Stack<T> stack, const int64_t* groups, int64_t theta, int64_t m,
 
 // From the three functions that gpu_ops.cc makes a step of.
 template <typename T>
-void WeiszfeldStep(Stack<T> stack, const double* weight_n, T* v, double* sq_dist_n, Step* step,
-                   Parallel) {
+void WeiszfeldStep(Stack<T> stack, const double* weight_n, int unit, T* v, double* sq_dist_n,
+                   Step* step, Parallel) {
   const Buffer<T> stack_nd = ToDevice(stack), before(v, stack.d), v_d(v, stack.d);
   const Buffer<double> result(stack.n + 2);
   const Buffer<char> scratch(std::max(aggregathor_cuda_sq_distances_to_scratch(stack.n, stack.d),
@@ -125,8 +148,8 @@ void WeiszfeldStep(Stack<T> stack, const double* weight_n, T* v, double* sq_dist
                                         nullptr));
   }
   const auto compare = [&](const T* rows, int64_t n, const T* center, double* sq_dist) {
-    Check(
-        CudaKernels<T>::sq_distances_to(rows, n, stack.d, center, sq_dist, scratch.get(), nullptr));
+    Check(CudaKernels<T>::sq_distances_to(rows, n, stack.d, center, unit, sq_dist, scratch.get(),
+                                          nullptr));
   };
   compare(stack_nd.get(), stack.n, v_d.get(), result.get());
   compare(v_d.get(), 1, before.get(), result.get() + stack.n);

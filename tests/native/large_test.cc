@@ -236,7 +236,7 @@ void TestColumns(const Kernels<float>& kernels, Stack<float> stack, const Expect
   run(
       "weighted mean",
       [&] {
-        kernels.weiszfeld_step(stack, weights.data(), out.get(), sq_dist.data(), &step,
+        kernels.weiszfeld_step(stack, weights.data(), 0, out.get(), sq_dist.data(), &step,
                                kTwoThreads);
       },
       mean);
@@ -279,10 +279,10 @@ void TestDistances(const Kernels<float>& kernels, Stack<float> stack, const Expe
                    const Results& mean) {
   const int64_t n = stack.n;
   std::vector<double> sq_dist(n * n), to_mean(n);
-  kernels.sq_distances(stack, sq_dist.data(), kTwoThreads);
+  kernels.sq_distances(stack, true, sq_dist.data(), kTwoThreads);
   kernels.mean(stack, true, mean.get(), kTwoThreads);
   aggregathor::Step step;
-  kernels.weiszfeld_step(stack, nullptr, mean.get(), to_mean.data(), &step, kTwoThreads);
+  kernels.weiszfeld_step(stack, nullptr, 0, mean.get(), to_mean.data(), &step, kTwoThreads);
   for (int64_t a = 0; a < n; ++a) {
     const auto value = [&](int64_t j) { return expected.At(a, j); };
     for (int64_t b = a + 1; b < n; ++b) {

@@ -21,6 +21,7 @@
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
 #include "lossympi/core/send_queue.h"
+#include "tests/native/fuzz_input.h"
 
 namespace {
 
@@ -44,34 +45,16 @@ using lossympi::WorkerProtocol;
 
 constexpr uint32_t kSession = 0x12345678;
 constexpr size_t kTag = 1;        // a byte: the sum of all before it
-constexpr size_t kLongest = 260;  // bytes of a datagram
+constexpr size_t kLongest = 190;  // bytes of a datagram: a step may have as many
 constexpr uint8_t kGuard = 0xa5;
 constexpr size_t kGuardFloats = 16;
-
-#define CHECK(is_so)                                                           \
-  do {                                                                         \
-    if (!(is_so)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #is_so); \
-      std::abort();                                                            \
-    }                                                                          \
-  } while (false)
+constexpr uint32_t kRateKbps = 1000;
 
 uint8_t SumOf(const uint8_t* data, size_t size) {
   uint8_t sum = 0;
   for (size_t i = 0; i < size; ++i) sum = static_cast<uint8_t>(sum + data[i]);
   return sum;
 }
-
-// What the fuzzer has left.
-struct Input {
-  const uint8_t* data;
-  size_t size;
-  uint8_t Byte() {
-    if (size == 0) return 0;
-    --size;
-    return *data++;
-  }
-};
 
 // Floats between guards, all of them known.
 class Guarded {
@@ -99,7 +82,10 @@ class Fuzzed {
       : layout_(layout),
         c_(layout.framing.NumDatagrams()),
         rows_(static_cast<size_t>(layout.num_peers() * layout.framing.dim)),
-        nacked_at_(layout.num_peers(), -1) {
+        nacked_at_(layout.num_peers(), -1),
+        nack_bytes_(layout.num_peers()),
+        reply_bytes_(layout.num_peers()),
+        challenges_(layout.num_peers(), 7) {
     if (layout.is_server()) {
       protocol_ = &server_.emplace(layout);
     } else {
@@ -134,8 +120,7 @@ class Fuzzed {
         if (protocol_->queue() != nullptr) StopTransmitting();
         break;
       default:
-        protocol_->ForgetEchoes();
-        CheckProbes();
+        argument < 224 ? ProbeAnew(argument) : Repeat(argument - 223);
     }
     Tick();
   }
@@ -162,6 +147,12 @@ class Fuzzed {
     CHECK(answer.row == from_);
     const size_t bytes = answer.payload.size(), size = kHeaderBytes + bytes + kTag;
     CHECK(size <= kLongest);
+    if (answer.kind != Kind::kNack &&
+        fed_kind_ != Kind::kData) {  // a whole model's DONE is unasked
+      // So many bytes at once, and 48 a quarter of a millisecond.
+      reply_bytes_[answer.row] += static_cast<double>(size);
+      CHECK(reply_bytes_[answer.row] <= 16384 + (now_ - 1) * 192000 + 1);
+    }
     switch (answer.kind) {
       case Kind::kEcho:
         CHECK(answer.round == 0 && answer.total == 0 && size == fed_bytes_);
@@ -175,13 +166,19 @@ class Fuzzed {
       case Kind::kNack: {
         CHECK(answer.total == c_ && answer.seq < c_ && bytes <= layout_.framing.FullPayload());
         double& nacked_at = nacked_at_[answer.row];
-        if (answer.seq == 0 || now_ != nacked_at) {
+        double& nack_bytes = nack_bytes_[answer.row];
+        if (now_ != nacked_at) {
           CHECK(nacked_at < 0 || now_ >= nacked_at + 0.00025 - 1e-9);
+          if (server_ && nacked_at >= 0) {
+            CHECK(now_ >= nacked_at + nack_bytes / (kRateKbps * 125.0) - 1e-9);
+          }
+          nack_bytes = 0;
         }
         nacked_at = now_;
+        nack_bytes += static_cast<double>(size);
         uint32_t wanted = 0;
-        CHECK(lossympi::ReadNack(answer.seq, answer.payload.data(), bytes, answer.total,
-                                 [&](uint32_t) { ++wanted; }));
+        CHECK(lossympi::IsSoundNack(answer.seq, answer.payload.data(), bytes, answer.total));
+        lossympi::ReadNack(answer.seq, answer.payload.data(), bytes, [&](uint32_t) { ++wanted; });
         CHECK(wanted > 0 && wanted <= protocol_->missing(answer.row));
         break;
       }
@@ -195,9 +192,23 @@ class Fuzzed {
     CHECK(done.round > 0 && done.seq == 0 && done.total == 0 && done.payload.empty());
   }
 
+  void ProbeAnew(uint8_t challenge) {
+    CheckProbes();
+    for (int row = 0; row < layout_.num_peers(); ++row) challenges_[row] = challenge + row;
+    protocol_->ForgetEchoes(challenges_);
+    CHECK(!protocol_->all_echoed());
+    CheckProbes();
+  }
+
   void CheckProbes() const {
     const lossympi::Datagrams probes = protocol_->Probe();
-    CHECK(probes.size() == 2 * static_cast<size_t>(layout_.num_peers()));
+    size_t num_echoed = 0;
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      CHECK(protocol_->longest_echo(row) <= kLongest);
+      num_echoed += protocol_->longest_echo(row) == kLongest;
+    }
+    CHECK(probes.size() == 2 * (layout_.num_peers() - num_echoed));
+    CHECK(protocol_->all_echoed() == probes.empty());
     for (const Outgoing& probe : probes) {
       CHECK(probe.kind == Kind::kProbe && probe.round == 0 && probe.total == 0);
       CHECK(kHeaderBytes + probe.payload.size() + kTag <= kLongest);
@@ -217,10 +228,11 @@ class Fuzzed {
     opened_at_ = now_;
     deadline_ = policy.deadline;
     open_ = true;
-    const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, 1000, now_);
+    const std::vector<uint32_t> rates(layout_.num_peers(), kRateKbps);
+    const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, rates, now_);
     CHECK(grants.size() == static_cast<size_t>(layout_.num_peers()));
     for (const Outgoing& grant : grants) {
-      CHECK(grant.kind == Kind::kGrant && grant.round == open_round_ && grant.seq == 1000);
+      CHECK(grant.kind == Kind::kGrant && grant.round == open_round_ && grant.seq == kRateKbps);
     }
     rows_.Keep();
   }
@@ -268,6 +280,7 @@ class Fuzzed {
       if (argument >> row & 1) rows.push_back(row);
     }
     server_->StartBroadcast(round, rows, most, 0.5, now_);
+    broadcast_at_ = now_;
     served_.assign(layout_.num_peers(), false);
     for (const int row : rows) served_[row] = true;
   }
@@ -299,7 +312,11 @@ class Fuzzed {
 
   void StopTransmitting() {
     if (worker_) return worker_->EndGradient();
-    const std::vector<uint8_t> done = server_->EndBroadcast();
+    for (int row = 0; row < layout_.num_peers(); ++row) {
+      const double overtime = server_->queue()->Overtime(row, now_);
+      CHECK(overtime >= 0 && overtime <= now_ - broadcast_at_ && (served_[row] || overtime == 0));
+    }
+    const std::vector<uint8_t> done = server_->EndBroadcast(now_);
     for (int row = 0; row < layout_.num_peers(); ++row) {
       if (!served_[row]) CHECK(!done[row]);
     }
@@ -308,11 +325,22 @@ class Fuzzed {
   // `size` bytes of the input, or as many as there are, made a datagram. The byte before them says
   // what is left as the fuzzer wants it and who sends.
   void Feed(size_t size, Input* input) {
-    const uint8_t how = input->Byte();
+    fed_how_ = input->Byte();
+    fed_.assign(input->data, input->data + std::min(size, input->size));
+    input->data += fed_.size();
+    input->size -= fed_.size();
+    FeedAgain();
+  }
+
+  // The last one again and again, with higher counters: who asks without end.
+  void Repeat(int times) {
+    for (int i = 0; i < 8 * times; ++i) FeedAgain();
+  }
+
+  void FeedAgain() {
+    const uint8_t how = fed_how_;
     static std::vector<uint8_t> datagram;  // kept: under a sanitizer allocations take most time
-    datagram.assign(input->data, input->data + std::min(size, input->size));
-    input->data += datagram.size();
-    input->size -= datagram.size();
+    datagram = fed_;
     from_ = how % 4;
     if (datagram.size() >= kHeaderBytes) {
       if ((how & 0x10) == 0) MakePlausible(how, &datagram);
@@ -340,6 +368,7 @@ class Fuzzed {
     } else if (header.kind == Kind::kEnd || header.kind == Kind::kNack) {
       header.total = c_;
     }
+    if (header.kind == Kind::kEcho && (how & 0x40) == 0) header.seq = challenges_[from_];
     if (header.counter % 8 != 7) header.counter = ++counter_;
     lossympi::Pack(header, datagram->data());
   }
@@ -369,6 +398,7 @@ class Fuzzed {
     if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
     CHECK(envelope.row >= 0 && envelope.row < layout_.num_peers());
     if (envelope.row != from_) return protocol_->Reject(-1, Verdict::kForeign);
+    fed_kind_ = envelope.header.kind;
     const size_t end = envelope.signed_bytes;
     CHECK(end >= kHeaderBytes && end + kTag == size);
     if (SumOf(data, end) != data[end]) return protocol_->Reject(envelope.row, Verdict::kForged);
@@ -425,7 +455,8 @@ class Fuzzed {
       if (!asks.empty()) CHECK(asks[0].kind == Kind::kReady && asks[0].round == asked_round_);
       return;
     }
-    if (open_) CHECK(server_->wake_at(now_) <= std::max(now_, opened_at_ + deadline_));
+    const double wake_at = server_->wake_at(now_);
+    CHECK(open_ ? wake_at <= std::max(now_, opened_at_ + deadline_) : std::isinf(wake_at));
     const auto dones = server_->Tick(now_);
     CHECK(dones.empty() || open_);
     for (const Outgoing& done : dones) CheckDone(done);
@@ -453,8 +484,13 @@ class Fuzzed {
   const uint32_t c_;
   Guarded rows_;
   double now_ = 1, opened_at_ = 0, deadline_ = 0;
-  std::vector<double> nacked_at_;
-  int from_ = 0;  // the row that the datagram in hand comes from
+  double broadcast_at_ = 0;
+  std::vector<double> nacked_at_, nack_bytes_, reply_bytes_;
+  std::vector<uint32_t> challenges_;
+  uint8_t fed_how_ = 0;
+  Kind fed_kind_{};
+  std::vector<uint8_t> fed_;  // of the input, by the last Feed
+  int from_ = 0;              // the row that the datagram in hand comes from
   size_t fed_bytes_ = 0;
   uint64_t num_fed_ = 0, counter_ = 0;
   bool open_ = false;

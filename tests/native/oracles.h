@@ -131,7 +131,7 @@ template <typename T>
 void TestDistances(const Kernels<T>& kernels, Stack<T> stack, const char* kind) {
   const int64_t n = stack.n, d = stack.d;
   const std::unique_ptr<double[]> sq_dist(new double[n * n]);
-  kernels.sq_distances(stack, sq_dist.get(), kTwoRanges);
+  kernels.sq_distances(stack, true, sq_dist.get(), kTwoRanges);
   for (int64_t a = 0; a < n; ++a) {
     for (int64_t b = 0; b < n; ++b) {
       if (a == b) continue;
@@ -167,7 +167,7 @@ void TestWeiszfeld(const Kernels<T>& kernels, Stack<T> stack, const char* kind) 
   const std::unique_ptr<T[]> v(new T[d]), before(new T[d]);
   for (int64_t j = 0; j < d; ++j) v[j] = before[j] = static_cast<T>(j % 5);
   aggregathor::Step step;
-  kernels.weiszfeld_step(stack, weights.data(), v.get(), sq_dist.data(), &step, kTwoRanges);
+  kernels.weiszfeld_step(stack, weights.data(), 0, v.get(), sq_dist.data(), &step, kTwoRanges);
 
   double sq_length = 0, sq_norm = 0;
   for (int64_t j = 0; j < d; ++j) {
@@ -199,7 +199,7 @@ void TestWeiszfeld(const Kernels<T>& kernels, Stack<T> stack, const char* kind) 
     }
   };
   expect_distances("distance to the mean");
-  kernels.weiszfeld_step(stack, nullptr, v.get(), sq_dist.data(), &step, kTwoRanges);
+  kernels.weiszfeld_step(stack, nullptr, 0, v.get(), sq_dist.data(), &step, kTwoRanges);
   expect_distances("distance to a center");
   Expect(step.sq_length == 0, "a center that stays", n, d, kind);
 }
@@ -208,7 +208,7 @@ template <typename T>
 void TestBulyan(const Kernels<T>& kernels, Stack<T> stack, int64_t f, const char* kind) {
   const int64_t n = stack.n;
   const std::unique_ptr<double[]> sq_dist(new double[n * n]);
-  kernels.sq_distances(stack, sq_dist.get(), kTwoRanges);
+  kernels.sq_distances(stack, true, sq_dist.get(), kTwoRanges);
   const auto groups = aggregathor::BulyanSelect(sq_dist.get(), n, f);
   if (static_cast<int64_t>(groups.size()) < n - 2 * f - 2) return;  // too few comparable rows
   const int64_t theta = n - 2 * f - 2, m = n - f - 2;

@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,6 +24,22 @@ def run(*command):
 
 def test_a_short_fuzz_finds_nothing():
     assert "60000 inputs" in run("scripts/fuzz-lossympi", "60000")
+
+
+def test_hostile_jobs_find_nothing():
+    assert "300 jobs" in run("scripts/fuzz-lossympi", "jobs", "300")
+
+
+@pytest.mark.skipif(shutil.which("gcov") is None, reason="no gcov")
+def test_the_seeds_take_every_branch():
+    """Every one of protocol.cc, with GCC 12; other compilers make other branches of it."""
+    said = run("scripts/fuzz-lossympi", "coverage", "0")
+    words = r"core/protocol\.cc: (\d+) of (\d+) lines, (\d+) of (\d+) branches"
+    found = re.search(words, said)
+    assert found is not None, said
+    lines, all_lines, branches, all_branches = map(int, found.groups())
+    assert lines == all_lines
+    assert branches >= 0.98 * all_branches
 
 
 def test_the_pool_s_threads_do_not_race():

@@ -32,7 +32,9 @@ class Job:
         self.workers = [SharedWorker(link.files, rank, D, checked) for rank in range(N)]
         link.hide()
         self.observer = Observer(SETTING)
-        self.waits = ServerWaits(SimpleNamespace(rank=0, gone=gone, topology=SETTING.topology))
+        ranks = SimpleNamespace(rank=0, gone=gone, topology=SETTING.topology, tell=lambda _: None)
+        ranks.describe_end = "rank {}'s script ended".format
+        self.waits = ServerWaits(ranks)
         self.server = RoundsServer(
             link,
             Aggregation(SETTING, D),
@@ -66,6 +68,12 @@ def jobs():
         job.close()
 
 
+USED_UP = (
+    "nothing came from worker 1 (rank 2): 1 of the f=1 are used up, and the other gradients may "
+    "have 0 Byzantine ones among them (median needs n >= 2f + 1 gradients; f=1 needs 3, got 2)"
+)
+
+
 def said_by(capsys):
     return [line.removeprefix("aggregathor: ") for line in capsys.readouterr().err.splitlines()]
 
@@ -79,6 +87,7 @@ def test_who_is_silent_is_named_and_who_is_back(jobs, capsys, monkeypatch):
         job.round(0, 2)
     assert said_by(capsys) == [
         "round 1 has waited 0 s for worker 1 (rank 2)",
+        USED_UP,
         "round 2 has waited 0 s for worker 1 (rank 2)",
         "worker 1 (rank 2) is silent, and waited for no longer in round 3",
     ]
@@ -103,6 +112,7 @@ def test_no_round_waits_for_a_process_that_has_ended(jobs, capsys):
     job.round(0, 2)
     assert time.monotonic() - begun < 5
     assert said_by(capsys) == [
-        "worker 1 (rank 2) has ended",
+        "rank 2's script ended, before round 1; 2 of 3 workers are left",
         "worker 1 (rank 2) is silent, and waited for no longer in round 1",
+        USED_UP,
     ]

@@ -36,9 +36,9 @@ class Job:
         self.ranks = self.meeting = self
         self.network = Losing()
 
-    def serve(self, dim, read):
-        server, self.links = memory.connect(5, dim, self.network)
-        self.half = RoundsServer(server, Aggregation(SETTING, dim), read)
+    def serve(self, dim, read, dtype):
+        server, self.links = memory.connect(5, dim, self.network, dtype=dtype)
+        self.half = RoundsServer(server, Aggregation(SETTING, dim, dtype=dtype), read)
         return self.half
 
     def send_state(self, arrays):
@@ -107,12 +107,12 @@ ALIKE = {
     "a rule": {"gar": "multi-krum", "f": 1, "num_workers": 5},
     "a composition": {"gar": "bucketing(s=2)+median", "f": 1, "num_workers": 6},
     "an attack with memory": {
-        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
-        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+        "gar": "median", "f": 1, "byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_args": {"follow": "direction"},
     },
     "losses": {
-        "gar": "median", "f": 1, "num_byzantine": 1, "num_workers": 3,
-        "attack": "mimic", "attack_parameters": {"follow": "direction"},
+        "gar": "median", "f": 1, "byzantine": 1, "num_workers": 3,
+        "attack": "mimic", "attack_args": {"follow": "direction"},
         "fill": "previous", "loss": 0.3,
     },
 }  # fmt: skip
@@ -135,9 +135,9 @@ def train_on_threads(setting, monkeypatch):
     config = Config(
         gar=setting.gar,
         f=setting.f,
-        byzantine=setting.num_byzantine,
+        byzantine=setting.byzantine,
         attack=setting.attack,
-        attack_args=setting.attack_parameters,
+        attack_args=setting.attack_args,
         fill=setting.fill,
         seed=setting.seed,
         transport="shm",
@@ -192,6 +192,54 @@ def connect_in_memory(setting, monkeypatch):
         return links[ranks.rank]
 
     monkeypatch.setattr(lossympi, "connect", connect)
+
+
+STEP = np.array(1, np.int64)
+MOMENTUM = np.ones((1, 51), np.float32)  # d of a linear model
+KEPT = {"step": STEP, "round": STEP, "workers/momentum": MOMENTUM}
+
+
+@pytest.mark.parametrize(
+    ("row", "theirs", "words"),
+    [
+        (0, KEPT, ""),
+        (4, {**KEPT, "attack/memory": np.ones(51)}, ""),
+        (0, {**KEPT, "attack/memory": np.ones(51)}, "it has attack/memory, round, step, "),
+        (0, {"step": STEP}, "it has step, and step, round, workers/momentum are wanted"),
+        (0, {**KEPT, "\x1b[2J": STEP}, "it has \\x1b[2J, round, "),
+        (0, {**KEPT, "step": np.array([1])}, "step is int64 [1], and int64 [] is wanted"),
+        (0, {**KEPT, "step": np.array(1.5)}, "step is float64 [], and int64 [] is wanted"),
+        (
+            0,
+            {**KEPT, "workers/momentum": MOMENTUM[:, 1:]},
+            "workers/momentum is float32 [1, 50], and float32 [1, 51] is wanted",
+        ),
+    ],
+)
+def test_what_a_worker_keeps_is_taken_if_it_is_what_it_must_be(row, theirs, words, capsys):
+    job = Job()
+    setting = Setting(
+        num_workers=5, byzantine=1, f=1, gar="krum", worker_momentum=0.9, attack="zero"
+    )
+    keras.utils.set_random_seed(0)
+    drawn = batches(*clouds(), num_workers=5, batch_size=8)
+    server = Server(job, setting, linear(), cross_entropy, sgd(), drawn, lambda step: False)
+    server.connect()
+    server.steps = 1
+    asked = []
+
+    def receive_worker_state(of, wait_s, most_bytes):
+        asked.append(most_bytes)
+        return theirs if of == row else None
+
+    job.receive_worker_state = receive_worker_state
+    server._hear()
+    # A stack of float64, a vector of float32, and two numbers of the server's own state.
+    assert set(asked) == {2**16 + 51 * (4 + 5 * 8) + 16}
+    taken = server.state()["workers/momentum"][row]
+    np.testing.assert_array_equal(taken, np.full(51, not words))
+    told = f"what worker {row} (rank {row + 1}) keeps is not taken: {words}"
+    assert (told in capsys.readouterr().err) == bool(words)
 
 
 @pytest.mark.skipif(backend.native() is None, reason=backend.why_not_native())

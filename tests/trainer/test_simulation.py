@@ -105,7 +105,7 @@ def test_robust_rules_learn_under_the_omniscient_attack_and_averaging_does_not()
     """In as many steps; untrained the model is right about 0.21."""
 
     def trained(**rule):
-        simulation = simulate(mlp, num_byzantine=1, attack="omniscient", **rule)
+        simulation = simulate(mlp, byzantine=1, attack="omniscient", **rule)
         run(simulation, 40)
         return accuracy(simulation)
 
@@ -118,7 +118,7 @@ def test_robust_rules_learn_under_the_omniscient_attack_and_averaging_does_not()
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_attack_breaks_a_rule_that_was_told_of_it(attack, gar):
     given = {"z": 1.0} if attack == "little" else {}
-    simulation = simulate(gar=gar, f=1, num_byzantine=1, attack=attack, attack_parameters=given)
+    simulation = simulate(gar=gar, f=1, byzantine=1, attack=attack, attack_args=given)
     reports = run(simulation, 3)
     # Coordinates of any of the n rows may be hit, which no bound f covers; nor do averages promise.
     if GARS[gar].robust and ATTACKS[attack].form != "coordinates":
@@ -129,7 +129,7 @@ def test_no_attack_breaks_a_rule_that_was_told_of_it(attack, gar):
 def test_the_loss_is_that_of_honest_workers():
     """Label flips change the loss of Byzantine workers, and what it is reported to be must not."""
     honest = simulate(gar="median", f=2)
-    flipped = simulate(gar="median", f=2, num_byzantine=2, attack="label-flip")
+    flipped = simulate(gar="median", f=2, byzantine=2, attack="label-flip")
     batch = honest.batches.at(0)
     losses = [cross_entropy(y, honest.model(x)) for x, y in zip(*batch, strict=True)]
     assert honest.step().loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -141,7 +141,7 @@ def test_a_byzantine_loss_of_nan_is_not_reported():
     points, labels = clouds()
     parts = [np.arange(10)] * 6 + [np.array([299])]
     points[299] = np.nan
-    simulation = simulate(gar="median", f=1, num_byzantine=1, attack="nan", data=(points, labels))
+    simulation = simulate(gar="median", f=1, byzantine=1, attack="nan", data=(points, labels))
     object.__setattr__(simulation.batches, "parts", parts)
     reports = run(simulation, 3)
     assert np.isnan(cross_entropy(labels[-1:], simulation.model(points[-1:])))
@@ -150,7 +150,7 @@ def test_a_byzantine_loss_of_nan_is_not_reported():
 
 def test_labels_are_flipped_for_byzantine_workers_only():
     honest = simulate(gar="median", f=2)
-    attacked = simulate(gar="median", f=2, num_byzantine=2, attack="label-flip")
+    attacked = simulate(gar="median", f=2, byzantine=2, attack="label-flip")
     points, labels = honest.batches.at(0)
     variables = attacked.model.trainable_variables
     flipped = []
@@ -165,7 +165,7 @@ def test_labels_are_flipped_for_byzantine_workers_only():
 
 
 def test_honest_rows_are_sent_as_they_are():
-    honest, attacked = simulate(), simulate(num_byzantine=3, attack="sign-flip")
+    honest, attacked = simulate(), simulate(byzantine=3, attack="sign-flip")
     before_nd, after_nd = honest.step().round.stack_nd, attacked.step().round.stack_nd
     np.testing.assert_array_equal(after_nd[:4], before_nd[:4])
     np.testing.assert_array_equal(after_nd[4:], -before_nd[4:])
@@ -222,7 +222,7 @@ def test_where_nothing_arrives_nothing_changes(gar):
 
 
 def test_a_rule_that_cannot_go_on_says_when_and_why():
-    simulation = simulate(gar="krum", f=1, num_byzantine=3, attack="nan")
+    simulation = simulate(gar="krum", f=1, byzantine=3, attack="nan")
     with pytest.raises(UserError, match=r"^step 1: krum: more than f.* n=7 .*send them\.$"):
         simulation.step()
 
@@ -230,7 +230,7 @@ def test_a_rule_that_cannot_go_on_says_when_and_why():
 def test_equal_seeds_give_equal_bits_and_others_do_not():
     def result(seed, init_seed=0):
         simulation = simulate(
-            mlp, gar="median", f=1, num_byzantine=1, attack="gaussian", loss=0.1, fill="random",
+            mlp, gar="median", f=1, byzantine=1, attack="gaussian", loss=0.1, fill="random",
             seed=seed, init_seed=init_seed,
         )  # fmt: skip
         reports = run(simulation, 5)
@@ -244,7 +244,7 @@ def test_equal_seeds_give_equal_bits_and_others_do_not():
 
 
 def test_an_attack_draws_anew_in_each_step():
-    simulation = simulate(gar="median", f=1, num_byzantine=1, attack="gaussian")
+    simulation = simulate(gar="median", f=1, byzantine=1, attack="gaussian")
     first_nd = simulation.step().round.stack_nd.copy()
     assert not np.any(simulation.step().round.stack_nd[-1] == first_nd[-1])
 
@@ -268,7 +268,21 @@ def batch_norm():
     return network(keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization())
 
 
+def double():
+    return network(keras.layers.Dense(64, "relu", dtype="float64"))
+
+
 RESUMED = {
+    "float64": lambda: simulate(
+        double,
+        gar="median",
+        f=2,
+        byzantine=2,
+        attack="little",
+        worker_momentum=0.5,
+        loss=0.3,
+        fill="previous",
+    ),
     "adam": lambda: simulate(optimizer=keras.optimizers.Adam(0.01)),
     "server momentum": lambda: simulate(optimizer=sgd(momentum=0.9, nesterov=True)),
     "worker momentum": lambda: simulate(worker_momentum=0.9),
@@ -277,11 +291,11 @@ RESUMED = {
     "mimic": lambda: simulate(
         gar="median",
         f=2,
-        num_byzantine=2,
+        byzantine=2,
         attack="mimic",
-        attack_parameters={"follow": "direction"},
+        attack_args={"follow": "direction"},
     ),
-    "gaussian": lambda: simulate(gar="median", f=2, num_byzantine=2, attack="gaussian"),
+    "gaussian": lambda: simulate(gar="median", f=2, byzantine=2, attack="gaussian"),
     "dropout": lambda: simulate(dropout),
     "batch norm": lambda: simulate(batch_norm),
     "all": lambda: simulate(
@@ -289,9 +303,9 @@ RESUMED = {
         optimizer=keras.optimizers.AdamW(0.01),
         gar="median",
         f=2,
-        num_byzantine=2,
+        byzantine=2,
         attack="mimic",
-        attack_parameters={"follow": "direction"},
+        attack_args={"follow": "direction"},
         worker_momentum=0.5,
         loss=0.3,
         fill="previous",
@@ -392,25 +406,25 @@ def test_one_worker_is_enough_where_the_rule_says_so(gar):
     ("changes", "message"),
     [
         ({"num_workers": 0}, "at least one worker is needed, got 0"),
-        ({"num_byzantine": -1}, "-1 Byzantine workers of 7"),
-        ({"num_byzantine": 8, "attack": "nan"}, "8 Byzantine workers of 7"),
-        ({"num_byzantine": 7, "attack": "nan"}, "all 7 workers are Byzantine"),
-        ({"num_byzantine": 1}, "1 workers are Byzantine and no attack is named"),
+        ({"byzantine": -1}, "-1 Byzantine workers of 7"),
+        ({"byzantine": 8, "attack": "nan"}, "8 Byzantine workers of 7"),
+        ({"byzantine": 7, "attack": "nan"}, "all 7 workers are Byzantine"),
+        ({"byzantine": 1}, "1 workers are Byzantine and no attack is named"),
         ({"attack": "nan"}, "nan needs Byzantine workers, and there are 0"),
-        ({"attack": "nam", "num_byzantine": 1}, "did you mean 'nan'"),
-        ({"attack": "zero", "num_byzantine": 1, "attack_parameters": {"a": 1}}, "'a'.* takes none"),
-        ({"attack": "little", "num_byzantine": 1, "attack_parameters": {"z": "x"}}, "got 'x'"),
-        ({"attack_parameters": {"z": 1}}, "attack parameters are given and no attack"),
+        ({"attack": "nam", "byzantine": 1}, "did you mean 'nan'"),
+        ({"attack": "zero", "byzantine": 1, "attack_args": {"a": 1}}, "'a'.* takes none"),
+        ({"attack": "little", "byzantine": 1, "attack_args": {"z": "x"}}, "got 'x'"),
+        ({"attack_args": {"z": 1}}, "attack parameters are given and no attack"),
         ({"gar": "kurm"}, "did you mean 'krum'"),
         ({"gar": "krum", "f": 3}, "krum needs n >= 2f [+] 3 .* got 7"),
         ({"gar": "krum", "f": -1}, "whole number >= 0, got -1"),
-        ({"gar": "krum", "gar_parameters": {"m": 1}}, "krum has no parameter 'm'"),
-        ({"gar": "multi-krum", "gar_parameters": {"m": 6}}, "<= m <= .* = 5 rows, got m=6"),
-        ({"gar": "multi-krum", "gar_parameters": {"m": "two"}}, "got m='two'"),
-        ({"gar": "median", "gar_parameters": {"compat": [1]}}, "compat="),
-        ({"gar": "median", "gar_parameters": {"compat": "troch"}}, "did you mean 'torch'"),
-        ({"gar": "median", "gar_parameters": {"f": 1}}, "f is no parameter of median"),
-        ({"gar": "median", "gar_parameters": {"n": 1}}, "median has no parameter 'n'"),
+        ({"gar": "krum", "gar_args": {"m": 1}}, "krum has no parameter 'm'"),
+        ({"gar": "multi-krum", "gar_args": {"m": 6}}, "<= m <= .* = 5 rows, got m=6"),
+        ({"gar": "multi-krum", "gar_args": {"m": "two"}}, "got m='two'"),
+        ({"gar": "median", "gar_args": {"compat": [1]}}, "compat="),
+        ({"gar": "median", "gar_args": {"compat": "troch"}}, "did you mean 'torch'"),
+        ({"gar": "median", "gar_args": {"f": 1}}, "f is no parameter of median"),
+        ({"gar": "median", "gar_args": {"n": 1}}, "median has no parameter 'n'"),
         ({"fill": "zeros"}, "no fill is called 'zeros'.* did you mean 'zero'"),
         ({"loss": -0.1}, "share of the datagrams in 0..1, got -0.1"),
         ({"loss": 1.1}, "got 1.1"),

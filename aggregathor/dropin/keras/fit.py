@@ -1,9 +1,9 @@
-"""Keras's ``fit``: all ranks begin and end it with the server's variables; only the server writes.
+"""Keras's ``fit``: on every rank it is Keras's own, and ends with what the server's ends with.
 
 The server runs ``fit`` as the script says: its own batches give losses, metrics and the statistics
-of batch normalisation, but it applies the aggregate only. A worker computes gradients. It skips
-callbacks that would write files or decide when to stop, and follows the server: its ``fit`` ends
-when the server's does, early or not, and not before.
+of batch normalisation, but it applies the aggregate only. A worker computes gradients. Its epochs
+and callbacks follow the server's (``follow.py``): it returns the server's history, and its
+variables, learning rate and counters are the server's.
 """
 
 from __future__ import annotations
@@ -12,49 +12,43 @@ import contextlib
 import inspect
 import logging
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.dropin import xla
+from aggregathor.dropin.description import Group
+from aggregathor.dropin.keras.follow import (
+    EpochOver,
+    FitLeft,
+    Follower,
+    Leader,
+    News,
+    counters,
+    is_servers,
+)
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.errors import UserError
 from aggregathor.internals.keras import (
+    EpochSteps,
     Trainer,
     build_by_batch,
     is_distributed,
     layers_of,
     replace_build,
     restricted_fit,
+    steps_of_fit,
 )
 from aggregathor.locking import variable_of
 from aggregathor.protocols.rounds import TrainingStopped
 
 _logger = logging.getLogger(__name__)
-
-# A worker's `fit` skips them: they write files, or decide for all ranks.
-SERVERS_CALLBACKS = (
-    "BackupAndRestore",
-    "CSVLogger",
-    "EarlyStopping",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "OrbaxCheckpoint",
-    "ProgbarLogger",
-    "ReduceLROnPlateau",
-    "RemoteMonitor",
-    "SwapEMAWeights",
-    "TensorBoard",
-    "TerminateOnNaN",
-)
-
-
-_FOR_EVER = 2**31  # epochs
 
 
 class Fit:
@@ -66,6 +60,10 @@ class Fit:
         self._optimizers = optimizers
         self._checkpoints = checkpoints
         self._without_data: Any = None  # the model that the server trains without any data
+        self._fits = 0
+        self._news = News(job.ranks)
+        self._leader: Leader | None = None  # of the `fit` that runs
+        self._follower: Follower | None = None
         self._fit = Trainer.fit
         self._make_train_function = Trainer.make_train_function
         self._maybe_build = replace_build(self._build)
@@ -83,8 +81,10 @@ class Fit:
 
     def _takes_part(self, model: Any) -> bool:
         optimizer = getattr(model, "optimizer", None)
-        return optimizer is not None and (
-            self._optimizers.takes_part(optimizer) or _has_own_train_step(model)
+        return (
+            optimizer is not None
+            and self._job.is_here
+            and (self._optimizers.takes_part(optimizer) or _has_own_train_step(model))
         )
 
     def _run_fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,45 +92,106 @@ class Fit:
             return self._fit(model, *args, **kwargs)
         given = inspect.signature(self._fit).bind(model, *args, **kwargs).arguments
         given.pop("self")
-        given.setdefault("callbacks", None)
+        given["callbacks"] = _listed(given.get("callbacks"))
         if self._job.is_server and given.get("x") is None:
             given["x"] = _no_data(model, given)
             self._without_data = model
             model.train_function = None
-        self._job.begin()
-        self._checkpoints.begin_fit()
-        self._synchronise(model)
-        if not self._job.is_server:
-            _leave_to_server(given)
-        if self._checkpoints.skipped:
-            given.update(callbacks=_muted(model, given, self._checkpoints))
-        # A worker validates only for the user's own callbacks, which may read the result.
-        validates = self._job.is_server or bool(given["callbacks"])
-        # There are no metrics of an epoch that was skipped, or of one without data.
-        restricted = restricted_fit(
-            model,
-            validates=lambda: validates and not self._checkpoints.skipped,
-            has_metrics=lambda: model is not self._without_data,
-        )
-        run = self._run_on_server if self._job.is_server else self._run_on_worker
+        self._fits += 1
+        # Those of a callback that trains another model.
+        outer, doing = (self._leader, self._follower), self._job.doing
+        self._job.doing = f"fit {self._fits} of {model.name}"
         try:
-            with restricted:
-                history = run(model, given)
+            self._job.begin()
+            self._checkpoints.begin_fit()
+            run = self._run_on_server if self._job.is_server else self._run_on_worker
+            return run(model, given, self._fits)
         finally:
+            self._leader, self._follower = outer
+            self._job.doing = doing
             if self._without_data is not None:
                 self._without_data = model.train_function = None
             self._checkpoints.end_fit()
-        self._synchronise(model)
-        return history
 
-    def _run_on_server(self, model: Any, given: dict[str, Any]) -> Any:
+    def _run_on_server(self, model: Any, given: dict[str, Any], fit: int) -> Any:
+        callbacks = given["callbacks"]
+        self._leader = leader = Leader(self._job.ranks, fit, model, given)
         try:
-            return self._fit(model, **given)
-        except (TrainingStopped, tf.errors.OpError) as error:
+            before = self._synchronise(model)
+            last = leader.last(
+                lambda: self._has_changed(model, before), lambda: self._synchronise(model)
+            )
+            # There are no metrics of an epoch that was skipped, or of one without data.
+            history = self._call(model, given, [leader.first(), *callbacks, last], lambda: True)
+        except BaseException as error:
+            leader.left()
+            if not isinstance(error, (TrainingStopped, tf.errors.OpError)):
+                raise
             failure = self._job.failure or error
             if isinstance(failure, TrainingStopped):
                 raise self._stopped(model, failure) from None
             raise failure from None
+        leader.end(history, callbacks)
+        self._synchronise(model, counters(model))
+        return history
+
+    def _run_on_worker(self, model: Any, given: dict[str, Any], fit: int) -> Any:
+        callbacks = given["callbacks"]
+        self._follower = follower = Follower(self._job.ranks, self._news, fit, model)
+        self._synchronise(model)
+        # The server prints, and says when it is over.
+        given.update(verbose=0, epochs=follower.arguments["epochs"], initial_epoch=0)
+        own = [each for each in callbacks if not is_servers(each)]
+        restoring = [each for each in own if getattr(each, "restore_best_weights", False)]
+        for each in restoring:
+            each.restore_best_weights = False  # the server's are restored, and come at the end
+        ours = follower.first(), follower.last(lambda: self._synchronise(model))
+        # A worker validates only for the user's callbacks: the results are the server's.
+        validates = any(_looks_on_tests(each) for each in own)
+        try:
+            with steps_of_fit(follower.goes_on, EpochOver):
+                history = self._call(model, given, [ours[0], *own, ours[1]], lambda: validates)
+            end = follower.take_end(callbacks)
+        except FitLeft:
+            self._await_what_comes()
+            return model.history
+        vars(history).update(history=end["history"], epoch=end["epoch"], params=end["params"])
+        self._synchronise(model, counters(model))
+        for each in restoring:
+            each.best_weights = model.get_weights()
+        return history
+
+    def _call(
+        self,
+        model: Any,
+        given: Mapping[str, Any],
+        callbacks: list[Any],
+        validates: Callable[[], bool],
+    ) -> Any:
+        """Calls Keras's own with these callbacks, the first and the last of which are ours."""
+        skipping = self._checkpoints.skipped
+        listed = _muted(model, given, callbacks, self._checkpoints) if skipping else callbacks
+        restricted = restricted_fit(
+            model,
+            validates=lambda: validates() and not self._checkpoints.skipped,
+            has_metrics=lambda: model is not self._without_data,
+        )
+        with restricted:
+            return self._fit(model, **{**given, "callbacks": listed})
+
+    def _await_what_comes(self) -> None:
+        """Worker: waits until the server, whose ``fit`` was left by an error, goes on or ends.
+
+        Raises:
+          TrainingEnded: it ends, as its script does not handle the error.
+        """
+        try:
+            self._job.ranks.wait(
+                self._job.ranks.state_is_there, "the server, whose fit was left by an error"
+            )
+        except TrainingEnded as ended:
+            if str(ended):
+                raise
 
     def _stopped(self, model: Any, failure: TrainingStopped) -> TrainingStopped:
         path = self._checkpoints.save(self._groups(model))
@@ -143,20 +204,14 @@ class Fit:
         self._job.fail(stopped)
         return stopped
 
-    def _run_on_worker(self, model: Any, given: dict[str, Any]) -> Any:
-        try:
-            return self._fit(model, **given)
-        except (TrainingEnded, tf.errors.OpError) as error:
-            failure = error if isinstance(error, TrainingEnded) else self._job.failure
-            if not isinstance(failure, TrainingEnded):
-                raise failure or error from None
-            self._job.take_failure()
-            return model.history
+    def _synchronise(self, model: Any, more: Sequence[Any] = ()) -> list[np.ndarray]:
+        """Gives every rank the server's variables of the model, and more; collective."""
+        return self._optimizers.synchronise([*_shared_of(model), *more])
 
-    def _synchronise(self, model: Any) -> None:
-        """Gives every rank the server's variables of the model; collective."""
-        shared = [v for v in model.variables if not _is_own(v)] if model.built else []
-        self._optimizers.synchronise(shared)
+    def _has_changed(self, model: Any, before: Sequence[np.ndarray]) -> bool:
+        """Whether the model was built or changed since its variables had these values."""
+        now = [_value(variable) for variable in _shared_of(model)]
+        return len(now) != len(before) or not all(map(np.array_equal, now, before))
 
     def _build(self, model: Any, *args: Any, **kwargs: Any) -> None:
         """Builds a model by its first batch, as Keras does for a distributed one.
@@ -181,6 +236,8 @@ class Fit:
             self._make_of(model, force, _apply_aggregate)
         elif model.jit_compile and not model.run_eagerly:
             self._make_of(model, force, _data_only(xla.split(model.train_step, model.name)))
+        elif self._job.is_server:
+            self._make_of(model, force, _data_only(model.train_step))
         else:
             self._make_train_function(model, force)
         model.train_function = self._counted(model, model.train_function)
@@ -202,20 +259,70 @@ class Fit:
 
         def counted(iterator: Any) -> Any:
             if checkpoints.skipped > 0:
+                own = iterator.next_iterator() if isinstance(iterator, EpochSteps) else iterator
                 for _ in range(steps):
-                    next(iterator)
+                    next(own)
                 checkpoints.skip(steps)
                 checkpoints.skipped -= steps
+                self._skip(steps)
                 if checkpoints.skipped <= 0:
                     self._take_saved(model)
                 return {}
-            logs = train_function(iterator)
+            if isinstance(iterator, EpochSteps):
+                logs = self._step_on_worker(model, train_function, iterator)
+            else:
+                logs = train_function(iterator)
+                if self._leader is not None:
+                    self._leader.made += steps
             checkpoints.made(steps, self._groups(model))
             return logs
 
         return counted
 
-    def _groups(self, model: Any) -> dict[str, list[Any]]:
+    def _skip(self, steps: int) -> None:
+        """Counts steps of an epoch that are not made again."""
+        for side in (self._leader, self._follower):
+            if side is not None:
+                side.made += steps
+
+    def _step_on_worker(self, model: Any, train_function: Callable[[Any], Any], data: Any) -> Any:
+        """Makes a step with the worker's next batch, which is the first again after the last.
+
+        Raises:
+          EpochOver: the server's epoch has ended instead, or this worker has no batch at all.
+        """
+        number, before = len(self._job.halves), self._job.rounds
+        for _ in range(2):
+            iterator = data.next_iterator()
+            if iterator is None:
+                break
+            try:
+                logs = train_function(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                data.begin_anew()
+                continue
+            except (TrainingEnded, tf.errors.OpError) as error:
+                failure = error if isinstance(error, TrainingEnded) else self._job.failure
+                if not isinstance(failure, TrainingEnded):
+                    raise failure or error from None
+                self._job.take_failure()
+                raise EpochOver from None
+            rounds = self._job.rounds - before
+            if len(self._job.halves) > number:  # they may have begun with a checkpoint's round
+                rounds = min(rounds, model.steps_per_execution)
+            assert self._follower is not None
+            self._follower.count(rounds, model.steps_per_execution, _has_own_train_step(model))
+            return logs
+        assert self._follower is not None
+        self._follower.has_data = False
+        _logger.warning(
+            "rank %d has no more data to train on, so nothing comes from it until the server's "
+            "fit ends",
+            self._job.ranks.rank,
+        )
+        raise EpochOver
+
+    def _groups(self, model: Any) -> dict[str, Group | list[Any]]:
         """Returns the variables to save on this rank, by name."""
         if self._job.is_server:
             return {**self._optimizers.groups(), "model": model.variables}
@@ -231,46 +338,58 @@ class Fit:
         self._checkpoints.restore()
 
 
-def _leave_to_server(given: dict[str, Any]) -> None:
-    """Changes a worker's arguments of ``fit``: the server writes, prints and stops for all."""
-    own = [c for c in _listed(given.get("callbacks")) if not _is_servers(c)]
-    # It goes on until the server ends: a round in which too little arrived must be repeated.
-    given.update(callbacks=own, verbose=0, epochs=_FOR_EVER)
-
-
 class _MutedCallbacks(keras.callbacks.CallbackList):
-    """Callbacks that are not called for steps that are skipped."""
+    """Callbacks of which only ours, the first and the last, are called for steps that are skipped.
 
+    Attributes:
+      ours: these two.
+    """
+
+    callbacks: list[Any]
     checkpoints: Checkpoints
+    ours: list[Any]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if not self.checkpoints.skipped:
+        with self._fewer():
             super().on_epoch_begin(epoch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not self.checkpoints.skipped:
+        with self._fewer():
             super().on_epoch_end(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        if not self.checkpoints.skipped:
+        with self._fewer():
             super().on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if logs:
             super().on_train_batch_end(batch, logs)
 
+    @contextlib.contextmanager
+    def _fewer(self) -> Iterator[None]:
+        all_of_them = self.callbacks
+        if self.checkpoints.skipped:
+            self.callbacks = self.ours
+        try:
+            yield
+        finally:
+            self.callbacks = all_of_them
 
-def _muted(model: Any, given: dict[str, Any], checkpoints: Checkpoints) -> _MutedCallbacks:
+
+def _muted(
+    model: Any, given: Mapping[str, Any], callbacks: list[Any], checkpoints: Checkpoints
+) -> _MutedCallbacks:
     muted = _MutedCallbacks(
-        _listed(given.get("callbacks")),
+        callbacks,
         add_history=True,
         add_progbar=given.get("verbose", "auto") != 0,
         verbose=given.get("verbose", "auto"),
         epochs=given.get("epochs", 1),
-        steps=None,
+        steps=given.get("steps_per_epoch"),
         model=model,
     )
     muted.checkpoints = checkpoints
+    muted.ours = [callbacks[0], callbacks[-1]]
     return muted
 
 
@@ -304,8 +423,15 @@ def _apply_aggregate(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _data_only(step: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Returns a step as a method, which does nothing where the data have ended.
+
+    The server's round needs nothing of its data: without more it would be made all the same.
+    """
+
     def train_step(model: Any, data: Any) -> Any:
-        return step(data)
+        tensors = tf.nest.flatten(data, expand_composites=True)
+        with tf.control_dependencies([t for t in tensors if isinstance(t, tf.Tensor)]):
+            return step(data)
 
     return train_step
 
@@ -326,9 +452,23 @@ def _listed(callbacks: Any) -> list[Any]:
     return list(tf.nest.flatten(callbacks)) if callbacks else []
 
 
-def _is_servers(callback: Any) -> bool:
-    classes = tuple(getattr(keras.callbacks, name, ()) for name in SERVERS_CALLBACKS)
-    return isinstance(callback, tuple(c for c in classes if c))
+def _shared_of(model: Any) -> list[Any]:
+    """Returns the variables of a model that are the server's on all ranks."""
+    return [v for v in model.variables if not _is_own(v)] if model.built else []
 
 
-__all__ = ["SERVERS_CALLBACKS", "Fit"]
+def _value(variable: Any) -> np.ndarray:
+    mirrored = variable_of(variable)
+    return getattr(mirrored, "values", [mirrored])[0].numpy()  # all its replicas are equal
+
+
+def _looks_on_tests(callback: Any) -> bool:
+    """Whether a callback does something when a model is validated."""
+    base = keras.callbacks.Callback
+    names = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
+    return isinstance(callback, keras.callbacks.LambdaCallback) or any(
+        getattr(type(callback), name, None) is not getattr(base, name) for name in names
+    )
+
+
+__all__ = ["Fit"]

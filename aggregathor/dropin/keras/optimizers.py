@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
 from aggregathor.dropin import xla
+from aggregathor.dropin.description import Group
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.errors import UserError
 from aggregathor.internals.keras import (
@@ -54,9 +55,10 @@ class Optimizers:
     def takes_part(self, optimizer: Any) -> bool:
         """Whether ``apply`` of an optimizer makes a round."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        return self.all or any(each is inner for each in self._marked)
+        is_marked = self.all or any(each is inner for each in self._marked)
+        return is_marked and self._updates.is_here
 
-    def groups(self) -> dict[str, list[Any]]:
+    def groups(self) -> dict[str, Group]:
         """Returns the variables and slots, by optimizer, for a checkpoint of the server."""
         return self._updates.groups()
 

@@ -5,29 +5,47 @@ optimizers, and what its half of their rounds keeps (of the rule, of the fill); 
 what is its own, such as the states of dropout's random numbers and an attack's memory. A job that
 is started again with the same command draws the batches of the steps that are done without
 computing anything, so that its data come in the same order, takes over what was saved, and goes on.
+With its variables a checkpoint says what they are: those of another model, of another optimizer or
+of a rule with another state are refused.
+
+The server keeps the checkpoint before its last one too, under another name. It is taken where the
+last one is not there, so that who removes a damaged one goes on from the one before.
+
+Each rank has a folder of its own below the one that ``--checkpoint`` names, which other users can
+neither read nor write: workers may run as another user on a file system that all hosts share.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aggregathor import checkpoint
+from aggregathor import checkpoint, files
+from aggregathor.cluster import stopping
 from aggregathor.cluster.job import Job
+from aggregathor.dropin.description import Group, difference, packed, unpacked
 from aggregathor.errors import UserError
 from aggregathor.protocols.state import prefixed, under
 
 _log = logging.getLogger(__name__)
-_POSITION = "position"
+_POSITION, _SETTINGS = "position", "settings"
+_DESCRIPTION = "description"  # as `description.py` makes it; older checkpoints have none
+_SERVER, _BEFORE = "server.npz", "server-before.npz"
+# Of a worker. The server may be one step of these behind, and may go on from the one before.
+_KEPT = 3
+# What a rule or an attack has in every round; the rest is memory of its own.
+_OF_EVERY_ROUND = ("round", "secret")
 
 
 class Checkpoints:
-    """The files of one rank in the folder that ``--checkpoint`` names.
+    """The files of one rank: ``server/server.npz``, or ``worker_ROW/FIT-STEP.npz``.
 
     Attributes:
       skipped: how many steps of the current ``fit`` are left that were made before the job was
@@ -38,22 +56,29 @@ class Checkpoints:
         """Reads what an earlier job has left.
 
         Raises:
-          UserError: the folder cannot be made or read.
+          UserError: the folder cannot be made or read, or another user has put something there.
         """
         self.skipped: float = 0
         self._job = job
         self._fits = 0
         self._steps = 0
         self._saved: dict[str, np.ndarray] = {}
-        self._folder = Path(job.config.checkpoint) if job.config.checkpoint else None
-        if self._folder is None:
+        self._described: dict[str, Any] = {}  # what is saved
+        self._source = Path()  # of what is saved
+        self._folder: files.PrivateFolder | None = None
+        if not job.config.checkpoint:
             return
+        above = Path(job.config.checkpoint)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if job.is_server and (self._folder / "server.npz").exists():
-                self._saved = checkpoint.read(self._folder / "server.npz")
-        except (OSError, ValueError) as error:
-            raise UserError(f"--checkpoint={self._folder} cannot be used: {error}") from None
+            own = "server" if job.is_server else f"worker_{job.ranks.row:04d}"
+            self._folder = files.PrivateFolder(above / own)
+            if job.is_server:
+                _check_no_old_layout(above, self._folder)
+                if not self._take_up(_SERVER) and self._take_up(_BEFORE):
+                    _log.warning("%s is not there: %s is taken", _SERVER, self._source)
+                self._check_settings()
+        except OSError as error:
+            raise UserError(f"--checkpoint={above} cannot be used: {error}") from None
 
     def begin_fit(self) -> None:
         """Finds out, on every rank alike, how much of a ``fit`` that begins was done before."""
@@ -61,6 +86,8 @@ class Checkpoints:
         self._steps = 0
         if self._folder is None:
             return
+        if self._job.is_server:
+            stopping.wait_for_step(True)
         # In which fit, and after how many of its steps, the server was saved.
         position = self._saved.get(_POSITION, np.zeros(2, np.int64))
         position = self._job.synchronise({_POSITION: position})[_POSITION]
@@ -69,25 +96,43 @@ class Checkpoints:
         if not self.skipped or fit != self._fits:
             return
         if self._job.is_server:
-            _log.info("going on after step %d, from %s", steps, self._folder)
-        else:
-            self._saved = _load_if_there(self._file(steps))
+            _log.info("going on after step %d, from %s", steps, self._folder.path)
+            return
+        name = self._name(steps)
+        if not self._take_up(name):
+            _log.warning(
+                "%s is not there, so this worker's random numbers and the memory of an attack "
+                "begin anew",
+                self._folder.path / name,
+            )
 
     def end_fit(self) -> None:
         """Ends the skipping of steps: the next ``fit`` has its own."""
         self.skipped = 0
+        stopping.wait_for_step(False)
+        if stopping.pending():
+            stopping.stop()
 
-    def take(self, name: str, variables: Sequence[Any]) -> None:
-        """Gives variables the values that were saved under a name, if there are any."""
-        for number, variable in enumerate(variables):
-            value = self._saved.get(f"{name}/{number}")
-            if value is None:
-                return
-            if value.shape != tuple(variable.shape):
-                raise UserError(
-                    f"{self._folder} holds a checkpoint of another model: {name} number {number} "
-                    f"has the shape {list(value.shape)} there and {list(variable.shape)} here. "
-                    "Name another folder, or remove that one."
+    def take(self, name: str, variables: Group | Sequence[Any]) -> None:
+        """Gives variables the values that were saved under a name, if there are any.
+
+        Raises:
+          UserError: other variables were saved under that name.
+        """
+        group = Group.of(variables)
+        saved = under(name, self._saved)
+        if not saved:
+            return
+        there = self._described.get(name)
+        if there is not None and (differs := difference(there, group.describe())):
+            raise self._other(differs)
+        for number, variable in enumerate(group.variables):
+            value = saved.get(str(number))
+            shape = None if value is None else list(value.shape)
+            if value is None or value.shape != tuple(variable.shape):
+                raise self._other(
+                    f"is of another model: {name} number {number} has the shape {shape} there and "
+                    f"{list(variable.shape)} here"
                 )
             variable.assign(value)
 
@@ -100,56 +145,173 @@ class Checkpoints:
         self._job.align()
 
     def made(self, steps: int, groups: Mapping[str, Sequence[Any]]) -> None:
-        """Counts steps of the current ``fit``, and saves when it is time to."""
+        """Counts steps of the current ``fit``, and saves when it is time to.
+
+        A checkpoint that cannot be written, as on a full disk, is left out.
+        """
         every = self._job.config.checkpoint_every
         before, self._steps = self._steps, self._steps + steps
+        if stopping.pending():
+            path = self.save(groups)
+            _log.info("saved in %s: the same command goes on from there", path)
+            stopping.stop()
         if self._folder is not None and self._steps // every > before // every:
-            self.save(groups)
+            try:
+                self._save(groups)
+            except files.ForeignError as error:
+                raise self._cannot_save(error) from None
+            except OSError as error:
+                _log.warning(
+                    "no checkpoint after step %d: %s. The one before it stays, and the next is "
+                    "tried after %d more steps",
+                    self._steps,
+                    self._cannot_save(error),
+                    every,
+                )
 
     def skip(self, steps: int) -> None:
         """Counts steps that are not made again."""
         self._steps += steps
 
-    def save(self, groups: Mapping[str, Sequence[Any]]) -> Path | None:
-        """Saves groups of variables for this rank; returns the file, or None without a folder."""
+    def save(self, groups: Mapping[str, Group | Sequence[Any]]) -> Path | None:
+        """Saves groups of variables for this rank; returns the file, or None without a folder.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        try:
+            return self._save(groups)
+        except OSError as error:
+            raise self._cannot_save(error) from None
+
+    def _save(self, groups: Mapping[str, Group | Sequence[Any]]) -> Path | None:
         if self._folder is None:
             return None
+        grouped = {name: Group.of(group) for name, group in groups.items()}
         arrays = {
             f"{name}/{number}": np.asarray(variable)
-            for name, variables in groups.items()
-            for number, variable in enumerate(variables)
+            for name, group in grouped.items()
+            for number, variable in enumerate(group.variables)
         }
         for number, half in enumerate(self._job.halves):
             arrays |= prefixed(f"rounds/{number}", half.state())
         arrays[_POSITION] = np.array([self._fits, self._steps], np.int64)
-        path = self._folder / "server.npz" if self._job.is_server else self._file(self._steps)
-        checkpoint.write(path, arrays)
+        arrays[_DESCRIPTION] = packed(
+            {
+                **{name: group.describe() for name, group in grouped.items()},
+                _SETTINGS: self._settings(),
+            }
+        )
+        if self._job.is_server:
+            name, before = _SERVER, _BEFORE
+        else:
+            name, before = self._name(self._steps), ""
+        with self._folder.replacing(name, before) as file:
+            checkpoint.save(file, arrays)
         if not self._job.is_server:
-            self._forget_all_but_two()
-        return path
+            for old in self._folder.names()[:-_KEPT]:
+                self._folder.remove(old)
+        return self._folder.path / name
 
-    def _file(self, steps: int) -> Path:
+    def _name(self, steps: int) -> str:
+        return f"{self._fits:06d}-{steps:010d}.npz"
+
+    def _take_up(self, name: str) -> bool:
+        """Reads a file of this rank's folder; returns whether it is there."""
         assert self._folder is not None
-        return self._folder / f"{self._prefix()}{self._fits}-{steps:010d}.npz"
-
-    def _prefix(self) -> str:
-        return f"worker_{self._job.ranks.row:04d}-"
-
-    def _forget_all_but_two(self) -> None:
-        """Removes old files: the server's is of the last but one step at worst."""
-        assert self._folder is not None
-        for path in sorted(self._folder.glob(f"{self._prefix()}*.npz"))[:-2]:
-            path.unlink(missing_ok=True)
-
-
-def _load_if_there(path: Path) -> dict[str, np.ndarray]:
-    if path.exists():
+        self._source = self._folder.path / name
         try:
-            return checkpoint.read(path)
+            self._saved = self._load(name)
+        except FileNotFoundError:
+            return False
         except (OSError, ValueError) as error:
-            raise UserError(f"the checkpoint {path} cannot be used: {error}") from None
-    _log.warning(
-        "%s is not there, so this worker's random numbers and the memory of an attack begin anew",
-        path,
-    )
-    return {}
+            raise UserError(
+                f"the checkpoint {self._source} cannot be used: {error}. {self._remedy(name)}"
+            ) from None
+        self._described = {}
+        if _DESCRIPTION in self._saved:
+            self._described = unpacked(self._saved.pop(_DESCRIPTION))
+        return True
+
+    def _load(self, name: str) -> dict[str, np.ndarray]:
+        assert self._folder is not None
+        with self._folder.reading(name) as file:
+            return checkpoint.load(file, self._folder.path / name)
+
+    def _remedy(self, name: str) -> str:
+        """Returns what to do about a file that is damaged."""
+        assert self._folder is not None
+        damaged = [name]
+        if name == _SERVER:
+            try:
+                fit, steps = self._load(_BEFORE)[_POSITION]
+                return (
+                    f"The one before it, of step {steps} of fit {fit}, is whole: the same command "
+                    f"goes on from there after {self._rm(damaged)}."
+                )
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError):
+                damaged.append(_BEFORE)
+        anew = (
+            "the training begins" if self._job.is_server else "this worker's random numbers begin"
+        )
+        return f"There is no other: after {self._rm(damaged)} {anew} anew."
+
+    def _rm(self, names: Sequence[str]) -> str:
+        assert self._folder is not None
+        paths = (shlex.quote(str(self._folder.path / name)) for name in names)
+        return f"`rm {' '.join(paths)}`"
+
+    def _settings(self) -> dict[str, Any]:
+        """Returns on what the memory of rule and fill depends."""
+        setting = self._job.setting
+        return {
+            "workers": setting.num_workers,
+            "f": setting.f,
+            "gar": setting.gar,
+            "gar_args": dict(setting.gar_args),
+            "fill": setting.fill,
+            "protocol": setting.protocol,
+            "protocol_args": dict(setting.protocol_args),
+        }
+
+    def _check_settings(self) -> None:
+        """Refuses what a rule or a fill has kept that is now another one; warns of the rest."""
+        there = self._described.get(_SETTINGS, {})
+        here = unpacked(packed(self._settings()))  # as JSON has it
+        differ = [name for name in there if there[name] != here.get(name)]
+        if not differ:
+            return
+        words = [
+            ", ".join(f"{name}={which.get(name)}" for name in differ) for which in (there, here)
+        ]
+        says = f"was saved with {words[0]}, and this job has {words[1]}"
+        kept = [
+            name
+            for name in self._saved
+            if name.startswith("rounds/") and name.split("/", 2)[2] not in _OF_EVERY_ROUND
+        ]
+        if kept or "protocol" in differ:
+            raise self._other(f"{says}, which cannot use what rule or fill has kept")
+        _log.warning("%s %s: the training goes on with these", self._source, says)
+
+    def _other(self, how: str) -> UserError:
+        return UserError(
+            f"the checkpoint {self._source} {how}. Go on with what it was saved by, name another "
+            "folder by --checkpoint, or remove that one."
+        )
+
+    def _cannot_save(self, error: OSError) -> UserError:
+        assert self._folder is not None
+        return UserError(f"cannot save to {self._folder.path}: {error}")
+
+
+def _check_no_old_layout(above: Path, folder: files.PrivateFolder) -> None:
+    """Refuses a file that lies where the server's once lay, and where all ranks may write."""
+    old, new = above / _SERVER, folder.path / _SERVER
+    if os.path.lexists(old) and not os.path.lexists(new):
+        raise UserError(
+            f"{old} lies where workers may write, so it is not taken over. If it is yours, go on "
+            f"from it by `mv {shlex.quote(str(old))} {shlex.quote(str(new))}`; else remove it."
+        )

@@ -1,5 +1,8 @@
 // Bulyan's second half on a GPU: the means of the chosen rows, and the mean of those nearest to
 // their median. One thread a coordinate.
+#include <algorithm>
+#include <vector>
+
 #include "aggregathor/ops/cuda/sorted.cuh"
 
 namespace aggregathor {
@@ -11,25 +14,12 @@ namespace {
 // them all.
 enum Step : int32_t { kFinish = -1, kStart = -2 };
 
-bool Contains(const int64_t* group, int64_t m, int64_t row) {
-  for (int64_t g = 0; g < m && group[g] >= 0; ++g) {
-    if (group[g] == row) return true;
-  }
-  return false;
-}
-
-bool ContainsAll(const int64_t* group, const int64_t* smaller, int64_t m) {
-  for (int64_t g = 0; g < m && smaller[g] >= 0; ++g) {
-    if (!Contains(group, m, smaller[g])) return false;
-  }
-  return true;
-}
-
 // A candidate is the mean of its group's present values; NaN, for missing, where there are none.
 template <typename T>
 __device__ void MakeCandidates(Column<T> rows, const int32_t* __restrict__ steps, int num_steps,
                                int theta, Column<T> candidates) {
   double sum = 0;
+  [[maybe_unused]] MeanOfLarge large;
   int count = 0, c = theta;
   for (int s = 0; s < num_steps; ++s) {
     const int step = steps[s];
@@ -37,11 +27,15 @@ __device__ void MakeCandidates(Column<T> rows, const int32_t* __restrict__ steps
       const T x = rows[step];
       if (IsMissing(x)) continue;
       sum += x;
+      if constexpr (sizeof(T) == sizeof(double)) large.Add(x);  // sums of doubles may overflow
       ++count;
     } else if (step == kFinish) {
-      candidates[--c] = static_cast<T>(sum / count);
+      double mean = sum / count;
+      if constexpr (sizeof(T) == sizeof(double)) mean = IsFinite(mean) ? mean : large.Mean();
+      candidates[--c] = static_cast<T>(mean);
     } else {
       sum = 0;
+      large = MeanOfLarge();
       count = 0;
     }
   }
@@ -91,18 +85,21 @@ extern "C" {
 int64_t aggregathor_cuda_bulyan_steps(const int64_t* groups, int64_t theta, int64_t m,
                                       int32_t* steps) {
   using namespace aggregathor;
-  int64_t next = 0;
+  const int64_t last_row = *std::max_element(groups, groups + theta * m);
+  std::vector<int64_t> last_group(last_row + 1, -1);  // that a row was in, of those gone through
+  int64_t next = 0, size_of_smaller = 0;
   for (int64_t c = theta - 1; c >= 0; --c) {
     const int64_t* group = groups + c * m;
-    const int64_t* smaller = group + m;
-    const bool starts = c == theta - 1 || !ContainsAll(group, smaller, m);
+    int64_t size = 0, in_both = 0;
+    for (; size < m && group[size] >= 0; ++size) in_both += last_group[group[size]] == c + 1;
+    const bool starts = c == theta - 1 || in_both < size_of_smaller;
     if (starts) steps[next++] = kStart;
-    for (int64_t g = 0; g < m && group[g] >= 0; ++g) {
-      if (starts || !Contains(smaller, m, group[g])) {
-        steps[next++] = static_cast<int32_t>(group[g]);
-      }
+    for (int64_t g = 0; g < size; ++g) {
+      if (starts || last_group[group[g]] != c + 1) steps[next++] = static_cast<int32_t>(group[g]);
+      last_group[group[g]] = c;
     }
     steps[next++] = kFinish;
+    size_of_smaller = size;
   }
   return next;
 }

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "aggregathor/ops/kernels/wide.h"
+
 // Error codes of ours; CUDA's are positive.
 enum { kAggregathorCudaTooManyRows = -1 };
 
@@ -33,6 +35,12 @@ int64_t aggregathor_cuda_bulyan_steps(const int64_t* groups, int64_t theta, int6
 int64_t aggregathor_cuda_sq_distances_scratch(int64_t n, int64_t d);
 int64_t aggregathor_cuda_sq_distances_to_scratch(int64_t n, int64_t d);
 
+// wide[p] = the squared distance of rows pairs[p] / n and pairs[p] % n, each in units of its own
+// largest difference: where squares of doubles overflow or underflow.
+int aggregathor_cuda_wide_sq_distances(const double* stack_nd, int64_t n, int64_t d,
+                                       const int64_t* pairs, int64_t num_pairs,
+                                       aggregathor::Wide* wide, void* stream);
+
 // Columns are sorted in shared memory, so that window_mean and bulyan_tail refuse more rows than
 // its 48 to 227 KiB hold of one column: some ten thousand floats. More than a few hundred rows are
 // slow, as few columns fit side by side.
@@ -49,9 +57,10 @@ int64_t aggregathor_cuda_sq_distances_to_scratch(int64_t n, int64_t d);
   int aggregathor_cuda_bulyan_tail_##T(const T* stack_nd, int64_t n, int64_t d,                   \
                                        const int32_t* steps, int64_t num_steps, int64_t theta,    \
                                        int64_t f, T* grad_d, void* stream);                       \
-  /* v may be null for the origin. */                                                             \
+  /* v may be null for the origin. Distances are in units of 2^unit, |unit| <= 1000. */           \
   int aggregathor_cuda_sq_distances_to_##T(const T* stack_nd, int64_t n, int64_t d, const T* v,   \
-                                           double* sq_dist_n, void* scratch, void* stream);       \
+                                           int unit, double* sq_dist_n, void* scratch,            \
+                                           void* stream);                                         \
   int aggregathor_cuda_weighted_mean_##T(const T* stack_nd, int64_t n, int64_t d,                 \
                                          const double* weight_n, T* grad_d, void* stream);
 AGGREGATHOR_CUDA_KERNELS(float)

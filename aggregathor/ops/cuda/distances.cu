@@ -12,6 +12,7 @@
 //
 // Sums of the parts are written to scratch memory and added by a second kernel in an order of its
 // own; parts are cut by n and d alone, so that the same stack gives the same bits.
+#include <cmath>
 #include <type_traits>
 
 #include "aggregathor/ops/cuda/device.cuh"
@@ -355,10 +356,11 @@ __global__ void AddPairs(const PairTerms* pair_terms, const RowTerms* row_terms,
 }
 
 // Block part * n + i compares row i with v on one part: rows side by side, so that v comes from the
-// card's cache. In double, which the memory leaves time for.
+// card's cache. In double, which the memory leaves time for, and in a unit: of its two factors one
+// is 1, the other a power of 2.
 template <typename T>
 __global__ void CompareTo(const T* __restrict__ stack_nd, int64_t n, int64_t d, Parts parts,
-                          const T* __restrict__ v, Terms* terms) {
+                          const T* __restrict__ v, double before, double after, Terms* terms) {
   const int64_t part = blockIdx.x / n, i = blockIdx.x % n;
   const int64_t begin = part * parts.columns;
   const int64_t end = min(d, begin + parts.columns);
@@ -367,7 +369,7 @@ __global__ void CompareTo(const T* __restrict__ stack_nd, int64_t n, int64_t d, 
   for (int64_t j = begin + threadIdx.x; j < end; j += blockDim.x) {
     const T x = stack_nd[i * d + j];
     const T y = v == nullptr ? T{0} : v[j];
-    const double difference = static_cast<double>(x) - static_cast<double>(y);
+    const double difference = (x * before - y * before) * after;
     mine.missing += IsMissing(x);
     mine.infinite += !IsMissing(x) && !IsFinite(x);
     if (IsMissing(x) || IsMissing(y)) continue;
@@ -391,6 +393,47 @@ __global__ void AddRows(const Terms* terms, int64_t d, int64_t num_parts, double
   }
   sum = SumOverBlock(sum);
   if (threadIdx.x == 0) sq_dist_n[i] = SqDistance(sum, d);
+}
+
+// Block p compares a pair of rows in units of their largest difference (WideSqDistance of
+// distances.cc).
+__global__ void ComparePairWide(const double* __restrict__ stack_nd, int64_t n, int64_t d,
+                                const int64_t* __restrict__ pairs, Wide* wide) {
+  AGGREGATHOR_SHARED(shared);
+  double* most = reinterpret_cast<double*>(shared);
+  const double* a = stack_nd + pairs[blockIdx.x] / n * d;
+  const double* b = stack_nd + pairs[blockIdx.x] % n * d;
+  double largest = 0;
+  for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
+    const double size = fabs(a[j] - b[j]);
+    if (size > largest) largest = size;  // not NaN
+  }
+  most[threadIdx.x] = largest;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half && most[threadIdx.x + half] > most[threadIdx.x]) {
+      most[threadIdx.x] = most[threadIdx.x + half];
+    }
+  }
+  __syncthreads();
+  largest = most[0];
+  __syncthreads();  // nobody reads it any more
+  // A difference may overflow too: the largest unit takes that.
+  const int exponent = largest == 0 ? 0 : IsFinite(largest) ? ilogb(largest) : 1000;
+  const int unit = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+  const double before = unit > 0 ? ldexp(1.0, -unit) : 1, after = unit < 0 ? ldexp(1.0, -unit) : 1;
+  Terms mine{};
+  for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
+    const double difference = (a[j] * before - b[j] * before) * after;
+    mine.missing += IsMissing(a[j]);
+    mine.other_missing += IsMissing(b[j]);
+    mine.infinite += (!IsMissing(a[j]) && !IsFinite(a[j])) || (!IsMissing(b[j]) && !IsFinite(b[j]));
+    if (IsMissing(a[j]) || IsMissing(b[j])) continue;
+    mine.sum += difference * difference;
+    ++mine.both;
+  }
+  mine = SumOverBlock(mine);
+  if (threadIdx.x == 0) wide[blockIdx.x] = {SqDistance(mine, d), 2 * unit};
 }
 
 constexpr int64_t kTermsBytes = static_cast<int64_t>(sizeof(Terms));  // of a thread
@@ -457,13 +500,14 @@ int LaunchSqDistances(const T* stack_nd, int64_t n, int64_t d, double* sq_dist_n
 }
 
 template <typename T>
-int LaunchSqDistancesTo(const T* stack_nd, int64_t n, int64_t d, const T* v, double* sq_dist_n,
-                        void* scratch, void* stream) {
+int LaunchSqDistancesTo(const T* stack_nd, int64_t n, int64_t d, const T* v, int unit,
+                        double* sq_dist_n, void* scratch, void* stream) {
   if (n > INT32_MAX / kMaxParts) return kAggregathorCudaTooManyRows;
   const Parts parts = CutColumns(d, n);
   auto* terms = static_cast<Terms*>(scratch);
   const int code = Launch(&CompareTo<T>, parts.count * n, kThreads, kThreads * kTermsBytes, stream,
-                          stack_nd, n, d, parts, v, terms);
+                          stack_nd, n, d, parts, v, unit > 0 ? std::ldexp(1, -unit) : 1.0,
+                          unit < 0 ? std::ldexp(1, -unit) : 1.0, terms);
   if (code != cudaSuccess) return code;
   const int threads = ThreadsToAdd(parts);
   return Launch(&AddRows, n, threads, threads * kTermsBytes, stream, terms, d, parts.count,
@@ -487,14 +531,24 @@ int64_t aggregathor_cuda_sq_distances_to_scratch(int64_t n, int64_t d) {
   return n * CutColumns(d, n).count * static_cast<int64_t>(sizeof(Terms));
 }
 
-#define AGGREGATHOR_DEFINE(T)                                                                   \
-  int aggregathor_cuda_sq_distances_##T(const T* stack_nd, int64_t n, int64_t d,                \
-                                        double* sq_dist_nn, void* scratch, void* stream) {      \
-    return aggregathor::LaunchSqDistances(stack_nd, n, d, sq_dist_nn, scratch, stream);         \
-  }                                                                                             \
-  int aggregathor_cuda_sq_distances_to_##T(const T* stack_nd, int64_t n, int64_t d, const T* v, \
-                                           double* sq_dist_n, void* scratch, void* stream) {    \
-    return aggregathor::LaunchSqDistancesTo(stack_nd, n, d, v, sq_dist_n, scratch, stream);     \
+int aggregathor_cuda_wide_sq_distances(const double* stack_nd, int64_t n, int64_t d,
+                                       const int64_t* pairs, int64_t num_pairs,
+                                       aggregathor::Wide* wide, void* stream) {
+  using namespace aggregathor;
+  if (num_pairs > INT32_MAX) return kAggregathorCudaTooManyRows;
+  return Launch(&ComparePairWide, num_pairs, kThreads, kThreads * kTermsBytes, stream, stack_nd, n,
+                d, pairs, wide);
+}
+
+#define AGGREGATHOR_DEFINE(T)                                                                     \
+  int aggregathor_cuda_sq_distances_##T(const T* stack_nd, int64_t n, int64_t d,                  \
+                                        double* sq_dist_nn, void* scratch, void* stream) {        \
+    return aggregathor::LaunchSqDistances(stack_nd, n, d, sq_dist_nn, scratch, stream);           \
+  }                                                                                               \
+  int aggregathor_cuda_sq_distances_to_##T(const T* stack_nd, int64_t n, int64_t d, const T* v,   \
+                                           int unit, double* sq_dist_n, void* scratch,            \
+                                           void* stream) {                                        \
+    return aggregathor::LaunchSqDistancesTo(stack_nd, n, d, v, unit, sq_dist_n, scratch, stream); \
   }
 AGGREGATHOR_DEFINE(float)
 AGGREGATHOR_DEFINE(double)

@@ -1,6 +1,7 @@
 // Means of rows on a GPU: of all, of chosen ones, and weighted. One thread a coordinate: a warp
 // reads 32 neighbouring values of a row at once. Added in row order and in double, as on the CPU.
 #include "aggregathor/ops/cuda/device.cuh"
+#include "aggregathor/ops/kernels/mean_of_large.h"
 
 namespace aggregathor {
 namespace {
@@ -12,16 +13,25 @@ template <typename T>
 __global__ void Mean(const T* __restrict__ stack_nd, int64_t d, const int64_t* __restrict__ rows,
                      int m, bool skip_missing, T* __restrict__ grad_d) {
   EachCoordinate(d, [&](int64_t j) {
+    const auto value = [&](int i) { return stack_nd[(rows == nullptr ? i : rows[i]) * d + j]; };
     double sum = 0;
     int count = 0;
-    Stream(
-        m, [&](int i) { return stack_nd[(rows == nullptr ? i : rows[i]) * d + j]; },
-        [&](int, T x) {
-          if (skip_missing && IsMissing(x)) return;
-          sum += x;
-          ++count;
-        });
-    grad_d[j] = count == 0 ? T{0} : static_cast<T>(sum / count);
+    Stream(m, value, [&](int, T x) {
+      if (skip_missing && IsMissing(x)) return;
+      sum += x;
+      ++count;
+    });
+    double mean = count == 0 ? 0 : sum / count;
+    if constexpr (sizeof(T) == sizeof(double)) {  // sums of doubles may overflow
+      if (!IsFinite(mean)) {
+        MeanOfLarge large;
+        for (int i = 0; i < m; ++i) {
+          if (!skip_missing || !IsMissing(value(i))) large.Add(value(i));
+        }
+        mean = large.Mean();
+      }
+    }
+    grad_d[j] = static_cast<T>(mean);
   });
 }
 
@@ -39,7 +49,18 @@ __global__ void WeightedMean(const T* __restrict__ stack_nd, int n, int64_t d,
           sum += weight_n[i] * x;
           weights += weight_n[i];
         });
-    grad_d[j] = weights == 0 ? T{0} : static_cast<T>(sum / weights);
+    double mean = weights == 0 ? 0 : sum / weights;
+    if constexpr (sizeof(T) == sizeof(double)) {  // sums of doubles may overflow
+      if (!IsFinite(mean)) {
+        MeanOfLarge large;
+        for (int i = 0; i < n; ++i) {
+          const T x = stack_nd[i * d + j];
+          if (weight_n[i] != 0 && !IsMissing(x)) large.Add(x, weight_n[i]);
+        }
+        mean = large.Mean();
+      }
+    }
+    grad_d[j] = static_cast<T>(mean);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "aggregathor/ops/cuda/device.cuh"
+#include "aggregathor/ops/kernels/mean_of_large.h"
 #include "aggregathor/ops/kernels/nearest.h"
 #include "aggregathor/ops/kernels/network.h"
 
@@ -81,7 +82,16 @@ template <typename T>
 __device__ double MeanOf(Column<T> sorted, Range r) {
   double sum = 0;
   for (int i = r.begin; i < r.end; ++i) sum += sorted[i];
-  return sum / (r.end - r.begin);
+  const double mean = sum / (r.end - r.begin);
+  if constexpr (sizeof(T) == sizeof(double)) {  // sums of doubles may overflow
+    if (r.begin < r.end && !IsFinite(mean) && IsFinite(sorted[r.begin]) &&
+        IsFinite(sorted[r.end - 1])) {
+      MeanOfLarge large;
+      for (int i = r.begin; i < r.end; ++i) large.Add(sorted[i]);
+      return large.Mean();
+    }
+  }
+  return mean;
 }
 
 // The `keep` of k sorted values that are nearest to `center`; `by_row` are the n values in the

@@ -88,7 +88,7 @@ AGGREGATHOR_EXPORT int aggregathor_window_mean(const float* stack_nd, int64_t n,
 
 AGGREGATHOR_EXPORT void aggregathor_sq_distances(const float* stack_nd, int64_t n, int64_t d,
                                                  double* sq_dist_nn) {
-  Table().sq_distances({stack_nd, n, d}, sq_dist_nn, Threads());
+  Table().sq_distances({stack_nd, n, d}, false, sq_dist_nn, Threads());
 }
 
 // These three return how many rows or groups they found, at most what was asked for.

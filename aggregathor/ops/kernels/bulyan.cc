@@ -9,29 +9,25 @@ namespace {
 // mostly by the row that leaves, so they are gone through from the last: group c then is group
 // c + 1 and the rows in `added`, up to the first -1, unless it `starts` anew.
 struct GroupPlan {
-  GroupPlan(const int64_t* groups, int64_t theta, int64_t m)
+  GroupPlan(const int64_t* groups, int64_t theta, int64_t m, int64_t n)
       : m(m), added(theta * m), starts(theta), sizes(theta) {
+    const Scratch<int64_t> last_group(n);  // that a row was in, of those gone through
+    for (int64_t i = 0; i < n; ++i) last_group[i] = -1;
+    int64_t size_of_smaller = 0;
     for (int64_t c = theta - 1; c >= 0; --c) {
       const int64_t* group = groups + c * m;
-      const int64_t* smaller = group + m;
-      starts[c] = c == theta - 1;
-      for (int64_t g = 0; !starts[c] && g < m && smaller[g] >= 0; ++g) {
-        starts[c] = !Contains(group, m, smaller[g]);
-      }
-      int64_t next = 0, size = 0;
-      for (int64_t g = 0; g < m && group[g] >= 0; ++g, ++size) {
-        if (starts[c] || !Contains(smaller, m, group[g])) added[c * m + next++] = group[g];
+      int64_t size = 0, in_both = 0;
+      for (; size < m && group[size] >= 0; ++size) in_both += last_group[group[size]] == c + 1;
+      starts[c] = c == theta - 1 || in_both < size_of_smaller;
+      int64_t next = 0;
+      for (int64_t g = 0; g < size; ++g) {
+        if (starts[c] || last_group[group[g]] != c + 1) added[c * m + next++] = group[g];
+        last_group[group[g]] = c;
       }
       if (next < m) added[c * m + next] = -1;
       sizes[c] = static_cast<double>(size);
+      size_of_smaller = size;
     }
-  }
-
-  static bool Contains(const int64_t* group, int64_t m, int64_t row) {
-    for (int64_t g = 0; g < m && group[g] >= 0; ++g) {
-      if (group[g] == row) return true;
-    }
-    return false;
   }
 
   int64_t m;
@@ -68,6 +64,28 @@ bool MakeCandidates(Columns<T> columns, const GroupPlan& plan, int64_t theta, T*
   return any_nan;
 }
 
+// Makes the candidates of a tile of doubles anew whose sums have overflowed.
+void MendOverflow(Columns<double> columns, const GroupPlan& plan, int64_t theta,
+                  double* candidates) {
+  for (int64_t l = 0; l < kLanes; ++l) {
+    bool overflows = false;
+    for (int64_t c = 0; c < theta; ++c) overflows |= !IsFinite(candidates[c * kLanes + l]);
+    if (!overflows) continue;
+    MeanOfLarge mean;
+    for (int64_t c = theta - 1; c >= 0; --c) {
+      if (plan.starts[c]) mean = MeanOfLarge();
+      const int64_t* added = plan.added.get() + c * plan.m;
+      for (int64_t g = 0; g < plan.m && added[g] >= 0; ++g) {
+        const double x = columns.values[added[g] * columns.stride + l];
+        if (!IsMissing(x)) mean.Add(x);
+      }
+      double* candidate = candidates + c * kLanes + l;
+      if (!IsFinite(*candidate)) *candidate = mean.Mean();
+    }
+  }
+}
+void MendOverflow(Columns<float>, const GroupPlan&, int64_t, float*) {}  // sums fit a double
+
 }  // namespace
 
 template <typename T>
@@ -75,7 +93,7 @@ void BulyanTail(Stack<T> stack, const int64_t* groups, int64_t theta, int64_t m,
                 Parallel parallel) {
   constexpr int64_t kColumns = kSums * kDoubles;
   const ColumnSorter<T> sorter(theta);
-  const GroupPlan plan(groups, theta, m);
+  const GroupPlan plan(groups, theta, m, stack.n);
   const WindowRule rule(theta, f, &UpperMedianRange, true, 2 * f);
   For(parallel, NumTiles(stack.d), 40 * (m + theta), [&](int64_t first_tile, int64_t end_tile) {
     const Scratch<T> candidates(theta * kLanes), sorted(theta * kLanes), copy(stack.n * kLanes),
@@ -97,6 +115,7 @@ void BulyanTail(Stack<T> stack, const int64_t* groups, int64_t theta, int64_t m,
           MakeCandidates<true, kSums / 2>(half, plan, theta, to + h);
         }
       }
+      MendOverflow(columns, plan, theta, candidates.get());
       const bool any_missing = sorter.Sort(made.values, made.stride, sorted.get(), missing);
       const SortedTile<T> tile{sorted.get(), made, missing, any_missing};
       WindowsOfTile(tile, rule, high_values.get(), &windows);

@@ -10,8 +10,12 @@
 // 2^-24 = 1.1e-6 (and typically 1e-8, as roundings of either sign cancel), whatever the rows' own
 // size. Where float is too narrow, for values whose squares overflow or underflow, the block is
 // compared in double instead.
+//
+// Squares of doubles overflow beyond 1.3e154 and lose digits below 1.5e-154. Where a sum tells that
+// this may be so, its two rows are compared once more, in units of their own largest difference.
 #include "aggregathor/ops/kernels/row_sums.h"
 #include "aggregathor/ops/kernels/simd.h"
+#include "aggregathor/ops/kernels/wide.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {
 namespace {
@@ -130,8 +134,8 @@ void SquaredDifferences(const double* const* a, const double* const* b, int64_t 
 
 // Steps of a register's width that are added in float before they are added to a double.
 constexpr int64_t kRun = 16;
-// Block sums outside of this may have lost squares to underflow or overflow.
-constexpr double kLeastSure = 1e-26, kMostSure = 1e30;
+// Block sums of floats outside of this may have lost squares to underflow or overflow.
+constexpr double kLeastSureOfFloats = 1e-26, kMostSureOfFloats = 1e30;
 
 // One pair of a block, in double throughout.
 template <bool kMissing>
@@ -176,7 +180,7 @@ void SquaredDifferences(const float* const* a, const float* const* b, int64_t wi
       double total = SumOf(sum[r * C + c]);
       for (int64_t l = j; l < width; ++l) total += SquareOf<kMissing>(a[r][l], b[c][l]);
       // Not NaN, which says that a value is missing.
-      const bool sure = !(total <= kLeastSure || total >= kMostSure);
+      const bool sure = !(total <= kLeastSureOfFloats || total >= kMostSureOfFloats);
       sums[r * kAlone + c] = sure ? total : SquaredDifferencesInDouble<kMissing>(a[r], b[c], width);
     }
   }
@@ -266,10 +270,79 @@ bool ComparePairs(const T* const* rows, int64_t n, const Gaps* gaps, int64_t wid
   return finite;
 }
 
+// The squared distance of two rows, whatever their size. Both may lack values.
+Wide WideSqDistance(const double* a, const double* b, int64_t d) {
+  Doubles most{};
+  int64_t j = 0;
+  double largest = 0;
+  const auto consider = [&largest](double difference) {
+    const double size = difference < 0 ? -difference : difference;
+    if (size > largest) largest = size;  // not NaN
+  };
+  for (; j + kDoubles <= d; j += kDoubles) {
+    const Doubles difference = Load(a + j) - Load(b + j), zero{};
+    const Doubles size = difference < zero ? -difference : difference;
+    most = size > most ? size : most;
+  }
+  for (int64_t l = 0; l < kDoubles; ++l) consider(most[l]);
+  for (; j < d; ++j) consider(a[j] - b[j]);
+
+  // A difference may overflow too: the largest unit takes that.
+  const int64_t exponent = ExponentOf(largest);
+  const int64_t unit = exponent < -1000 ? -1000 : Min(exponent, 1000);
+  const Unit in(unit);
+  const Doubles before = Broadcast(in.before), after = Broadcast(in.after);
+  Doubles sum{}, present{};
+  double more = 0;
+  int64_t both = 0;
+  for (j = 0; j + kDoubles <= d; j += kDoubles) {
+    const Doubles zero{};
+    const Doubles difference = (Load(a + j) * before - Load(b + j) * before) * after;
+    sum += difference == difference ? difference * difference : zero;
+    present += difference == difference ? Broadcast(1) : zero;
+  }
+  for (; j < d; ++j) {
+    const double difference = (a[j] * in.before - b[j] * in.before) * in.after;
+    if (IsMissing(difference)) continue;
+    more += difference * difference;
+    ++both;
+  }
+  both += static_cast<int64_t>(SumOf(present));
+  return {Scaled({SumOf(sum) + more, both}, d), 2 * unit};
+}
+
+// Compares the pairs whose sums may have lost something once more, and brings all distances into
+// units that the typical one fits.
+void RescaleUnsure(Stack<double> stack, const RowStats* stats, double* sq_dist_nn,
+                   Parallel parallel) {
+  const int64_t n = stack.n;
+  const Scratch<int64_t> pairs(n * n);
+  int64_t num_pairs = 0;
+  for (int64_t a = 0; a < n; ++a) {
+    if (!IsComparable(stats[a], stack.d)) continue;
+    for (int64_t b = a + 1; b < n; ++b) {
+      if (!IsComparable(stats[b], stack.d) || IsSure(sq_dist_nn[a * n + b])) continue;
+      pairs[num_pairs++] = a * n + b;
+    }
+  }
+  if (num_pairs == 0) return;
+  const Scratch<Wide> wide_nn(n * n);
+  for (int64_t i = 0; i < n * n; ++i) wide_nn[i] = {sq_dist_nn[i], 0};
+  For(parallel, num_pairs, 2 * stack.d, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t a = pairs[p] / n, b = pairs[p] % n;
+      wide_nn[a * n + b] =
+          WideSqDistance(stack.data + a * stack.stride, stack.data + b * stack.stride, stack.d);
+      wide_nn[b * n + a] = wide_nn[a * n + b];
+    }
+  });
+  ToOneUnit(wide_nn.get(), n, sq_dist_nn);
+}
+
 }  // namespace
 
 template <typename T>
-void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
+void SqDistances(Stack<T> stack, bool scaled, double* sq_dist_nn, Parallel parallel) {
   const int64_t n = stack.n;
   const int64_t num_pairs = n * (n - 1) / 2;
   const int64_t partial_bytes = num_pairs * static_cast<int64_t>(sizeof(Partial)) + 1;
@@ -331,9 +404,12 @@ void SqDistances(Stack<T> stack, double* sq_dist_nn, Parallel parallel) {
       sq_dist_nn[b * n + a] = sq_dist;
     }
   }
+  if constexpr (sizeof(T) == sizeof(double)) {  // squares of floats always fit
+    if (scaled) RescaleUnsure(stack, stats.get(), sq_dist_nn, parallel);
+  }
 }
 
-template void SqDistances<float>(Stack<float>, double*, Parallel);
-template void SqDistances<double>(Stack<double>, double*, Parallel);
+template void SqDistances<float>(Stack<float>, bool, double*, Parallel);
+template void SqDistances<double>(Stack<double>, bool, double*, Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA

@@ -39,6 +39,36 @@ inline bool IsFinite(T x) {
 template <typename T>
 inline constexpr T kInfinity = static_cast<T>(__builtin_inf());
 
+// 2^k for -1022 <= k <= 1023.
+inline double PowerOf2(int64_t k) {
+  const int64_t bits = (k + 1023) << 52;
+  double power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+// k of 2^k <= |x| < 2^(k+1); -1023 for less than the least normal number, 1024 for an infinity.
+inline int64_t ExponentOf(double x) {
+  int64_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return ((bits >> 52) & 0x7ff) - 1023;
+}
+
+// x * 2^k for any k.
+inline double TimesPowerOf2(double x, int64_t k) {
+  for (; k > 1023; k -= 1023) x *= PowerOf2(1023);
+  for (; k < -1022; k += 1022) x *= PowerOf2(-1022);
+  return x * PowerOf2(k);
+}
+
+// Differences of doubles in units of 2^unit, |unit| <= 1000: where a unit is large, values are made
+// small before they are subtracted, and where it is small, differences large after.
+struct Unit {
+  explicit Unit(int64_t unit)
+      : before(unit > 0 ? PowerOf2(-unit) : 1), after(unit < 0 ? PowerOf2(-unit) : 1) {}
+  double before, after;
+};
+
 // Uninitialised memory for one call of a kernel.
 template <typename T>
 class Scratch {
@@ -63,14 +93,15 @@ void Mean(Stack<T>, bool skip_missing, T* out, Parallel);
 template <typename T>
 void WindowMean(Stack<T>, Window, int64_t f, T* out, int64_t* kept_n, Parallel);
 template <typename T>
-void SqDistances(Stack<T>, double* sq_dist_nn, Parallel);
+void SqDistances(Stack<T>, bool scaled, double* sq_dist_nn, Parallel);
 template <typename T>
 void MeanOfRows(Stack<T>, const int64_t* rows, int64_t m, T* out, Parallel);
 template <typename T>
 void BulyanTail(Stack<T>, const int64_t* groups, int64_t theta, int64_t m, int64_t f, T* out,
                 Parallel);
 template <typename T>
-void WeiszfeldStep(Stack<T>, const double* weight_n, T* v_d, double* sq_dist_n, Step*, Parallel);
+void WeiszfeldStep(Stack<T>, const double* weight_n, int unit, T* v_d, double* sq_dist_n, Step*,
+                   Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

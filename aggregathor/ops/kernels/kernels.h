@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "aggregathor/ops/kernels/float_mode.h"
+
 namespace aggregathor {
 
 // Calls body(arg, begin, end) over disjoint ranges that cover [0, total), perhaps on several
@@ -25,7 +27,11 @@ template <typename F>
 void For(Parallel parallel, int64_t total, int64_t cycles_per_unit, F body) {
   parallel.run(
       parallel.pool, total, cycles_per_unit,
-      [](void* arg, int64_t begin, int64_t end) { (*static_cast<F*>(arg))(begin, end); }, &body);
+      [](void* arg, int64_t begin, int64_t end) {
+        const IeeeMode mode;  // of a thread that may be anybody's
+        (*static_cast<F*>(arg))(begin, end);
+      },
+      &body);
 }
 
 // n rows of d coordinates, which begin `stride` values apart. NaN is a missing value, an infinity
@@ -66,7 +72,10 @@ struct Kernels {
   // sq_dist_nn[n, n], symmetric, diagonal 0: sum of squared differences over the coordinates that
   // both rows have, times d / their number. +inf to all for a row with less than half of its
   // coordinates or with an infinity in any, and wherever the sum is not finite.
-  void (*sq_distances)(Stack<T> stack, double* sq_dist_nn, Parallel);
+  // With `scaled`, all times a power of 2 that is 1 unless squares of doubles overflow or
+  // underflow: then rows whose sums would be lost compare as they are, up to 2^500 times farther or
+  // nearer than the distances between most rows.
+  void (*sq_distances)(Stack<T> stack, bool scaled, double* sq_dist_nn, Parallel);
 
   // out[d] = mean of the present values of rows[0..m), added in that order; 0 where none is.
   void (*mean_of_rows)(Stack<T> stack, const int64_t* rows, int64_t m, T* out, Parallel);
@@ -78,9 +87,10 @@ struct Kernels {
 
   // One step of Weiszfeld's iteration. v_d = sum of weight_n[i] * row i over the present values /
   // sum of their weights, 0 where none is; rows of weight 0 do not count. Where weight_n is null,
-  // v_d stays. Then sq_dist_n[i] = squared distance of row i to v_d, scaled as in sq_distances.
-  void (*weiszfeld_step)(Stack<T> stack, const double* weight_n, T* v_d, double* sq_dist_n,
-                         Step* step, Parallel);
+  // v_d stays. Then sq_dist_n[i] = squared distance of row i to v_d, over what the row has as in
+  // sq_distances. It and `step` are in units of 2^unit, |unit| <= 1000; for floats 0.
+  void (*weiszfeld_step)(Stack<T> stack, const double* weight_n, int unit, T* v_d,
+                         double* sq_dist_n, Step* step, Parallel);
 };
 
 // The table of the best instruction set that this processor has, or of the one that

@@ -25,6 +25,22 @@ bool MeanOfColumns(Columns<T> columns, int64_t m, F row, T* mean) {
   return any_nan;
 }
 
+// Makes the means of doubles anew whose sums have overflowed.
+template <typename F>
+void MendOverflow(Columns<double> columns, int64_t m, F row, bool skip_missing, double* mean) {
+  for (int64_t l = 0; l < kLanes; ++l) {
+    if (IsFinite(mean[l])) continue;
+    MeanOfLarge large;
+    for (int64_t k = 0; k < m; ++k) {
+      const double x = columns.values[row(k) * columns.stride + l];
+      if (!skip_missing || !IsMissing(x)) large.Add(x);
+    }
+    mean[l] = large.Mean();
+  }
+}
+template <typename F>
+void MendOverflow(Columns<float>, int64_t, F, bool, float*) {}  // sums of floats fit a double
+
 // out = the mean of the m rows row(0), row(1) ... of the stack.
 template <typename T, typename F>
 void MeanOf(Stack<T> stack, bool skip_missing, int64_t m, F row, T* out, Parallel parallel) {
@@ -45,6 +61,7 @@ void MeanOf(Stack<T> stack, bool skip_missing, int64_t m, F row, T* out, Paralle
           MeanOfColumns<true, kSums / 2>(half, m, row, mean + l + h);
         }
       }
+      MendOverflow(columns, m, row, skip_missing, mean);
       std::memcpy(out + j, mean, static_cast<size_t>(Min(kLanes, stack.d - j)) * sizeof(T));
     }
   });

@@ -14,9 +14,16 @@ constexpr Int NumBelowNearest(Sorted sorted, Int k, ByRow by_row, Int n, double 
   Int begin = 0, end = k;
   Int row = n;  // rows from here on have been dropped already, within one tie
   T tied_low{}, tied_high{};
+  double part = 1;  // distances are compared in this part of their size
   while (end - begin > keep) {
     const T low = sorted(begin), high = sorted(end - 1);
-    const double below = center - low, above = high - center;
+    const auto distance = [&](double from, double to) { return part * to - part * from; };
+    double below = distance(low, center), above = distance(center, high);
+    if (part == 1 && below - above != below - above) {  // both are infinite: they overflow, perhaps
+      part = 0.5;
+      below = distance(low, center);
+      above = distance(center, high);
+    }
     if (below > above) {
       ++begin;
       continue;
@@ -34,8 +41,8 @@ constexpr Int NumBelowNearest(Sorted sorted, Int k, ByRow by_row, Int n, double 
       Int lows = 1, highs = 1;
       while (lows < surplus && sorted(begin + lows) == low) ++lows;
       while (highs < surplus && sorted(end - 1 - highs) == high) ++highs;
-      if (lows + highs <= surplus && center - sorted(begin + lows) < below &&
-          sorted(end - 1 - highs) - center < above) {
+      if (lows + highs <= surplus && distance(sorted(begin + lows), center) < below &&
+          distance(center, sorted(end - 1 - highs)) < above) {
         begin += lows;
         end -= highs;
         continue;

@@ -17,11 +17,12 @@ std::vector<int64_t> KrumSelect(const double* sq_dist_nn, int64_t n, int64_t f, 
 
 // The theta = n - 2f - 2 groups of rows whose means are Bulyan's candidates: group k holds the
 // m - k rows of least score, m = n - f - 2, best first; then its best row leaves. Each row's f + 1
-// farthest distances count as 0 throughout. Requires n >= 2f + 3.
+// farthest distances count as 0 throughout. Requires n >= 2f + 3. O(n^2 log n) time.
 std::vector<std::vector<int64_t>> BulyanSelect(const double* sq_dist_nn, int64_t n, int64_t f);
 
 // The same for the variant of the paper: theta = n - 2f groups of one row, Krum's choice among the
-// n_k that remain, scored over max(1, n_k - f - 2) neighbours. Requires n >= 2f + 1.
+// n_k that remain, scored over max(1, n_k - f - 2) neighbours. Requires n >= 2f + 1. O(n^2 log n)
+// time.
 std::vector<std::vector<int64_t>> BulyanPaperSelect(const double* sq_dist_nn, int64_t n, int64_t f);
 
 // The (n-f)-subset of least diameter (largest distance between two of its rows), ascending; of

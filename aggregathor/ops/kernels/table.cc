@@ -3,10 +3,28 @@
 
 namespace aggregathor::AGGREGATHOR_ISA {
 
+namespace {
+
+// A kernel, in a mode of its own for what it does outside of For too.
+template <auto kKernel>
+struct InIeeeMode;
+template <typename... Args, void (*kKernel)(Args...)>
+struct InIeeeMode<kKernel> {
+  static void Call(Args... args) {
+    const IeeeMode mode;
+    kKernel(args...);
+  }
+};
+
+}  // namespace
+
 template <typename T>
 const Kernels<T>& Table() {
-  static constexpr Kernels<T> kTable{&Mean<T>,       &WindowMean<T>, &SqDistances<T>,
-                                     &MeanOfRows<T>, &BulyanTail<T>, &WeiszfeldStep<T>};
+  static constexpr Kernels<T> kTable{
+      &InIeeeMode<&Mean<T>>::Call,        &InIeeeMode<&WindowMean<T>>::Call,
+      &InIeeeMode<&SqDistances<T>>::Call, &InIeeeMode<&MeanOfRows<T>>::Call,
+      &InIeeeMode<&BulyanTail<T>>::Call,  &InIeeeMode<&WeiszfeldStep<T>>::Call,
+  };
   return kTable;
 }
 

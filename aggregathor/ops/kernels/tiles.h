@@ -3,6 +3,7 @@
 #define AGGREGATHOR_OPS_KERNELS_TILES_H_
 
 #include "aggregathor/ops/kernels/isa.h"
+#include "aggregathor/ops/kernels/mean_of_large.h"
 #include "aggregathor/ops/kernels/simd.h"
 
 namespace aggregathor::AGGREGATHOR_ISA {

@@ -47,6 +47,27 @@ void WeightedMean(Columns<T> columns, int64_t n, const double* weight_n, T* mean
   }
 }
 
+// Makes the means of a tile of doubles anew whose sums have overflowed.
+void MendOverflow(Columns<double> columns, int64_t n, const double* weight_n, double* mean) {
+  for (int64_t l = 0; l < kLanes; ++l) {
+    if (IsFinite(mean[l])) continue;
+    MeanOfLarge large;
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = columns.values[i * columns.stride + l];
+      if (weight_n[i] != 0 && !IsMissing(x)) large.Add(x, weight_n[i]);
+    }
+    mean[l] = large.Mean();
+  }
+}
+void MendOverflow(Columns<float>, int64_t, const double*, float*) {}  // sums of floats fit a double
+
+// from - to in a unit that only differences of doubles need.
+template <typename T>
+[[gnu::always_inline]] inline Doubles Difference(Doubles from, Doubles to, Unit unit) {
+  if constexpr (sizeof(T) == sizeof(float)) return from - to;
+  return (from * Broadcast(unit.before) - to * Broadcast(unit.before)) * Broadcast(unit.after);
+}
+
 // kLanes values of v, and as doubles.
 template <typename T>
 struct Center {
@@ -56,12 +77,13 @@ struct Center {
 
 // sum += the squared differences of kLanes values of a row, some missing or infinite, and center.
 template <typename T>
-void AddPresentSquares(const T* row, const Center<T>& center, Doubles* sum, RowStats* stats) {
+void AddPresentSquares(const T* row, const Center<T>& center, Unit unit, Doubles* sum,
+                       RowStats* stats) {
   const Doubles zero{};
   Doubles present{}, not_finite{};
   for (int64_t v = 0; v < kVectors; ++v) {
     const Doubles x = LoadDoubles(row + v * kDoubles);
-    const Doubles difference = x == x ? x - center.doubles[v] : zero;
+    const Doubles difference = x == x ? Difference<T>(x, center.doubles[v], unit) : zero;
     *sum = MultiplyAdd(difference, difference, *sum);
     present += x == x ? Broadcast(1) : zero;
     not_finite += x == x ? x - x : zero;  // NaN for an infinity
@@ -72,28 +94,30 @@ void AddPresentSquares(const T* row, const Center<T>& center, Doubles* sum, RowS
 
 // sum += the squared differences of kLanes values of a row and center, where the row has one.
 template <typename T>
-[[gnu::always_inline]] inline void AddSquares(const T* row, const Center<T>& center, bool fetch_all,
-                                              Doubles* sum, RowStats* stats) {
+[[gnu::always_inline]] inline void AddSquares(const T* row, const Center<T>& center, Unit unit,
+                                              bool fetch_all, Doubles* sum, RowStats* stats) {
   Doubles squares[2] = {};
   for (int64_t v = 0; v < kVectors; ++v) {
     if (fetch_all || v % kSums >= kSums / 2) FetchNextTile(row, v);
-    const Doubles difference = LoadDoubles(row + v * kDoubles) - center.doubles[v];
+    const Doubles difference =
+        Difference<T>(LoadDoubles(row + v * kDoubles), center.doubles[v], unit);
     squares[v % 2] = MultiplyAdd(difference, difference, squares[v % 2]);
   }
   const Doubles both = squares[0] + squares[1];
   if (!Any(EitherIsNan(both - both, both))) {
     *sum += both;
   } else {
-    AddPresentSquares(row, center, sum, stats);
+    AddPresentSquares(row, center, unit, sum, stats);
   }
 }
 
 }  // namespace
 
 template <typename T>
-void WeiszfeldStep(Stack<T> stack, const double* weight_n, T* v_d, double* sq_dist_n, Step* step,
-                   Parallel parallel) {
+void WeiszfeldStep(Stack<T> stack, const double* weight_n, int unit, T* v_d, double* sq_dist_n,
+                   Step* step, Parallel parallel) {
   const int64_t n = stack.n;
+  const Unit in(unit);
   const Parts parts = CutColumns(stack.d, kLanes, kMaxParts);
   const Scratch<Doubles> sums(parts.count * n);
   const Scratch<RowStats> stats(parts.count * n);
@@ -119,17 +143,19 @@ void WeiszfeldStep(Stack<T> stack, const double* weight_n, T* v_d, double* sq_di
             WeightedMean(Columns<T>{columns.values + l, columns.stride}, n, weight_n,
                          center.values + l);
           }
+          MendOverflow(columns, n, weight_n, center.values);
           std::memcpy(v_d + j, center.values, width);
           for (int64_t v = 0; v < kVectors; ++v) {
             const Doubles x = LoadDoubles(center.values + v * kDoubles);
-            const Doubles moved = x - center.doubles[v];
+            const Doubles moved = Difference<T>(x, center.doubles[v], in);
+            const Doubles size = Difference<T>(x, Doubles{}, in);
             sq_step = MultiplyAdd(moved, moved, sq_step);
-            sq_norm = MultiplyAdd(x, x, sq_norm);
+            sq_norm = MultiplyAdd(size, size, sq_norm);
             center.doubles[v] = x;
           }
         }
         for (int64_t i = 0; i < n; ++i) {
-          AddSquares(columns.values + i * columns.stride, center, weight_n == nullptr,
+          AddSquares(columns.values + i * columns.stride, center, in, weight_n == nullptr,
                      &sums[part * n + i], &stats[part * n + i]);
         }
       }
@@ -154,8 +180,9 @@ void WeiszfeldStep(Stack<T> stack, const double* weight_n, T* v_d, double* sq_di
   }
 }
 
-template void WeiszfeldStep<float>(Stack<float>, const double*, float*, double*, Step*, Parallel);
-template void WeiszfeldStep<double>(Stack<double>, const double*, double*, double*, Step*,
+template void WeiszfeldStep<float>(Stack<float>, const double*, int, float*, double*, Step*,
+                                   Parallel);
+template void WeiszfeldStep<double>(Stack<double>, const double*, int, double*, double*, Step*,
                                     Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA

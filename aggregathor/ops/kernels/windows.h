@@ -118,6 +118,21 @@ void MeansOfWindows(const T* sorted, const int32_t* begin, const int32_t* end, d
   }
 }
 
+// Makes the means of doubles anew whose sums have overflowed.
+template <typename T>
+void MendOverflow(const T* sorted, Windows* windows) {
+  if constexpr (sizeof(T) == sizeof(float)) return;  // sums of floats always fit a double
+  for (int64_t l = 0; l < kLanes; ++l) {
+    const int32_t begin = windows->begin[l], end = windows->end[l];
+    if (IsFinite(windows->mean[l]) || begin == end) continue;
+    const auto value = [&](int64_t i) { return sorted[i * kLanes + l]; };
+    if (!IsFinite(value(begin)) || !IsFinite(value(end - 1))) continue;
+    MeanOfLarge mean;
+    for (int64_t i = begin; i < end; ++i) mean.Add(value(i));
+    windows->mean[l] = mean.Mean();
+  }
+}
+
 // NumBelowNearest (nearest.h) for a tile: lane by lane, and which lanes have ties.
 //
 // A window that begins at i moves on where s_i is farther from the center than s_(i+keep), which it
@@ -136,7 +151,8 @@ void CountMoves(const T* sorted, const T* high, int64_t leave_out, const double*
       const Doubles below = c - low_value, above = high_value - c;
       const Integers farther = below > above;
       moves += farther;
-      // NaN, of an infinite center and an infinite value, counts as a tie.
+      // NaN, of an infinite center and an infinite value, counts as a tie, and so do differences
+      // that both overflow.
       ties |= ~(farther | (below < above)) & (low_value != high_value);
     }
     Store(begin + l, -moves);
@@ -175,6 +191,7 @@ void NearestWindows(const SortedTile<T>& tile, const WindowRule& rule, T* high_v
     windows->end[l] = own ? static_cast<int32_t>(last) : windows->end[l];
   }
   MeansOfWindows(tile.sorted, windows->begin, windows->end, windows->mean);
+  MendOverflow(tile.sorted, windows);
 }
 
 // The windows of a tile. high_values: room for n * kLanes values.
@@ -193,6 +210,7 @@ void WindowsOfTile(const SortedTile<T>& tile, const WindowRule& rule, T* high_va
     }
     MeansOfWindows(tile.sorted, windows->begin, windows->end, windows->mean);
   }
+  MendOverflow(tile.sorted, windows);
   if (rule.nearest) NearestWindows(tile, rule, high_values, windows);
 }
 

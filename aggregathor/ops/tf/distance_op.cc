@@ -23,6 +23,7 @@ REGISTER_OP("AggregathorSqDistances")
     .Input("stack_nd: T")
     .Output("sq_dist_nn: double")
     .Attr("T: {float, double}")
+    .Attr("scaled: bool")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle stack;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &stack));
@@ -93,7 +94,9 @@ absl::Status TooFewComparable(const std::string& rule, int64_t n, int64_t f) {
 template <typename T>
 class SqDistancesOp : public tf::OpKernel {
  public:
-  using OpKernel::OpKernel;
+  explicit SqDistancesOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("scaled", &scaled_));
+  }
 
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
@@ -101,9 +104,12 @@ class SqDistancesOp : public tf::OpKernel {
     const int64_t n = stack_nd.dim_size(0);
     tf::Tensor* sq_dist_nn;
     OP_REQUIRES_OK(ctx, ctx->allocate_output(0, tf::TensorShape({n, n}), &sq_dist_nn));
-    KernelsFor<T>().sq_distances(AsStack<T>(stack_nd), sq_dist_nn->flat<double>().data(),
+    KernelsFor<T>().sq_distances(AsStack<T>(stack_nd), scaled_, sq_dist_nn->flat<double>().data(),
                                  IntraOpPool(ctx));
   }
+
+ private:
+  bool scaled_;
 };
 
 class KrumSelectOp : public tf::OpKernel {

@@ -98,7 +98,9 @@ class WindowMeanGpuOp : public tf::OpKernel {
 template <typename T>
 class SqDistancesGpuOp : public tf::OpKernel {
  public:
-  using OpKernel::OpKernel;
+  explicit SqDistancesGpuOp(tf::OpKernelConstruction* ctx) : OpKernel(ctx) {
+    OP_REQUIRES_OK(ctx, ctx->GetAttr("scaled", &scaled_));
+  }
 
   void Compute(tf::OpKernelContext* ctx) override {
     const tf::Tensor& stack_nd = ctx->input(0);
@@ -114,7 +116,60 @@ class SqDistancesGpuOp : public tf::OpKernel {
         ctx, StatusOf(*this, stack_nd,
                       CudaKernels<T>::sq_distances(stack, n, d, sq_dist_nn->flat<double>().data(),
                                                    scratch, StreamOf(ctx))));
+    if constexpr (sizeof(T) == sizeof(double)) {  // squares of floats always fit
+      if (scaled_) OP_REQUIRES_OK(ctx, Rescale(ctx, stack_nd, sq_dist_nn));
+    }
   }
+
+ private:
+  // Compares the pairs whose sums may have lost something once more. The distances are on their way
+  // to the host anyway, which selects by them.
+  absl::Status Rescale(tf::OpKernelContext* ctx, const tf::Tensor& stack_nd,
+                       tf::Tensor* sq_dist_nn) const {
+    const int64_t n = stack_nd.dim_size(0), d = stack_nd.dim_size(1);
+    double* const on_device = sq_dist_nn->flat<double>().data();
+    const int64_t bytes = n * n * static_cast<int64_t>(sizeof(double));
+    std::vector<double> sq_dist(n * n);
+    TF_RETURN_IF_ERROR(
+        StatusOf(*this, stack_nd,
+                 aggregathor_cuda_to_host(sq_dist.data(), on_device, bytes, StreamOf(ctx))));
+    std::vector<int64_t> pairs;
+    for (int64_t a = 0; a < n; ++a) {
+      for (int64_t b = a + 1; b < n; ++b) {
+        if (!IsSure(sq_dist[a * n + b])) pairs.push_back(a * n + b);
+      }
+    }
+    if (pairs.empty()) return absl::OkStatus();
+    const int64_t num_pairs = static_cast<int64_t>(pairs.size());
+    tf::Tensor memory[2];
+    int64_t* pairs_on_device;
+    Wide* wide_on_device;
+    TF_RETURN_IF_ERROR(Allocate(ctx, num_pairs, &memory[0], &pairs_on_device));
+    TF_RETURN_IF_ERROR(Allocate(ctx, num_pairs, &memory[1], &wide_on_device));
+    int code = aggregathor_cuda_to_device(pairs_on_device, pairs.data(),
+                                          num_pairs * sizeof(int64_t), StreamOf(ctx));
+    if (code == 0) {
+      code =
+          aggregathor_cuda_wide_sq_distances(stack_nd.flat<double>().data(), n, d, pairs_on_device,
+                                             num_pairs, wide_on_device, StreamOf(ctx));
+    }
+    std::vector<Wide> wide(num_pairs), wide_nn(n * n);
+    if (code == 0) {
+      code = aggregathor_cuda_to_host(wide.data(), wide_on_device, num_pairs * sizeof(Wide),
+                                      StreamOf(ctx));
+    }
+    TF_RETURN_IF_ERROR(StatusOf(*this, stack_nd, code));
+    for (int64_t i = 0; i < n * n; ++i) wide_nn[i] = {sq_dist[i], 0};
+    for (int64_t p = 0; p < num_pairs; ++p) {
+      const int64_t a = pairs[p] / n, b = pairs[p] % n;
+      wide_nn[a * n + b] = wide_nn[b * n + a] = wide[p];
+    }
+    ToOneUnit(wide_nn.data(), n, sq_dist.data());
+    return StatusOf(*this, stack_nd,
+                    aggregathor_cuda_to_device(on_device, sq_dist.data(), bytes, StreamOf(ctx)));
+  }
+
+  bool scaled_;
 };
 
 // The rows are on the host, where they are checked.
@@ -231,19 +286,27 @@ class GeometricMedianGpuOp : public tf::OpKernel {
     std::vector<double> sq_dist_n(n + 2), weights(n);
     int code = Cuda::window_mean(stack, n, d, static_cast<int>(Window::kMedian), f_, device.v_d,
                                  nullptr, stream);
-    for (int64_t iteration = 0; code == 0; ++iteration) {
-      code =
-          Cuda::sq_distances_to(stack, n, d, device.v_d, device.sq_dist_n, device.scratch, stream);
+    int unit = 0;
+    const auto measure = [&](int in) {
+      unit = in;
       if (code == 0) {
-        code = Cuda::sq_distances_to(device.v_d, 1, d, nullptr, device.sq_dist_n + n + 1,
+        code = Cuda::sq_distances_to(stack, n, d, device.v_d, unit, device.sq_dist_n,
+                                     device.scratch, stream);
+      }
+      if (code == 0) {
+        code = Cuda::sq_distances_to(device.v_d, 1, d, nullptr, unit, device.sq_dist_n + n + 1,
                                      device.scratch, stream);
       }
       if (code == 0) {
         code = aggregathor_cuda_to_host(sq_dist_n.data(), device.sq_dist_n,
                                         (n + 2) * sizeof(double), stream);
       }
+    };
+    const double floor = nu_ * MeasureTypical<T>(measure, sq_dist_n.data(), n);
+    for (int64_t iteration = 0; code == 0; ++iteration) {
+      if (iteration > 0) measure(unit);
       if (code != 0) break;
-      SetWeights(sq_dist_n.data(), n, nu_, weights.data());
+      SetWeights(sq_dist_n.data(), n, floor, weights.data());
       const bool moving = sq_dist_n[n] > static_cast<double>(tol_) * tol_ * sq_dist_n[n + 1];
       if (iteration == max_iter_ || (iteration > 0 && !moving)) break;
       code =
@@ -252,7 +315,7 @@ class GeometricMedianGpuOp : public tf::OpKernel {
         code = Cuda::weighted_mean(stack, n, d, device.weight_n, device.next_d, stream);
       }
       if (code == 0) {
-        code = Cuda::sq_distances_to(device.next_d, 1, d, device.v_d, device.sq_dist_n + n,
+        code = Cuda::sq_distances_to(device.next_d, 1, d, device.v_d, unit, device.sq_dist_n + n,
                                      device.scratch, stream);
       }
       if (code == 0) {

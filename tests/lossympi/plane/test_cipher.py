@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from lossympi.connection import bound_key
 from lossympi.plane.cipher import Sealer, key_pair, session_keys, tag_bytes
 
 
@@ -53,6 +54,19 @@ def test_session_keys_are_libsodiums(sodium, server):
     theirs = (receive.raw, send.raw)
     assert session_keys(secret.raw, public.raw, peer_public, server) == theirs
     assert session_keys(peer_secret, peer_public, public.raw, not server) == theirs[::-1]
+
+
+def test_bound_keys_are_libsodiums_generic_hash(sodium):
+    """And those of the vectors in test_connection.py."""
+    key, out = bytes(range(32)), ctypes.create_string_buffer(32)
+    what = b"lossympi1" + bytes.fromhex("78563412 0200")
+    assert (
+        sodium.crypto_generichash(
+            out, ctypes.c_size_t(32), what, ctypes.c_ulonglong(len(what)), key, ctypes.c_size_t(32)
+        )
+        == 0
+    )
+    assert bound_key(key, 0x12345678, 2) == out.raw
 
 
 def test_a_tag_is_these_bytes():

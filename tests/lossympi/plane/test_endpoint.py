@@ -18,7 +18,7 @@ from lossympi.plane.packet import Kind, decode_floats, encode_floats
 DIM = 352 * 40 + 5
 C = 41
 RATE_KBPS = 1_000_000
-NOTHING_WRONG = dict.fromkeys(("accepted", *REASONS, "dropped", "overflow"), 0)
+NOTHING_WRONG = dict.fromkeys(("accepted", *REASONS, "unsent", "dropped", "overflow"), 0)
 
 
 def train(job, background, policy, dim=DIM, rounds=(1, 2), max_loss=1.0, **setup):

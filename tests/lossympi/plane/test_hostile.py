@@ -292,7 +292,7 @@ def test_nothing_that_comes_stops_the_receiver(python_job, rank):
             endpoint._take(pack(header) + payload, source, 1.0)
         counts = endpoint.counters()
         assert sum(map(sum, (c.values() for c in counts.values()))) == before + 1
-        assert set(counts[raw.rank]) == {"accepted", *REASONS}
+        assert set(counts[raw.rank]) == {"accepted", *REASONS, "unsent"}
 
     feed()
 
