@@ -13,7 +13,7 @@ import tensorflow as tf
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import keras2, strategies
 from aggregathor.dropin.deferred_variables import keep_initial_values
-from aggregathor.dropin.functions import Functions
+from aggregathor.dropin.functions import patch_calls
 from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
@@ -40,7 +40,7 @@ class Dropin:
         checkpoints = Checkpoints(job)
         self.guard = _make_guard(job)
         keep_initial_values(self.guard)
-        Functions()
+        patch_calls()
         self._updates = Updates(job, checkpoints, self.guard)
         self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints)

@@ -155,6 +155,9 @@ TENSORFLOW_NAMES = (
     ),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_jit_compile"),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_autograph"),
+    PrivateName(
+        "tensorflow.python.autograph.impl.api", "call_with_unspecified_conversion_status", "func"
+    ),
     PrivateName(f"{_FUNCTIONS}.autograph_util", "py_func_from_autograph", "python_func ..."),
     PrivateName(
         "tensorflow.python.util.tf_decorator", "make_decorator", "target decorator_func ..."

@@ -121,7 +121,11 @@ def wrapped(function: Any, around: Callable[[Callable[..., Any], Any, Any], Any]
         would have, and leaves ``around`` alone.
     """
     python = function.python_function
-    inner = autograph_util.py_func_from_autograph(python) if function._autograph else python
+    inner = python
+    if function._autograph:
+        inner = autograph_util.py_func_from_autograph(python)
+        # Tracing `outer`, which is not to be converted, would keep `inner` from being it.
+        inner = autograph.call_with_unspecified_conversion_status(inner)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
         return around(inner, args, kwargs)
