@@ -2,7 +2,7 @@
 
 import sys
 
-from aggregathor.cli.main import main
+from aggregathor.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

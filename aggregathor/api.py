@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 _job: Job | None = None
 _dropin: Dropin | None = None
 _initialised = False
+_PROCESS = "AGGREGATHOR_PROCESS"  # the number of the rank's process, which its children inherit
 
 
 def init(**given: Any) -> None:
@@ -39,6 +40,7 @@ def init(**given: Any) -> None:
         environment, which ``aggregathor run`` sets, and else is the default.
 
     Without mpirun it checks the arguments and does nothing: the script trains as it would without.
+    So it does in the processes that a rank starts, as by ``multiprocessing``: these are no ranks.
     Called again it does nothing either, as long as it is given nothing else.
 
     Raises:
@@ -56,12 +58,16 @@ def init(**given: Any) -> None:
             raise UserError("agt.init was called before, with other arguments. Call it once.")
         return
     _initialised = True
+    if os.environ.get(_PROCESS, str(os.getpid())) != str(os.getpid()):
+        return  # a child that a rank has spawned, which runs the script's first lines too
     ranks = start_ranks(config.start_s)
     if ranks is None:
         _logger.info(
             "one process only, so nothing is distributed: start it with `aggregathor run -n 5 ...`"
         )
         return
+    os.environ[_PROCESS] = str(os.getpid())
+    os.register_at_fork(after_in_child=_leave_to_parent)
     try:
         from aggregathor.internals import compatibility
 
@@ -221,6 +227,13 @@ def shard(data: Any) -> Any:
 
     n = _job.ranks.topology.workers
     return part_of(data, n, n - 1 if _job.is_server else _job.ranks.row)
+
+
+def _leave_to_parent() -> None:
+    """Makes a fork of a rank, such as one of ``multiprocessing``, a process that is no rank."""
+    global _job, _dropin
+    _job = _dropin = None
+    ending.forget()
 
 
 def _check_initialised(caller: str) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Collection, Iterable, Mapping
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aggregathor import own
+from aggregathor.conditions import Condition
 from aggregathor.errors import Registry, UserError, near
 
 _FOLDER = Path(__file__).parent / "gars"
@@ -25,10 +29,16 @@ class Known(NamedTuple):
     Attributes:
       is_rule: whether it is a rule, which comes last.
       parameters: names of what it takes beside f.
+      condition: under which a rule keeps its promise.
+      rows_text: how many rows a pre-aggregation makes, such as "ceil({n}/{s})".
+      defaults: of the parameters, where they are known here.
     """
 
     is_rule: bool
     parameters: Collection[str]
+    condition: Condition = Condition(0, 1)
+    rows_text: str = "{n}"
+    defaults: Mapping[str, Any] = {}
 
 
 class Part(NamedTuple):
@@ -50,13 +60,93 @@ def declare(name: str, known: Known) -> None:
     _declared[name] = known
 
 
+def declare_as(name: str, other: str) -> None:
+    """Makes what is known by another name known by this one too."""
+    _declared[name] = _declared[other]
+
+
 def check(text: str, parameters: Mapping[str, Any]) -> None:
     """Raises what ``gars.compose`` raises for names, wherever TensorFlow is not loaded.
 
     Raises:
       UserError: see ``read``.
     """
-    read(text, parameters, {**_built_in(), **_declared})
+    read(text, parameters, _all_known(text))
+
+
+def check_workers(text: str, parameters: Mapping[str, Any], n: int, f: int) -> None:
+    """Raises ``UserError`` where n gradients are too few for f, as far as that is known here.
+
+    What only a rule's own check knows is found when the rule is made.
+    """
+    known = _all_known(text)
+    *before, last = read(text, parameters, known)
+    if last.parameters.get("unsafe"):
+        return
+    rows, made_by = n, ""
+    for part in [*before, last]:
+        its = known[part.name]
+        if rows < its.condition.least_n(f):
+            refusal = its.condition.refusal(part.name, rows, f)
+            if rows != n:
+                refusal = f"{made_by} makes {rows} rows of {n} gradients, and {refusal}"
+                refusal = refusal.rpartition(". Start")[0] + ". Start more, or declare a smaller f."
+            raise UserError(refusal)
+        made = _rows(its.rows_text.format(n=rows, **{**its.defaults, **part.parameters}))
+        if made is None:
+            return
+        rows, made_by = made, part.name
+
+
+def own_names(text: str) -> list[str]:
+    """Returns the names of a composition that are functions of modules: "module:function"."""
+    if not isinstance(text, str) or not own.is_own(text):
+        return []
+    return [name for name in (_part(word).name for word in _split(text)) if own.is_own(name)]
+
+
+def _all_known(text: str) -> dict[str, Known]:
+    """Returns what is known without TensorFlow, the functions among it that a text names."""
+    known = {**_built_in(), **_declared}
+    return {**{name: _own(name) for name in own_names(text) if name not in known}, **known}
+
+
+class _Any(Collection[str]):
+    """Parameters that are not known here: all names are accepted."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def _own(name: str) -> Known:
+    """Returns what the source of a module says of a rule in it."""
+    found = own.look_up(name, "rule")
+    if not isinstance(found, ast.FunctionDef):
+        return Known(True, _Any())
+    for decorator in found.decorator_list:
+        called = getattr(decorator, "func", None)
+        word = getattr(called, "attr", getattr(called, "id", ""))
+        if word in _DECORATORS and isinstance(decorator, ast.Call):
+            return _known(_DECORATORS[word], found, decorator)
+    taken = found.args
+    if found.decorator_list or taken.kwarg:
+        return Known(True, _Any())
+    names = [each.arg for each in (*taken.args[1:], *taken.kwonlyargs)]
+    return Known(True, tuple(each for each in names if each not in _LENT), Condition(2, 1))
+
+
+def _rows(text: str) -> int | None:
+    """Returns the value of such as "9" or "ceil(9/2)"; None for other texts."""
+    found = re.fullmatch(r"(?:ceil\()?(\d+)(?:/(\d+)\))?", text)
+    if not found or found[2] == "0":
+        return None
+    return math.ceil(int(found[1]) / int(found[2] or 1))
 
 
 def read(text: str, more: Mapping[str, Any], known: Mapping[str, Known]) -> list[Part]:
@@ -199,8 +289,26 @@ def _built_in() -> dict[str, Known]:
                 match call:
                     case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(name))]):
                         if kind in _DECORATORS:
-                            found[name] = Known(_DECORATORS[kind], _taken(node))
+                            found[name] = _known(_DECORATORS[kind], node, call)
     return found
+
+
+def _known(is_rule: bool, function: Any, decorator: ast.Call) -> Known:
+    """Returns what a function and its decorator say of a rule or a pre-aggregation."""
+    said = {
+        each.arg: each.value.value
+        for each in decorator.keywords
+        if isinstance(each.value, ast.Constant)
+    }
+    taken = function.args
+    defaults = {
+        name.arg: default.value
+        for name, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True)
+        if isinstance(default, ast.Constant)
+    }
+    condition = Condition.parse(str(said["condition"]))
+    rows_text = str(said.get("rows_text", "{n}"))
+    return Known(is_rule, _taken(function), condition, rows_text, defaults)
 
 
 def _taken(function: Any) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -39,15 +39,27 @@ def near(name: str, known: Iterable[str]) -> str:
 class Registry(Mapping[str, T]):
     """A read-only mapping from name to value whose ``KeyError`` names what is near."""
 
-    def __init__(self, kind: str, values: Mapping[str, T]) -> None:
-        """Shows ``values`` as they stand; ``kind`` ("rule", "attack") is the word for errors."""
+    def __init__(
+        self, kind: str, values: Mapping[str, T], load: Callable[[str], T | None] | None = None
+    ) -> None:
+        """Shows ``values`` as they stand.
+
+        Args:
+          kind: the word for errors, "rule" or "attack".
+          values: what there is, and what will be.
+          load: makes a value for a name that is not among them, or returns None.
+        """
         self._kind = kind
         self._values = values
+        self._load = load
 
     def __getitem__(self, name: str) -> T:
         try:
             return self._values[name]
         except KeyError:
+            made = self._load(name) if self._load is not None else None
+            if made is not None:
+                return made
             message = f"no {self._kind} is called {name!r}: {near(str(name), self._values)}"
             raise UnknownNameError(message) from None
 

@@ -7,50 +7,55 @@ workers. Every optimizer of the script takes part.
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from aggregathor import log
+from aggregathor.cli import standard_input
 from aggregathor.cli.flags import parse
+from aggregathor.cli.program import Program
 from lossympi import mpi
 from lossympi.topology import ROOT
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the script that the arguments name, in this process."""
-    from aggregathor.cluster import ending
+    from aggregathor import api
+    from aggregathor.cluster import ending, stopping
 
     log.install()
+    if mpi.launch_of(os.environ) is not None:
+        stopping.listen(lambda: api.is_server() if api.current() is not None else None)
+    standard_input.receive(os.environ)
     try:
-        told, script, rest = parse(arguments)
+        told, program = parse(arguments)
         os.environ.update(told)
-        _run(script, rest)
+        _run(program)
     except SystemExit as error:
         ending.end(_status(error))
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and stopping.asked():
+            ending.end(0)  # the launcher has the status; of another mpirun would say much
         status = ending.report(error)
         if status is None:
             raise
         ending.end(status)
 
 
-def _run(script: str, arguments: Sequence[str]) -> None:
+def _run(program: Program) -> None:
     from aggregathor import api
     from aggregathor.cli.tf_log import quiet_tensorflow
 
     _spread_server()
     with quiet_tensorflow():
         import tensorflow  # noqa: F401 - only to have its start-up log held back
+    program.set_path()  # a rule of the user's own is looked for there
     api.init()
     api.distribute_all()
     current = api.current()
     if current is not None and not current.is_server and current.config.output == "server":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).resolve().parent)  # as Python does for a script
-    runpy.run_path(script, run_name="__main__")
+    program.run()
 
 
 def _spread_server() -> None:

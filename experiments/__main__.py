@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from aggregathor import log, settings
+from aggregathor.errors import UserError
+from aggregathor.protocols.checks import doubts
 from experiments.command import import_tensorflow, run_command, tell
 from experiments.ranks import join, settle, work_until_the_end
 from experiments.settings import Settings
@@ -58,12 +62,17 @@ def main(_: list[str]) -> int:
     given = {name: values[name] for name in FIELDS}
     for name, field in FIELDS.items():
         if field.metadata["kind"] is dict:
-            given[name] = parse_arguments(f"--{name}", values[name])
+            words = [word for text in values[name] for word in _split(f"--{name}", text)]
+            given[name] = parse_arguments(f"--{name}", words)
     config = Config(**given | settled)
     config.check()
     job = join(config)
     if job is not None and not job.is_server:
         return work_until_the_end(config, job)
+    setting = config.setting()
+    if job is None:  # else the job has said it
+        for doubt in doubts(setting, robust=setting.rule.robust):
+            getLogger("aggregathor").warning("%s", doubt)
     folder = Path(values["output"] or f"results/{default_folder(config)}")
     result = run(config, folder, overwrite=values["overwrite"], job=job)
     sys.stdout.write(f"{summary(result)}; results in {folder}\n")
@@ -79,6 +88,14 @@ def main(_: list[str]) -> int:
     return 0
 
 
+def _split(flag: str, text: str) -> list[str]:
+    """Returns the words of "m=2 unsafe=True", as `aggregathor run` reads them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{flag} takes name=value, got {text!r}: {error}") from None
+
+
 def summary(result: Result) -> str:
     """Returns such as "accuracy 0.9600, top-3 0.9900 at step 300, 120.5 steps/s"."""
     last = result.metrics[-1]
@@ -87,6 +104,7 @@ def summary(result: Result) -> str:
     return (
         f"{already}accuracy {last['accuracy']:.4f}, top-3 {last['top3']:.4f} "
         f"at step {last['step']:.0f}{rate}"
+        + ("" if result.is_finite else "; the model has become NaN or infinite")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 
@@ -21,6 +22,14 @@ BAR_WIDTH = 10
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "", no_wrap=True)
+
+
+class _Accuracy(ProgressColumn):
+    """Nothing before the first evaluation."""
+
+    def render(self, task: Task) -> Text:
+        accuracy = task.fields["accuracy"]
+        return Text("" if math.isnan(accuracy) else f"accuracy {accuracy:.1%}", no_wrap=True)
 
 
 class OneLine(RichProgress):
@@ -46,7 +55,7 @@ def columns(width: int, digits: int) -> list[ProgressColumn]:
     if bar:
         chosen.append(BarColumn(bar_width=None))
     chosen.append(MofNCompleteColumn(table_column=Column(no_wrap=True)))
-    chosen.append(TextColumn("accuracy {task.fields[accuracy]:.1%}"))
+    chosen.append(_Accuracy(table_column=Column(no_wrap=True)))
     if room >= 0:
         chosen.append(_Rate(table_column=Column(no_wrap=True)))
     return chosen
@@ -59,7 +68,7 @@ class Progress:
         """Begins at ``step`` of ``steps``."""
         console = Console(stderr=True)
         self._progress = OneLine(console=console, disable=not sys.stderr.isatty(), transient=True)
-        self._task = self._progress.add_task(label, total=steps, completed=step, accuracy=0.0)
+        self._task = self._progress.add_task(label, total=steps, completed=step, accuracy=math.nan)
 
     def __enter__(self) -> Progress:
         self._progress.start()
@@ -69,5 +78,5 @@ class Progress:
         self._progress.stop()
 
     def show(self, step: int, accuracy: float) -> None:
-        """Moves the bar."""
+        """Moves the bar; the accuracy is that of the last evaluation."""
         self._progress.update(self._task, completed=step, accuracy=accuracy)

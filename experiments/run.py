@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from aggregathor import files
@@ -45,6 +46,7 @@ class Result:
       stopped_by: the signal that ended it early, or None.
       failure: why training could not go on: the rule had too few gradients; "" if it could.
       began_at: the step that this process went on from.
+      is_finite: whether the model is; else nothing of it is left.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class Result:
     stopped_by: signal.Signals | None
     failure: str
     began_at: int = 0
+    is_finite: bool = True
 
     @property
     def accuracy(self) -> float:
@@ -98,7 +101,9 @@ def run(
     with recorder, stopping as stopped_by, _enough_memory(config):
         steps_per_s, failure = _train(training, config, dataset, recorder, stopped_by)
     title = f"{config.experiment}, {config.workers} workers, {config.byzantine} Byzantine"
-    result = Result(training.steps, recorder.metrics, steps_per_s, stopped_by(), failure, began_at)
+    is_finite = all(np.isfinite(values).all() for values in training.model.get_weights())
+    ended = (steps_per_s, stopped_by(), failure, began_at, is_finite)
+    result = Result(training.steps, recorder.metrics, *ended)
     with writing(folder):
         plot_accuracy({config.label(): result.curve}, folder / "accuracy.png", title)
     return result

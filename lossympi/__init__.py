@@ -6,23 +6,28 @@ one process, with ``Network`` deciding which datagrams arrive, and when. What di
 known from the bitmap in ``Collected`` and from nothing else, and ``fill`` replaces it in place.
 """
 
-from lossympi import memory
-from lossympi.connection import ConnectError, connect
-from lossympi.fill import FILLS, fill
-from lossympi.link import (
-    FLOATS_PER_DATAGRAM,
-    Collected,
-    LinkError,
-    Model,
-    RoundStats,
-    ServerLink,
-    WorkerLink,
-    WorkerStats,
-    num_datagrams,
-)
-from lossympi.network import Network
-from lossympi.options import Options
-from lossympi.topology import Topology
+try:
+    from lossympi import memory
+    from lossympi.connection import ConnectError, connect
+    from lossympi.fill import FILLS, fill
+    from lossympi.link import (
+        FLOATS_PER_DATAGRAM,
+        Collected,
+        LinkError,
+        Model,
+        RoundStats,
+        ServerLink,
+        WorkerLink,
+        WorkerStats,
+        num_datagrams,
+    )
+    from lossympi.network import Network
+    from lossympi.options import Options
+    from lossympi.topology import Topology
+except ModuleNotFoundError as error:
+    if error.name != "numpy":
+        raise
+    # `python -m lossympi.doctor` says so, and what to do.
 
 __all__ = [
     "FILLS",

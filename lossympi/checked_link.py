@@ -33,7 +33,10 @@ class CheckedServerLink(ABC):
     Attributes:
       num_workers: n.
       dim: d, floats in a gradient and in the parameters.
+      dtype: float32; ``float64_link`` has the other.
     """
+
+    dtype = np.dtype(np.float32)
 
     def __init__(self, num_workers: int, dim: int, waiting: Waiting) -> None:
         """Starts with no round collected or broadcast; `waiting` is of n workers."""
@@ -144,7 +147,10 @@ class CheckedWorkerLink(ABC):
     Attributes:
       rank: the worker's row in the server's stack, 0..n-1.
       dim: d, floats in a gradient and in the parameters.
+      dtype: float32; ``float64_link`` has the other.
     """
+
+    dtype = np.dtype(np.float32)
 
     def __init__(self, rank: int, dim: int, give_up_s: float = math.inf) -> None:
         """Starts with no model; a verb without `wait_s` waits for `give_up_s`."""

@@ -13,11 +13,15 @@ from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 from lossympi import addresses, mpi
 from lossympi.backend import Plane, choose_plane, why_not_native
 from lossympi.collectives import Collectives, describe_failures
 from lossympi.doorbell import Doorbell
 from lossympi.endpoint import Endpoint, Setup
+from lossympi.float64_link import floats_per_value, of_dtype
 from lossympi.link import LinkError, ServerLink, WorkerLink
 from lossympi.machine import free_bytes
 from lossympi.mpi_collectives import MpiCommunicator
@@ -42,7 +46,7 @@ class ConnectError(LinkError):
 class _Arguments:
     """Of ``connect``, checked; on every rank the same."""
 
-    dim: int
+    dim: int  # floats: those of float64 are two each
     transport: str
     options: Options
 
@@ -72,6 +76,7 @@ def connect(
     dim: int,
     *,
     transport: str = "udp",
+    dtype: DTypeLike = np.float32,
     plane: str = "auto",
     start_s: float = START_S,
     **options: Any,
@@ -86,8 +91,9 @@ def connect(
 
     Args:
       comm: an mpi4py communicator, of at least 2 ranks.
-      dim: d, floats in a gradient and in the parameters, 1..2^31.
+      dim: d, values in a gradient and in the parameters, 1..2^31 float32 or half as many float64.
       transport: "udp", "mpi", "shm", or "auto": "shm" where that works, else "mpi".
+      dtype: of the values, float32 or float64; of float64 wire="float32" stands for its own bits.
       plane: of UDP: "native" (C++), "python", or "auto": native where it was built. May differ by
         rank.
       start_s: how many seconds a rank may come later than the others.
@@ -103,7 +109,7 @@ def connect(
         2 s. Every rank that is there raises it, so none waits for another.
     Cost: at most ten exchanges of small messages with rank 0; over UDP 4 n d bytes on the server,
       8 d on a worker, over MPI 4 (n + 1 + 2 f) d, and 12 d; with shared memory 8 (n + 1) d on
-      the host for all.
+      the host for all. In float64 twice as much.
     """
     if hasattr(comm, "Idup"):  # one of MPI's, and not of who has made collectives from it already
         comm = MpiCommunicator.of(comm, start_s, ConnectError)
@@ -122,11 +128,18 @@ def connect(
             raise ValueError(
                 f"a plane is of UDP, transport={transport!r} has none; got {plane!r}. Leave it out."
             )
-        return _arguments(comm.size, _dim(dim), transport, options)
+        return _arguments(comm.size, _floats(dim, dtype), transport, dtype, options)
 
     arguments = ranks.together(check)
-    terms = {"dim": arguments.dim, "transport": transport, **asdict(arguments.options)}
-    ranks.agree("arguments", terms)
+    terms = {"dim": dim, "dtype": np.dtype(dtype).name, "transport": transport}
+    ranks.agree("arguments", terms | asdict(arguments.options))
+    return of_dtype(_join(comm, ranks, arguments, chosen), dtype)
+
+
+def _join(
+    comm: Any, ranks: Collectives, arguments: _Arguments, chosen: list[Plane]
+) -> ServerLink | WorkerLink:
+    transport = arguments.transport
     hosts = ranks.each(lambda: _host(chosen[0] if chosen else None), _Host)
     _check_memory(hosts, arguments)
     if transport == "udp":
@@ -334,16 +347,26 @@ def _check_doors(doors: list[_Door], server: str, key_bytes: int) -> None:
         raise ConnectError(_describe(failures))
 
 
-def _dim(dim: Any) -> int:
-    if isinstance(dim, Integral) and not isinstance(dim, bool) and 1 <= int(dim) <= 2**31:
-        return int(dim)
-    raise ValueError(f"dim is 1..2^31 floats, got {dim!r}. Pass the model's size.")
+def _floats(dim: Any, dtype: DTypeLike) -> int:
+    """Returns how many floats a vector has."""
+    each = floats_per_value(dtype)
+    if isinstance(dim, Integral) and not isinstance(dim, bool) and 1 <= int(dim) <= 2**31 // each:
+        return int(dim) * each
+    most = "2^31" if each == 1 else "2^30"
+    raise ValueError(f"dim is 1..{most} floats, got {dim!r}. Pass the model's size.")
 
 
-def _arguments(size: int, dim: int, transport: str, options: dict[str, Any]) -> _Arguments:
+def _arguments(
+    size: int, dim: int, transport: str, dtype: DTypeLike, options: dict[str, Any]
+) -> _Arguments:
     if size < 2:
         raise ValueError(mpi.why_alone(os.environ, mpi.loaded_library()))
     checked = Options.of(options) if transport == "udp" else Options.of_lossless(options)
+    if checked.wire != "float32" and floats_per_value(dtype) > 1:
+        raise ValueError(
+            f"wire={checked.wire!r} halves float32, and {np.dtype(dtype).name} is to travel. Leave "
+            "it out, or train in float32."
+        )
     n = Topology.of_size(size).workers
     if checked.quorum is not None and checked.quorum > n:
         raise ValueError(f"quorum is at most n = {n} workers, got {checked.quorum}.")

@@ -20,9 +20,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
+from lossympi import packages
+
+try:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.stdout.write(f"wrong  Python  {packages.lacks(packages.missing())}\n")
+    raise SystemExit(1) from None
 
 from lossympi import mpi
 from lossympi.collectives import Collectives

@@ -35,13 +35,13 @@ def fill(
     - `previous`: what this coordinate of this worker held in `previous_nd`; 0 in the first round.
 
     Args:
-      stack_nd: float32 [n, d], written in place; row i is the gradient of worker i.
+      stack_nd: float32 or float64 [n, d], written in place; row i is the gradient of worker i.
       arrived_nc: bool [n, c], which datagrams of each worker arrived.
       policy: one of `FILLS`.
       seed: `random` only; what is drawn depends on (seed, round, worker), not on the call order.
       round: `random` only.
-      previous_nd: `previous` only; float32 [n, d], a copy of the last round's stack as filled, or
-        None in the first round.
+      previous_nd: `previous` only; [n, d] of that dtype, a copy of the last round's stack as
+        filled, or None in the first round.
       floats_per_datagram: that of `Collected`.
     Raises:
       ValueError: the policy is unknown, an array has another dtype or shape, or `previous_nd`
@@ -90,26 +90,32 @@ def _fill_randomly(
     if not lost_short:
         arrived = np.concatenate([arrived, short_r])
     size = np.count_nonzero(lost_blocks_c) * blocks_cf.shape[1]
-    drawn = _gaussian(random, _rms(arrived), size + lost_short * len(short_r))
+    drawn = _gaussian(random, _rms(arrived), size + lost_short * len(short_r), blocks_cf.dtype)
     blocks_cf[lost_blocks_c] = drawn[:size].reshape(-1, blocks_cf.shape[1])
     if lost_short:
         short_r[:] = drawn[size:]
 
 
 def _rms(values: np.ndarray) -> float:
-    """Returns the root mean square of the finite float32 values, 0 if there is none."""
+    """Returns the root mean square of the finite values, 0 if there is none."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0
-    # A worker may send 1e30, whose square is beyond float32; no float32's is beyond float64.
-    return float(np.sqrt(np.mean(np.square(finite, dtype=np.float64))))
+    # A worker may send 1e30, whose square is beyond float32; no float32's is beyond float64. Those
+    # of float64 are squared as shares of the largest.
+    unit = 1.0
+    if values.dtype == np.float64:
+        unit = float(np.max(np.abs(finite))) or 1.0
+        finite = finite / unit
+    return unit * float(np.sqrt(np.mean(np.square(finite, dtype=np.float64))))
 
 
-def _gaussian(random: np.random.Generator, scale: float, size: int) -> np.ndarray:
-    """Returns finite float32 [size] drawn from N(0, scale^2), clipped to what float32 holds."""
-    largest = np.finfo(np.float32).max
-    values = scale * random.standard_normal(size)
-    return np.clip(values, -largest, largest).astype(np.float32)
+def _gaussian(random: np.random.Generator, scale: float, size: int, dtype: np.dtype) -> np.ndarray:
+    """Returns finite values [size] drawn from N(0, scale^2), clipped to what the dtype holds."""
+    largest = np.finfo(dtype).max
+    with np.errstate(over="ignore"):
+        values = scale * random.standard_normal(size)
+    return np.clip(values, -largest, largest).astype(dtype)
 
 
 def _check_arrays(
@@ -120,12 +126,13 @@ def _check_arrays(
             f"stack_nd must be [n, d], one row a worker; got {np.ndim(stack_nd)} dimensions. "
             "Stack the gradients first."
         )
-    check_array("stack_nd", stack_nd, np.float32, np.shape(stack_nd))
+    dtype = np.float64 if getattr(stack_nd, "dtype", None) == np.float64 else np.float32
+    check_array("stack_nd", stack_nd, dtype, np.shape(stack_nd))
     n, d = stack_nd.shape
     check_array("arrived_nc", arrived_nc, np.bool_, (n, num_datagrams(d, floats)))
     if previous_nd is None:
         return
-    check_array("previous_nd", previous_nd, np.float32, (n, d))
+    check_array("previous_nd", previous_nd, dtype, (n, d))
     if np.may_share_memory(stack_nd, previous_nd):
         raise ValueError(
             "previous_nd must outlive the round it was filled in; got memory of stack_nd, which "

@@ -113,11 +113,11 @@ class Collected:
 
     Attributes:
       round: the round.
-      stack_nd: float32 [n, d], the link's own receive buffer; row i is the gradient of worker i.
+      stack_nd: [n, d] of the link's dtype, its own receive buffer; row i is worker i's gradient.
         It may be written in place, and the next round overwrites it: use it up before a worker can
         send again. A coordinate that did not arrive holds unspecified bytes: `fill` it first.
       arrived_nc: bool [n, c], which datagrams of each worker arrived. It stays as it is.
-      floats_per_datagram: how many floats a datagram carries, but for a short last one.
+      floats_per_datagram: how many values a datagram carries, but for a short last one.
       stats: how the round went; every link gives them.
     """
 
@@ -129,9 +129,9 @@ class Collected:
 
     @cached_property
     def delivered_n(self) -> np.ndarray:
-        """Share of each worker's floats that arrived, float64 [n] in 0..1.
+        """Share of each worker's values that arrived, float64 [n] in 0..1.
 
-        Counted in floats, not in datagrams: a short last datagram weighs what it carries.
+        Counted in values, not in datagrams: a short last datagram weighs what it carries.
         """
         return delivered_share(self.arrived_nc, self.stack_nd.shape[1], self.floats_per_datagram)
 
@@ -141,7 +141,7 @@ class Model(NamedTuple):
 
     Attributes:
       round: of the parameters; later than the one asked for if the worker was left behind.
-      params_d: float32 [d], read-only; as it is until the next `receive`.
+      params_d: [d] of the link's dtype, read-only; as it is until the next `receive`.
     """
 
     round: int
@@ -189,11 +189,13 @@ class ServerLink(Protocol):
 
     Attributes:
       num_workers: n.
-      dim: d, floats in a gradient and in the parameters.
+      dim: d, values in a gradient and in the parameters.
+      dtype: of them, float32 or float64.
     """
 
     num_workers: int
     dim: int
+    dtype: np.dtype
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
         """Returns the gradients that arrived in `round`, which must be later than any before.
@@ -203,7 +205,7 @@ class ServerLink(Protocol):
         """
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
-        """Sends the parameters of `round`, float32 [d], reliably to every worker."""
+        """Sends the parameters of `round`, [d] of `dtype`, reliably to every worker."""
 
     def waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; from any thread, and never for long.
@@ -229,14 +231,16 @@ class WorkerLink(Protocol):
 
     Attributes:
       rank: the worker's row in the server's stack, 0..n-1.
-      dim: d, floats in a gradient and in the parameters.
+      dim: d, values in a gradient and in the parameters.
+      dtype: of them, float32 or float64.
     """
 
     rank: int
     dim: int
+    dtype: np.dtype
 
     def send(self, round: int, grad_d: np.ndarray, wait_s: float | None = None) -> bool | None:
-        """Sends the gradient of `round`, float32 [d].
+        """Sends the gradient of `round`, [d] of `dtype`.
 
         Returns:
           False if the server closed the round before all of it had left. None, only if `wait_s` is

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lossympi.checked_link import (
     CheckedServerLink,
@@ -12,6 +13,7 @@ from lossympi.checked_link import (
     check_round,
 )
 from lossympi.closing import closed_by
+from lossympi.float64_link import floats_per_value, of_dtype
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
     Collected,
@@ -39,6 +41,7 @@ def connect(
     dim: int,
     network: Network = LOSSLESS,
     *,
+    dtype: DTypeLike = np.float32,
     deadline_s: float = math.inf,
     grace_s: float = math.inf,
     f: int | None = None,
@@ -53,14 +56,15 @@ def connect(
     has not sent by then has nothing arrived. What of the rest comes in time is decided on a clock
     of the round's own, by the rules of ``WIRE.md``; without further arguments all that comes at all
     is in time. Only gradients cross `network`; parameters are never lost. The link holds
-    num_workers * dim * 4 bytes for the stack, which every round reuses: the holes of a round hold
+    the stack, num_workers * dim values, which every round reuses: the holes of a round hold
     bytes of earlier rounds, as in any receive buffer. It holds as much again for what is on the
     way, if the network or the arguments ask for more than independent losses.
 
     Args:
       num_workers: n, at least 1.
-      dim: d, floats in a gradient, at least 1.
+      dim: d, values in a gradient, at least 1.
       network: what happens to datagrams; all of them arrive at once if not given.
+      dtype: of the values, float32 or float64.
       deadline_s: the user's cap on the time of a round.
       f: how many workers may be Byzantine, below n; they can keep the others waiting only as long
         as ``lossympi.timeout`` says. None: fewer than half of the live ones.
@@ -99,7 +103,7 @@ def connect(
         raise ValueError(f"send_bps is above 0, got {send_bps}. Pass inf for all at once.")
     server = _Server(
         num_workers,
-        dim,
+        dim * floats_per_value(dtype),
         network,
         waiting=Waiting(num_workers, patience=patience, f=f, cap_s=deadline_s),
         grace_s=grace_s,
@@ -107,7 +111,8 @@ def connect(
         max_loss=max_loss,
         interval_s=8 * DATAGRAM_BYTES / send_bps,
     )
-    return server, [_Worker(rank, server) for rank in range(num_workers)]
+    workers = [_Worker(rank, server) for rank in range(num_workers)]
+    return of_dtype(server, dtype), [of_dtype(worker, dtype) for worker in workers]
 
 
 class _Server(CheckedServerLink):

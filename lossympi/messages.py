@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -30,6 +31,8 @@ _POLL_S = 1e-3
 _ALIGNED = 64  # bytes, where an array begins
 _MOST_AXES, _MOST_VALUES = 32, 2**40  # of an array; axes of length 0 apart
 _DTYPE = re.compile(r"[|<>][biufcSUV][1-9]\d{0,3}")  # none that holds Python objects
+# Types of ml_dtypes, which NumPy knows by their names once that is imported.
+_NAMED_DTYPE = re.compile(r"bfloat16|float[4-8]_e\dm\d[a-z0-9]{0,8}|u?int[1-4]")
 
 
 class MessageError(ValueError):
@@ -206,7 +209,8 @@ def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
     """Returns arrays by name as one message.
 
     8 bytes with the length of a header, the header, and the arrays' bytes, each from a multiple of
-    64 on. The header is JSON: a list of (name, dtype, shape).
+    64 on. The header is JSON: a list of (name, dtype, shape). Of what NumPy has no code for, such
+    as bfloat16, the dtype is the name in ml_dtypes.
 
     Raises:
       TypeError: an array has no fixed size, such as one of Python objects.
@@ -214,9 +218,7 @@ def pack_arrays(arrays: Mapping[str, Any]) -> bytes:
     heads, parts, at = [], [], 0
     for name, given in arrays.items():
         array = np.asarray(given)
-        if not _DTYPE.fullmatch(array.dtype.str):
-            raise TypeError(f"arrays of numbers travel, {name} is of {array.dtype}")
-        heads.append((name, array.dtype.str, array.shape))
+        heads.append((name, _dtype_name(name, array.dtype), array.shape))
         parts += [bytes(-at % _ALIGNED), array.tobytes()]
         at += -at % _ALIGNED + array.nbytes
     header = encode(heads)
@@ -236,10 +238,14 @@ def unpack_arrays(message: bytearray) -> dict[str, np.ndarray]:
     arrays, at = {}, begin
     for name, dtype, shape in heads:
         at += -(at - begin) % _ALIGNED
-        _need(_DTYPE.fullmatch(dtype) is not None, f"{name}'s dtype", "one of numbers", dtype)
+        named = _NAMED_DTYPE.fullmatch(dtype) is not None
+        known = named or _DTYPE.fullmatch(dtype) is not None
+        _need(known, f"{name}'s dtype", "one of numbers", dtype)
         try:
+            if named:
+                import_module("ml_dtypes")
             kind = np.dtype(dtype)
-        except TypeError:
+        except (TypeError, ImportError):
             raise MessageError(
                 f"{name}'s dtype must be one of NumPy's, got {shown(dtype)}"
             ) from None
@@ -259,6 +265,14 @@ def unpack_arrays(message: bytearray) -> dict[str, np.ndarray]:
         at += size * kind.itemsize
     _need(at == len(message), "the message", f"of {at} bytes", len(message))
     return arrays
+
+
+def _dtype_name(name: str, dtype: np.dtype) -> str:
+    if _NAMED_DTYPE.fullmatch(dtype.name):
+        return dtype.name
+    if not _DTYPE.fullmatch(dtype.str):
+        raise TypeError(f"arrays of numbers travel, {name} is of {dtype}")
+    return dtype.str
 
 
 # Their way.

@@ -79,3 +79,15 @@ def test_it_says_that_it_is_alone_and_loads_no_tensorflow():
 )
 def test_it_can_be_silenced(code, variables):
     assert run(f"import logging, aggregathor as agt; {code}", **variables) == ""
+
+
+def test_children_of_a_rank_are_no_ranks():
+    code = """
+import sys
+import aggregathor as agt
+agt.init(gar='median', f=1)
+assert agt.rank() == 0 and agt.num_workers() == 1 and agt.is_server()
+assert 'mpi4py' not in sys.modules
+"""
+    launched = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"}
+    assert run(code, AGGREGATHOR_PROCESS="1", **launched) == ""

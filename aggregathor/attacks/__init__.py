@@ -10,7 +10,7 @@ array([[-1. , -1.5]], dtype=float32)
 (4, 2)
 """
 
-from aggregathor.attacks.base import Attack, View, apply, registered
+from aggregathor.attacks.base import Attack, View, apply, load, registered
 from aggregathor.attacks.constants import constant, huge, inf, nan, zero
 from aggregathor.attacks.coordinates import bit_flip, gambler
 from aggregathor.attacks.copies import mimic
@@ -25,7 +25,7 @@ from aggregathor.attacks.moments import inner_product, little, omniscient, rever
 from aggregathor.attacks.search import hidden_coordinate, min_max, min_sum
 from aggregathor.errors import Registry
 
-ATTACKS = Registry("attack", registered)
+ATTACKS = Registry("attack", registered, load)
 
 __all__ = [
     "ATTACKS",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aggregathor import own
 from aggregathor.errors import UserError, near
 
 Form = Literal["omniscient", "local", "coordinates", "labels"]
@@ -149,6 +150,35 @@ def attack(
         return checked
 
     return register
+
+
+def load(name: str) -> Attack | None:
+    """Registers a function of the user's own by "module:function"; None for other names.
+
+    A function that ``attack`` decorates has the form that it was given there. Any other is an
+    omniscient one: ``function(view, **parameters)`` returns the rows [b, d] of the Byzantine
+    workers.
+
+    Raises:
+      UserError: there is no such function, or it is no attack.
+    """
+    if not own.is_own(name):
+        return None
+    function = own.load(name, "attack")
+    function = getattr(function, "__wrapped__", function)
+    for each in registered.values():
+        if each.function is function:
+            return registered.setdefault(name, each)
+    try:
+        parameters = [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):
+        parameters = []
+    if parameters[:1] != ["view"]:
+        raise UserError(
+            f"{name} is no attack: an attack is a function (view, **parameters) that returns the "
+            f"rows of the Byzantine workers, and this one takes ({', '.join(parameters)})"
+        )
+    return registered.setdefault(name, Attack(name, "omniscient", name, function, {}))
 
 
 def apply(attack: Attack, view: View, **parameters: Any) -> np.ndarray:

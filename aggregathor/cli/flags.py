@@ -7,14 +7,17 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from aggregathor import settings
+from aggregathor.cli import program
 from aggregathor.cluster.config import FIELDS, KINDS, PREFIX, Config, read_text
 from aggregathor.errors import UserError, near
 
-USAGE = "python -m aggregathor.run [--gar=NAME] [--f=F] [--transport=udp] ... SCRIPT [ARGS]"
+USAGE = (
+    "python -m aggregathor.run [--gar=NAME] [--f=F] [--transport=udp] ... "
+    "SCRIPT|-m MODULE|-c CODE [ARGS]"
+)
 ABOUT = """\
 Runs a TensorFlow script, unchanged, as one rank of a job: rank 0 is the server, the others are
 workers. Every optimizer of the script takes part.
@@ -25,9 +28,9 @@ Flags = list[tuple[str, str]]  # names of fields, each with the text of its valu
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses options in front of a script; a mistake is a ``UserError``.
+    """Parses options in front of a program; a mistake is a ``UserError``.
 
-    The namespace has ``job``, the flags of a job, and ``words``, the script and its arguments.
+    The namespace has ``job``, the flags of a job, and ``words``, the program and its arguments.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -38,7 +41,6 @@ class Parser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, width=width),
             **given,
         )
-        self.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         self.set_defaults(job=[])
 
     def add_job_flags(self, *, shown: bool) -> None:
@@ -56,10 +58,25 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns the parsed options, and the unknown ones."""
-        found, unknown = self.parse_known_args(words)
-        while found.words and found.words[0].startswith("-"):  # "--x=a b" is no option to argparse
-            unknown.append(found.words.pop(0))
+        at = self._program_at(words)
+        found, unknown = self.parse_known_args(words[:at])
+        found.words = [*words[at:]]
+        if found.words[:1] == ["--"]:
+            del found.words[0]
         return found, unknown
+
+    def _program_at(self, words: Sequence[str]) -> int:
+        """Returns where the program begins, whose own options are none of this parser's."""
+        values = {
+            option
+            for action in self._actions
+            if action.nargs is None
+            for option in action.option_strings
+        }
+        at = 0
+        while at < len(words) and words[at] != "--" and not program.begins(words[at]):
+            at += 2 if words[at] in values else 1
+        return min(at, len(words))
 
     def error(self, message: str) -> NoReturn:
         """Raises ``UserError``: one line, as for all other mistakes."""
@@ -74,20 +91,19 @@ class _JobFlag(argparse.Action):
         found.job = [*found.job, (self.dest, value)]
 
 
-def parse(arguments: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
-    """Returns the flags as variables of the environment, the script, and the script's arguments.
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str], program.Program]:
+    """Returns the flags as variables of the environment, and the program.
 
     Raises:
-      UserError: a flag is unknown or wrong, or there is no such script.
+      UserError: a flag is unknown or wrong, or there is no such program.
     """
     found, unknown = _parser().read(arguments)
     told = to_environment(found.job, unknown)
-    if not found.words:
+    named = program.read(found.words)
+    if named is None:
         raise UserError(f"no script is named{_hint(found.job)}: {USAGE}")
-    script, *rest = found.words
-    if not Path(script).is_file():
-        raise UserError(f"there is no script {script}")
-    return told, script, rest
+    named.check()
+    return told, named
 
 
 def to_environment(flags: Flags, unknown: Iterable[str] = ()) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Starts a script on a server and its workers: ``aggregathor run``.
 
-The process becomes the mpirun that belongs to mpi4py's MPI, with the options that this machine
-needs. The processes that mpirun starts run ``aggregathor.run``, which takes the job's flags.
+It runs the mpirun that belongs to mpi4py's MPI, with the options that this machine needs. The
+processes that mpirun starts run ``aggregathor.run``, which takes the job's flags.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import os
 import re
 import shlex
 import shutil
-import signal
+import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aggregathor.cli import flags
+from aggregathor import compositions
+from aggregathor.cli import flags, hosts, program, supervise
 from aggregathor.cluster.config import Config
 from aggregathor.errors import UserError
+from aggregathor.protocols.checks import check_training
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
-OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run")
+OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run", "--check_gar")
 # TensorFlow uses a thread per core in each process. With more processes than cores, one thread each
 # keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
@@ -41,47 +44,58 @@ Option = tuple[str, ...]  # of mpirun, with its values
 
 
 def main(words: Sequence[str]) -> int:
-    """Becomes mpirun, or prints its command line.
+    """Runs mpirun, or prints its command line.
 
     Args:
       words: what follows ``aggregathor run``.
     Returns:
-      0, only after a dry run.
+      mpirun's exit status; 130 after Ctrl-C, 143 after SIGTERM.
     Raises:
       UserError: an argument is wrong, or there is no mpirun that fits.
     """
     args, unknown = _parse(words)
     ranks = _ranks(args.n)
     told = flags.to_environment(args.job, unknown)
-    _check_script(args.words)
+    named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
-    Config.of({}, {**os.environ, **told})
+    named.set_path()
+    config = Config.of({}, {**os.environ, **told})
+    _check_training(config, ranks - 1)
     if args.hostfile is not None and not Path(args.hostfile).is_file():
         raise UserError(
             f"--hostfile names a file with a host a line; there is none: {args.hostfile!r}"
         )
+    is_one_host = _is_one_host(args.host, args.hostfile)
+    if is_one_host:
+        for name in ("monitor", "checkpoint"):
+            _check_folder(name, getattr(config, name))
     extra = _extra(args.mpirun_args)
     _check_alone()
 
     mpirun, version = _find_mpirun()
     options = _options(version, ranks, args.host, args.hostfile)
-    named = {word.partition("=")[0] for word in extra}
+    replaced = {word.partition("=")[0] for word in extra}
     passed = [f"--{name}={text}" for name, text in args.job]
     command = [
         mpirun,
-        *(word for option in options if _subject(option) not in named for word in option),
+        *(word for option in options if _subject(option) not in replaced for word in option),
         *extra,
-        *("-n", str(ranks), sys.executable, "-m", MODULE, *passed, *args.words),
+        *("-n", str(ranks), sys.executable, *named.python, "-m", MODULE, *passed),
+        *named.words(),
     ]
     if args.dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
         return 0
+    if args.check_gar:
+        _try_rule(config)
+    _warn_of_hosts(hosts.names(args.host, args.hostfile))
     sys.stdout.flush()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and so would mpirun
-    try:
-        os.execv(mpirun, command)
-    except OSError as error:
-        raise UserError(f"{mpirun} does not start: {error.strerror}") from error
+    return supervise.run(
+        command,
+        os.environ,
+        can_ask=mpi.family_of(version) == mpi.OPEN_MPI,
+        is_one_host=is_one_host,
+    )
 
 
 class _Meant(argparse.Action):
@@ -94,8 +108,9 @@ class _Meant(argparse.Action):
 def _parser() -> flags.Parser:
     parser = flags.Parser(
         prog="aggregathor run",
-        usage="aggregathor run -n N [OPTION ...] SCRIPT [ARGUMENT ...]",
-        description="Start a script on a server and N - 1 workers, with the mpirun beside this "
+        usage="aggregathor run -n N [OPTION ...] SCRIPT|-m MODULE|-c CODE [ARG ...]",
+        description="Start a script, a module or a line of code, as python takes them, on a server "
+        "and N - 1 workers, with the mpirun beside this "
         "Python or on PATH that belongs to the MPI that mpi4py loads. With Open MPI 5 the training "
         "goes on when a worker dies.",
         epilog="All other options, such as --gar=multi-krum --f=2 --transport=udp --monitor=DIR "
@@ -110,14 +125,19 @@ def _parser() -> flags.Parser:
         "-n", metavar="N", help="how many processes: -n 9 is 1 server and 8 workers"
     )
     parser.add_argument("-np", "-N", action=_Meant, const="-n", help=argparse.SUPPRESS)
-    hosts = parser.add_mutually_exclusive_group()
-    hosts.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
-    hosts.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--host", metavar="A:1,B:4", help="hosts, and how many processes on each")
+    where.add_argument("--hostfile", metavar="FILE", help="the same in a file, as mpirun reads it")
     parser.add_argument(
         "--mpirun-args",
         metavar="WORDS",
         default="",
         help="more options for mpirun; each replaces a chosen one on the same subject",
+    )
+    parser.add_argument(
+        *("--check_gar", "--check-gar"),
+        action="store_true",
+        help="try the rule against the contract of a rule first; a minute or more",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_job_flags(shown=False)
@@ -162,14 +182,55 @@ def _ranks(said: str | None) -> int:
     return ranks
 
 
-def _check_script(words: Sequence[str]) -> None:
-    if not words:
+def _program(words: Sequence[str]) -> program.Program:
+    """Returns the program to start, whose syntax is checked."""
+    named = program.read(words)
+    if named is None:
         raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
-    script = words[0]
-    if Path(script).is_dir():
-        raise UserError(f"{script!r} is a directory; name the script in it")
-    if not Path(script).exists():
-        raise UserError(f"there is no script {script!r}")
+    named.check()
+    return named
+
+
+def _check_training(config: Config, n: int) -> None:
+    """Raises ``UserError`` for names, parameters, n and f that no rank would accept."""
+    check_training(
+        config, n, lambda n, f: compositions.check_workers(config.gar, config.gar_args, n, f)
+    )
+
+
+def _try_rule(config: Config) -> None:
+    """Raises ``UserError`` where the rule breaks the contract, which another process tries."""
+    given = [f"{name}={value!r}" for name, value in config.gar_args.items()]
+    command = [sys.executable, "-m", "aggregathor.cli.try_rule", config.gar, *given]
+    path = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
+    if subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode:
+        raise UserError(f"{config.gar} was tried by --check_gar, and nothing is started: see above")
+
+
+def _check_folder(name: str, path: str) -> None:
+    """Raises ``UserError`` for a folder that cannot be made or written to."""
+    if not path:
+        return
+    there = Path(path).expanduser().absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"--{name}={path} cannot be a folder: {there} is none")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(
+            f"--{name}={path} cannot be written to: {error.strerror} in {there}"
+        ) from None
+
+
+def _warn_of_hosts(names: Sequence[str]) -> None:
+    """Says which hosts do not answer: mpirun takes twenty lines for it, and not that name."""
+    for name, why in hosts.silent(names):
+        sys.stderr.write(
+            f"aggregathor: the host {name!r} of --host or --hostfile {why}. mpirun starts "
+            f"processes by ssh, so `ssh {name} true` must work without a password.\n"
+        )
 
 
 def _extra(said: str) -> list[str]:
@@ -225,7 +286,7 @@ def _find_mpirun() -> tuple[str, str]:
 
 def _options(version: str, ranks: int, host: str | None, hostfile: str | None) -> list[Option]:
     """Returns the options that this mpirun needs here; none for an unknown family."""
-    is_one_host = not (host or hostfile or _allocated_hosts() > 1)
+    is_one_host = _is_one_host(host, hostfile)
     family = mpi.family_of(version)
     if family == mpi.OPEN_MPI:
         return _open_mpi_options(version, ranks, host, hostfile, is_one_host)
@@ -299,6 +360,10 @@ def _threads(ranks: int) -> dict[str, str]:
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _is_one_host(host: str | None, hostfile: str | None) -> bool:
+    return not (host or hostfile or _allocated_hosts() > 1)
 
 
 def _allocated_hosts() -> int:

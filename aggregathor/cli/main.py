@@ -99,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     advise.set_defaults(command=_advise)
 
+    about = "draw what the server saw of each worker, and accuracies, to a PNG"
+    plot = commands.add_parser("plot", help=about, description=about, allow_abbrev=False)
+    plot.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="of --monitor, or of `python -m experiments`; several are compared",
+    )
+    plot.add_argument("--output", default="workers.png", metavar="FILE", help="(workers.png)")
+    plot.set_defaults(command=_plot)
+
     about = "show what is installed, what is wrong with it and how to fix it"
     check = commands.add_parser(
         "doctor",
@@ -114,6 +125,13 @@ def _run(args: argparse.Namespace) -> int:
     from aggregathor.cli import launch
 
     return launch.main(args.words)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from aggregathor.cli import plot
+
+    sys.stdout.write(f"{plot.plot(args.folders, args.output)}\n")
+    return 0
 
 
 def _gars(args: argparse.Namespace) -> int:

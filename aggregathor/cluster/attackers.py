@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.ranks import Ranks
@@ -35,6 +36,7 @@ class Attacker:
         dim: int,
         read: Callable[[], np.ndarray],
         optimizer: int = 0,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         """Begins before the first round.
 
@@ -42,8 +44,9 @@ class Attacker:
           ranks: the processes.
           setting: which of them attack, and how.
           dim: d.
-          read: gives the worker's parameters as they are, float32 [d], for rules that need them.
+          read: gives the worker's parameters as they are, [d], for rules that need them.
           optimizer: the number of the optimizer whose gradients these are.
+          dtype: of the gradients.
         """
         self._ranks = ranks
         self._setting = setting
@@ -53,11 +56,11 @@ class Attacker:
         self._honest = setting.num_workers - setting.byzantine
         self._row = ranks.row
         self._attacks = self._row >= self._honest
-        self._rows_nd = np.zeros((setting.num_workers, dim), np.float32) if self._attacks else None
+        self._rows_nd = np.zeros((setting.num_workers, dim), dtype) if self._attacks else None
         # The round that each row is of: that of a worker which has skipped rounds is ahead of ours.
         self._round_n = np.full(setting.num_workers, _NONE, np.int64)
         # The rule as the server has it, for attacks that ask what it would do.
-        self._rule = Aggregation(setting, dim) if self._attacks else None
+        self._rule = Aggregation(setting, dim, dtype=dtype) if self._attacks else None
         self._memory: np.ndarray | None = None
         self._sending: list[Any] = []
 
@@ -154,9 +157,14 @@ class Attacker:
 
 
 def attacker_of(
-    ranks: Ranks, setting: Setting, dim: int, read: Callable[[], np.ndarray], optimizer: int = 0
+    ranks: Ranks,
+    setting: Setting,
+    dim: int,
+    read: Callable[[], np.ndarray],
+    optimizer: int = 0,
+    dtype: DTypeLike = np.float32,
 ) -> Attacker | None:
     """Returns what a worker needs where some attack by what they send; None where none does."""
     if not setting.attack or ATTACKS[setting.attack].form not in ("omniscient", "local"):
         return None
-    return Attacker(ranks, setting, dim, read, optimizer)
+    return Attacker(ranks, setting, dim, read, optimizer, dtype)

@@ -19,10 +19,18 @@ from lossympi.options import Options
 PREFIX = "AGGREGATHOR_"
 TRANSPORTS = ("auto", "shm", "mpi", "udp")
 LOCKS = ("drift", "scan", "patch", "kernel", "digest")  # layers, of which the lock may have several
-# Variables with the prefix that mean something to others: to the rules, the launcher and setup.py.
+# Variables with the prefix that mean something else: to rules, launcher, setup.py and children.
 _NOT_OURS = frozenset(
     f"{PREFIX}{name}"
-    for name in ("KERNELS", "SERVER_THREADS", "CUDA", "INSTRUCTION_SETS", "NATIVE")
+    for name in (
+        "KERNELS",
+        "SERVER_THREADS",
+        "CUDA",
+        "INSTRUCTION_SETS",
+        "NATIVE",
+        "STDIN",
+        "PROCESS",
+    )
 )
 
 

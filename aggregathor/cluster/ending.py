@@ -74,6 +74,12 @@ def _fail() -> None:
         os._exit(2)
 
 
+def forget() -> None:
+    """Makes a fork of this process one of no job."""
+    global _job
+    _job = None
+
+
 def report(error: BaseException) -> int | None:
     """Writes an error that a user can fix in one line.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import lossympi
 from aggregathor.attacks import ATTACKS, View
@@ -20,6 +22,7 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
@@ -70,6 +73,7 @@ class Job:
         Raises:
           UserError: on every rank.
         """
+        self._process = os.getpid()
         self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
@@ -87,13 +91,9 @@ class Job:
         f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
-        if ranks.is_server and config.byzantine > config.f:
-            _log.warning(
-                "%d workers attack, and %s expects at most f=%d",
-                config.byzantine,
-                config.gar,
-                config.f,
-            )
+        if ranks.is_server:
+            for doubt in doubts(config, robust=self.setting.rule.robust):
+                _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
         if ranks.is_server and loses_to_nan and config.gar == "average":
             _log.warning(
@@ -120,23 +120,31 @@ class Job:
         return sum(half.round for half in self.halves) - self._given_up
 
     @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return os.getpid() == self._process
+
+    @property
     def is_server(self) -> bool:
         """Whether this process is the server."""
         return self.ranks.is_server
 
-    def serve(self, dim: int, read: Callable[[], np.ndarray]) -> ServerHalf:
+    def serve(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
         Args:
-          dim: d, floats in all of them.
-          read: gives their values as they are, float32 [d], on the thread that calls it.
+          dim: d, coordinates of all of them.
+          read: gives their values as they are, [d], on the thread that calls it.
+          dtype: of all that travels, float32 or float64.
         Raises:
           UserError: on every rank, with the same words.
         """
-        link = cast(ServerLink, self._connect(dim))
+        link = cast(ServerLink, self._connect(dim, dtype))
         waits = ServerWaits(self.ranks)
         with waits.context():
-            aggregation = Aggregation(self.setting, link.dim, secret=self._secret)
+            aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
         server = RoundsServer(
             link,
             aggregation,
@@ -153,20 +161,26 @@ class Job:
         self.halves.append(server)
         return server
 
-    def work(self, dim: int, read: Callable[[], np.ndarray]) -> WorkerHalf:
+    def work(
+        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+    ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
-        link = cast(WorkerLink, self._connect(dim))
+        link = cast(WorkerLink, self._connect(dim, dtype))
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
-        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves))
+        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self.halves.append(worker)
         return worker
 
-    def _connect(self, dim: int) -> ServerLink | WorkerLink:
+    def _connect(self, dim: int, dtype: DTypeLike) -> ServerLink | WorkerLink:
         self.begin()
         try:
             return lossympi.connect(
-                self.meeting, dim, transport=self.config.transport, **self.config.link_args
+                self.meeting,
+                dim,
+                dtype=dtype,
+                transport=self.config.transport,
+                **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
@@ -176,7 +190,7 @@ class Job:
 
         Raises:
           TrainingEnded: on a worker, if the server ends instead.
-          UserError: the server has no array of a name, or one of another shape.
+          UserError: the server has no array of a name, or one of another shape or dtype.
         """
         if self.is_server:
             for half in self.halves:
@@ -187,12 +201,11 @@ class Job:
         if self.is_server:
             return theirs
         for name, array in arrays.items():
-            if name not in theirs or theirs[name].shape != np.shape(array):
-                other = f"{list(theirs[name].shape)}" if name in theirs else "none"
+            differs = _difference(np.asarray(array), theirs.get(name))
+            if differs:
                 raise UserError(
-                    f"rank {self.ranks.rank} has a variable {name} of shape "
-                    f"{list(np.shape(array))} and the server has {other}. All ranks must build the "
-                    "same model."
+                    f"rank {self.ranks.rank} has a variable {name} of {differs}. All ranks must "
+                    "build the same model."
                 )
         return {name: theirs[name] for name in arrays}
 
@@ -267,7 +280,7 @@ class Job:
 
     def close(self) -> None:
         """Ends the job for this process; the server's workers end with it."""
-        if self._closed:
+        if self._closed or not self.is_here:
             return
         self._closed = True
         self._observer.close()
@@ -278,6 +291,17 @@ class Job:
         for half in self.halves:
             half.close()
         self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
+
+
+def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:
+    """Returns how a worker's array differs from the server's in form, "" where it does not."""
+    if theirs is None or theirs.shape != own.shape:
+        other = "none" if theirs is None else list(theirs.shape)
+        return f"shape {list(own.shape)} and the server has {other}"
+    # The type of a text has its length.
+    if theirs.dtype != own.dtype and not theirs.dtype.kind == own.dtype.kind == "U":
+        return f"type {own.dtype} and the server has {theirs.dtype}"
+    return ""
 
 
 def _is_over(theirs: str, own: str) -> bool:

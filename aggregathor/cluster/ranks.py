@@ -37,7 +37,7 @@ from lossympi.mpi_collectives import duplicate
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
 _STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags; 6 and 7 are a meeting's
-_NEWS = 8
+_NEWS, _WRITTEN = 8, 11
 AGAIN = "again"  # what the server tells where a round has to be repeated
 _REASON_BYTES = 4096
 _GOODBYE_BYTES = 2048  # of a worker's last words
@@ -272,6 +272,25 @@ class Ranks:
             return None
         except _mpi().Exception:  # it has died
             return None
+
+    def tell_written(self, path: str) -> None:
+        """Server: tells every worker that a file is written."""
+        self._send_all(os.fsencode(path), _WRITTEN)
+
+    def written(self) -> list[str]:
+        """Worker: returns the files that the server has told of since the last call.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        messages = self._receiver(_SERVER, _WRITTEN, None)
+        paths = []
+        try:
+            while (message := messages.poll()) is not None:
+                paths.append(os.fsdecode(bytes(message)))
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return paths
 
     def state_is_there(self) -> bool:
         """Worker: whether the server has sent arrays that have not been received yet.

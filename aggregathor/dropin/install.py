@@ -13,12 +13,13 @@ import tensorflow as tf
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import keras2, strategies
 from aggregathor.dropin.deferred_variables import keep_initial_values
-from aggregathor.dropin.functions import Functions
-from aggregathor.dropin.keras.files import PrivateFiles
+from aggregathor.dropin.functions import patch_calls
+from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
 from aggregathor.dropin.keras.seeds import Seeds
+from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.dropin.v1 import V1, is_graph_of_sessions
 from aggregathor.errors import UserError
@@ -39,7 +40,7 @@ class Dropin:
         checkpoints = Checkpoints(job)
         self.guard = _make_guard(job)
         keep_initial_values(self.guard)
-        Functions()
+        patch_calls()
         self._updates = Updates(job, checkpoints, self.guard)
         self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints)
@@ -51,8 +52,12 @@ class Dropin:
             together=job.meeting,
         )
         job.at_begin(seeds.begin)
-        if not job.is_server:
-            job.at_close(PrivateFiles(job.ranks.rank).remove)
+        files = ServerFiles(job.ranks, is_server=job.is_server)
+        job.at_close(files.remove)
+        if job.is_server:
+            tell_of_models(files)
+        else:
+            job.at_close(PrivateFiles(job.ranks.rank, files).remove)
         strategies.refuse()
         keras2.refuse(lambda: self._optimizers.all and not self._updates.is_applying)
         job.at_begin(keras2.check_environment)

@@ -46,49 +46,48 @@ class SharedVariables:
         self._named = list(variables)
         self._variables = [variable_of(v) for v in variables]
         self._layout = FlatLayout(self._variables)
-        self._specs = [
-            tf.TensorSpec(shape, dtype)
-            for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True)
-        ]
         self._read = read or self._read_eagerly
-        dim = self._layout.dim
+        dim, dtype = self._layout.dim, self._layout.dtype.as_numpy_dtype
         self.half: Half
         if job.is_server:
-            self.half = server = job.serve(dim, self._read_flat)
+            self.half = server = job.serve(dim, self._read_flat, dtype)
             round = functools.partial(self._serve, server)
         else:
-            self.half = worker = job.work(dim, self._read_flat)
+            self.half = worker = job.work(dim, self._read_flat, dtype)
             round = functools.partial(self._work, worker)
-        self._op = ops.kernels().channel(round, dim, self.half.native(self._fail))
+        self._op = ops.kernels().channel(round, dim, self.half.native(self._fail), dtype)
         job.at_close(self._op.close)
         self._guard = guard
 
     def aggregate(self) -> list[tf.Tensor]:
         """Server: gives the aggregate of the workers' gradients, in the variables' shapes."""
-        return self._call([], self._specs)
+        return self._layout.restore(self._call([], self._layout.specs))
 
     def publish(self) -> Any:
         """Server: sends the variables as they are now; gives something to wait for."""
-        return self._call([v.read_value() for v in self._variables], [])
+        return self._call(self._layout.dense([v.read_value() for v in self._variables]), [])
 
     def replace(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Worker: sends the gradients; gives the variables' new values."""
         dense = self._layout.dense(gradients)
         if self._guard is None:
-            return self._call(dense, self._specs)
+            return self._receive(dense)
         # The last moment before the variables may be written.
         with _after(self._guard.compare(self._named)):
-            values = self._call(dense, self._specs)
+            values = self._receive(dense)
         with _after(self._guard.note(self._named, values)) as noted:
             return [tf.identity(value) for value in values] if noted else values
 
     def flatten(self, gradients: Sequence[Any]) -> tf.Tensor:
-        """Concatenates gradients to float32 [d]."""
+        """Concatenates gradients to a vector [d]; see ``FlatLayout``."""
         return self._layout.flatten(gradients)
 
     def unflatten(self, vector_d: tf.Tensor) -> list[tf.Tensor]:
         """Cuts [d] into tensors of the variables' shapes."""
         return self._layout.unflatten(vector_d)
+
+    def _receive(self, dense: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return self._layout.restore(self._call(dense, self._layout.specs))
 
     def _call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         try:
@@ -129,8 +128,7 @@ class SharedVariables:
         self._job.fail(error)
 
     def _read_flat(self) -> np.ndarray:
-        values = [np.asarray(value).ravel().astype(np.float32) for value in self._read()]
-        return np.concatenate(values)
+        return self._layout.flatten_arrays(self._read())
 
     def _read_eagerly(self) -> list[np.ndarray]:
         # Of a mirrored variable the first replica: they are all the same.

@@ -21,7 +21,7 @@ from aggregathor.dropin.deferred_variables import initialise
 from aggregathor.dropin.description import Group
 from aggregathor.dropin.functions import turns
 from aggregathor.dropin.shared_variables import SharedVariables
-from aggregathor.flat import FlatLayout
+from aggregathor.flat import FlatLayout, is_number, places_of_trained
 from aggregathor.locking import Guard, name_of, variable_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ class Updates:
         return self._job.is_server
 
     @property
+    def is_here(self) -> bool:
+        """Whether this process is the rank, and no fork of it."""
+        return self._job.is_here
+
+    @property
     def is_applying(self) -> bool:
         """Whether a rule is applied on this thread: what it calls takes part by it already."""
         return getattr(self._inside, "apply", False)
@@ -84,6 +89,7 @@ class Updates:
 
     def round(self, update: Update, gradients: Sequence[Any]) -> None:
         """Makes a round, eagerly or in the graph of a function; collective."""
+        update, gradients = _of_trained(update, gradients)
         used = [*update.variables, *update.counters]
         if xla.record(lambda given: self.round(update, given), gradients, used):
             return
@@ -130,7 +136,11 @@ class Updates:
         return self._saved
 
     def synchronise(self, variables: Sequence[Any]) -> list[np.ndarray]:
-        """Gives every rank the server's variables, and returns their values; collective."""
+        """Gives every rank the server's variables, and returns their values; collective.
+
+        Text and tables stay with their rank.
+        """
+        variables = [v for v in variables if is_number(v)]
         own = {f"{i}: {name_of(v)}": _value(v) for i, v in enumerate(variables)}
         values = list(self._job.synchronise(own).values())
         if not self._job.is_server:
@@ -195,6 +205,22 @@ class Updates:
         grad_d = FlatLayout(update.variables).flatten(gradients)
         replicas.merge_call(replace, args=(grad_d,))
         update.follow()
+
+
+def _of_trained(update: Update, gradients: Sequence[Any]) -> tuple[Update, Sequence[Any]]:
+    """Leaves out the variables that no rule can train; the rule gets None for their gradients."""
+    places = places_of_trained(gradients, update.variables)
+    if len(places) == len(update.variables):
+        return update, gradients
+
+    def apply(used: list[Any]) -> Any:
+        given: list[Any] = [None] * len(gradients)
+        for place, gradient in zip(places, used, strict=True):
+            given[place] = gradient
+        return update.apply(given)
+
+    variables = [update.variables[place] for place in places]
+    return update._replace(variables=variables, apply=apply), [gradients[i] for i in places]
 
 
 def _value(variable: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.dropin.updates import Update, Updates
+from aggregathor.flat import is_number, places_of_trained
 from aggregathor.internals.patching import as_method
 from aggregathor.internals.tensorflow import BaseSession, FuncGraph, wrapped_optimizer
 from aggregathor.locking import Guard
@@ -108,7 +109,7 @@ class V1:
         def count() -> Any:
             return None if global_step is None else v1.assign_add(global_step, 1)
 
-        if self._updates.is_applying or not takes_part:
+        if self._updates.is_applying or not takes_part or not self._job.is_here:
             return apply(pairs)
         if is_graph_of_sessions():
             return self.train_op(pairs, apply, count, name)
@@ -138,6 +139,8 @@ class V1:
           follow: worker: makes an op, or None, to run beside the assignment of the variables.
           name: of the op that is returned.
         """
+        gradients, variables = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        pairs = [pairs[place] for place in places_of_trained(gradients, variables)]
         variables = [variable for _, variable in pairs]
         if self._guard is not None:
             self._guard.train(variables)
@@ -239,9 +242,16 @@ class V1:
         known.checked.add(wanted)
 
     def _synchronise(self, session: Any) -> None:
-        """Gives every rank the server's variables; collective."""
+        """Gives every rank the server's variables; collective.
+
+        Text and tables stay with their rank.
+        """
         # The server's include the slots of its optimizers, which workers do not need.
-        variables = {v.name: v for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)}
+        variables = {
+            v.name: v
+            for v in session.graph.get_collection(v1.GraphKeys.GLOBAL_VARIABLES)
+            if is_number(v)
+        }
         own = {name: np.asarray(value) for name, value in self._run(session, variables).items()}
         values = self._job.synchronise(own)
         if self._guard is not None:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from aggregathor.compositions import Known, read
+from aggregathor.compositions import Known, own_names, read
 from aggregathor.errors import UserError
+from aggregathor.gars import own
 from aggregathor.gars.base import (
     COMPUTED_IN,
     Aggregated,
@@ -240,16 +241,18 @@ def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:
       UserError: it cannot be read, a name is unknown or in the wrong place, or a parameter is
         unknown, given twice, or right for no number of gradients.
     """
+    for name in own_names(text):
+        own.load(name)
     *before, last = read(text, parameters or {}, _known())
     stages = [_Stage(registered[name], given) for name, given in before]
     for pre, given in stages:
         pre.check_parameters(**given)
-    gar, own = registered[last.name], dict(last.parameters)
-    unsafe = own.pop("unsafe", False)
+    gar, given = registered[last.name], dict(last.parameters)
+    unsafe = given.pop("unsafe", False)
     if last.parameters:
-        gar.check(n=_MOST_WORKERS, f=0, unsafe=unsafe, **own)
-    name = "+".join(map(str, [*before, last._replace(parameters=own)]))
-    return Rule(name, gar, own, unsafe, stages)
+        gar.check(n=_MOST_WORKERS, f=0, unsafe=unsafe, **given)
+    name = "+".join(map(str, [*before, last._replace(parameters=given)]))
+    return Rule(name, gar, given, unsafe, stages)
 
 
 def _known() -> dict[str, Known]:

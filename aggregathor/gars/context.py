@@ -24,7 +24,7 @@ class Context:
 
     Attributes:
       round: its number, from 0 on.
-      params: gives the parameters that the gradients are of, float32 [d]; None where nobody lends
+      params: gives the parameters that the gradients are of, [d]; None where nobody lends
         them.
       learning_rate: gives that of the server's optimizer in this step; None where nobody knows it.
       losses: ``losses(candidates_nd) -> float64 [n + 1]``, for rules that judge gradients by data

@@ -139,7 +139,8 @@ def pre_aggregation(
             _check=check,
         )
         registered[name] = made
-        declare(name, Known(False, tuple(made.parameters)))
+        known = (made.condition, rows_text, made.parameters)
+        declare(name, Known(False, tuple(made.parameters), *known))
 
         @functools.wraps(function)
         def checked(stack_nd: Values, **given: Any) -> Mixed:

@@ -126,6 +126,8 @@ _OPS = "tensorflow.python.framework.ops"
 _SESSION = "tensorflow.python.client.session"
 _FUNCTIONS = "tensorflow.python.eager.polymorphic_function"
 
+_CHECKPOINTS = "tensorflow.python.checkpoint.checkpoint_management"
+
 TENSORFLOW_NAMES = (
     PrivateName(_CONTEXT, "eager_mode", ""),
     PrivateName(_CONTEXT, "execution_mode", "mode"),
@@ -153,6 +155,9 @@ TENSORFLOW_NAMES = (
     ),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_jit_compile"),
     PrivateName(f"{_FUNCTIONS}.polymorphic_function", "Function.__init__", sets="_autograph"),
+    PrivateName(
+        "tensorflow.python.autograph.impl.api", "call_with_unspecified_conversion_status", "func"
+    ),
     PrivateName(f"{_FUNCTIONS}.autograph_util", "py_func_from_autograph", "python_func ..."),
     PrivateName(
         "tensorflow.python.util.tf_decorator", "make_decorator", "target decorator_func ..."
@@ -167,6 +172,19 @@ TENSORFLOW_NAMES = (
     PrivateName("tensorflow.python.ops.script_ops", "_py_funcs.get", "token ..."),
     PrivateName(
         "tensorflow.python.ops.script_ops", "FuncRegistry.__call__", "self token device args"
+    ),
+    PrivateName(
+        "tensorflow.python.checkpoint.functional_saver",
+        "MultiDeviceSaver.save",
+        "self file_prefix options",
+    ),
+    PrivateName(
+        _CHECKPOINTS, "update_checkpoint_state_internal", "save_dir model_checkpoint_path ..."
+    ),
+    PrivateName(_CHECKPOINTS, "get_checkpoint_state", "checkpoint_dir latest_filename"),
+    PrivateName(_CHECKPOINTS, "_delete_file_if_exists", "filespec"),
+    PrivateName(
+        "tensorflow.python.training.py_checkpoint_reader", "NewCheckpointReader", "filepattern"
     ),
     PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
     PrivateName("tensorflow.python.data.util.random_seed", "get_seed", "seed"),

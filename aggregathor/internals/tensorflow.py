@@ -7,6 +7,7 @@ adds a name here adds it there.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.autograph.impl import api as autograph
+from tensorflow.python.checkpoint import checkpoint_management
+from tensorflow.python.checkpoint.functional_saver import MultiDeviceSaver
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.client.session import BaseSession
 from tensorflow.python.data.util import random_seed as dataset_seeds
@@ -29,6 +32,7 @@ from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
+from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator
 
 from aggregathor.internals.patching import as_method
@@ -117,7 +121,11 @@ def wrapped(function: Any, around: Callable[[Callable[..., Any], Any, Any], Any]
         would have, and leaves ``around`` alone.
     """
     python = function.python_function
-    inner = autograph_util.py_func_from_autograph(python) if function._autograph else python
+    inner = python
+    if function._autograph:
+        inner = autograph_util.py_func_from_autograph(python)
+        # Tracing `outer`, which is not to be converted, would keep `inner` from being it.
+        inner = autograph.call_with_unspecified_conversion_status(inner)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
         return around(inner, args, kwargs)
@@ -195,6 +203,56 @@ def change_dataset_seeds(change: Callable[[Any], Any]) -> None:
         return change(pair[0]), pair[1]
 
     dataset_seeds.get_seed = changed
+
+
+# Checkpoints.
+
+
+def watch_checkpoints(
+    writing: Callable[[Any], bool], reading: Callable[..., None], *, deletes: bool
+) -> None:
+    """Calls something for each checkpoint of ``tf.train.Checkpoint`` and of its manager.
+
+    Args:
+      writing: returns whether the one of a path is written; asked before.
+      reading: called before one is read, and with ``is_written=True`` after one was written or
+        left out. The file that lists a folder's checkpoints counts as one.
+      deletes: whether a manager deletes old ones.
+    """
+    save, make_reader = MultiDeviceSaver.save, readers.NewCheckpointReader
+    update, state_of = (
+        checkpoint_management.update_checkpoint_state_internal,
+        checkpoint_management.get_checkpoint_state,
+    )
+
+    def save_or_not(self: Any, file_prefix: Any, options: Any = None) -> Any:
+        result = save(self, file_prefix, options) if writing(file_prefix) else None
+        if context.executing_eagerly():
+            reading(file_prefix, is_written=True)
+            return result
+        return tf.no_op() if result is None else result
+
+    def update_or_not(save_dir: Any, *args: Any, **kwargs: Any) -> None:
+        if writing(save_dir):
+            update(save_dir, *args, **kwargs)
+        name = kwargs.get("latest_filename") or "checkpoint"
+        reading(os.path.join(save_dir, name), is_written=True)
+
+    def read_state(checkpoint_dir: Any, latest_filename: Any = None) -> Any:
+        reading(os.path.join(checkpoint_dir, latest_filename or "checkpoint"))
+        return state_of(checkpoint_dir, latest_filename)
+
+    def read(filepattern: Any) -> Any:
+        reading(filepattern)
+        return make_reader(filepattern)
+
+    MultiDeviceSaver.save = save_or_not
+    checkpoint_management.update_checkpoint_state_internal = update_or_not
+    readers.NewCheckpointReader = read
+    for module in (checkpoint_management, tf.train, tf.compat.v1.train):
+        module.get_checkpoint_state = read_state
+    if not deletes:
+        checkpoint_management._delete_file_if_exists = lambda filespec: None
 
 
 # Graphs.
@@ -292,6 +350,7 @@ __all__ = [
     "set_attribute",
     "subgraph",
     "synchronous_execution",
+    "watch_checkpoints",
     "watch_python_calls",
     "watch_traces",
     "without_xla",

@@ -16,6 +16,8 @@ import tensorflow as tf
 from aggregathor import files
 from aggregathor.protocols.report import RoundReport
 
+_SAMPLED = 1 << 14  # coordinates that are kept of a round
+
 
 class Monitor:
     """Appends to a CSV and writes TensorBoard scalars ``worker_07/selected``, ... for each worker.
@@ -24,8 +26,7 @@ class Monitor:
       last row: for a rule that selects rows, the share of rounds in which it was selected; for a
       coordinate-wise rule the share of coordinates, sampled at 16384 in large models.
     - distance: Euclidean distance of its gradient to the aggregate in the last round, over the
-      coordinates that arrived, scaled by d / their number; inf if it is not finite, nan if the
-      gradients are gone.
+      coordinates that arrived, scaled by d / their number; inf if it is not finite.
     - delivered: mean share of its coordinates that arrived.
     - late: how many of its messages, or datagrams, arrived after their round was closed.
     - rejected: how many the link rejected; TensorBoard also has ``worker_07/rejected/forged``, ...
@@ -39,6 +40,7 @@ class Monitor:
         self.path = path
         self._writer = writer
         self._sums = _Sums(num_workers)
+        self._last: tuple[np.ndarray, np.ndarray, int] | None = None  # stack, aggregate, d
 
     @property
     def rounds(self) -> int:
@@ -54,17 +56,25 @@ class Monitor:
         self._sums.restore(state)
 
     def record(self, report: RoundReport) -> None:
-        """Adds a round. O(n)."""
+        """Adds a round. O(n min(d, 16384)): some of it is kept, as it may be the last."""
         self._sums.add(report)
+        dim = len(report.grad_d)
+        columns = slice(None, None, max(1, math.ceil(dim / _SAMPLED)))
+        self._last = report.stack_nd[:, columns].copy(), report.grad_d[columns].copy(), dim
 
     def write(self, step: int, report: RoundReport) -> None:
         """Writes a row per worker for the rounds since the last row. O(nd)."""
         self._write(step, distances_to(report.stack_nd, report.grad_d))
 
     def write_rest(self, step: int) -> None:
-        """Writes rows for the rounds since the last row, if any, without distances."""
-        if self._sums.rounds:
-            self._write(step, np.full(len(self._sums.usage_n), np.nan))
+        """Writes rows for the rounds since the last row, if any.
+
+        The workers may have sent again, over the gradients of the last round: the distances are
+        those of 16384 coordinates of it, scaled by sqrt(d / 16384).
+        """
+        if self._sums.rounds and self._last is not None:
+            stack_nd, grad_d, dim = self._last
+            self._write(step, distances_to(stack_nd, grad_d) * math.sqrt(dim / len(grad_d)))
 
     def _write(self, step: int, distance_n: np.ndarray) -> None:
         sums = self._sums

@@ -20,7 +20,7 @@ from aggregathor.monitor.figures import Monitor, begin_csv
 from aggregathor.monitor.suspicion import Suspicion
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.setting import Setting
-from lossympi import RoundStats, Topology
+from lossympi import RoundStats
 
 _logger = logging.getLogger(__name__)
 
@@ -59,15 +59,13 @@ class Observer:
 
     def of_rounds(self) -> RoundsObserver:
         """Returns what observes one more optimizer."""
-        topology = self._setting.topology
         if self._folder is None:
-            made = RoundsObserver(topology)
+            made = RoundsObserver(self._setting)
         else:
             number = len(self._optimizers) + 1
             folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
-            made = RoundsObserver(
-                topology, _Files(folder, topology.workers, self._every), self._status
-            )
+            files = _Files(folder, self._setting.num_workers, self._every)
+            made = RoundsObserver(self._setting, files, self._status)
         self._optimizers.append(made)
         return made
 
@@ -89,12 +87,14 @@ class RoundsObserver:
     """
 
     def __init__(
-        self, topology: Topology, files: _Files | None = None, status: Status | None = None
+        self, setting: Setting, files: _Files | None = None, status: Status | None = None
     ) -> None:
         """Passes what it sees to files and a status line, if there are any."""
-        self.suspicion = Suspicion(topology.workers)
+        self.suspicion = Suspicion(setting.num_workers)
         self.refused_rounds = 0
-        self._attendance = Attendance(topology)
+        self._rule = setting.rule
+        self._has_warned = False
+        self._attendance = Attendance(setting.topology)
         self._files = files
         self._status = status
 
@@ -105,12 +105,33 @@ class RoundsObserver:
     def published(self, report: RoundReport) -> RoundReport:
         """Adds a round that was published; returns the report with the suspects."""
         suspected_n = self.suspicion.see(report.usage_n, report.delivered_n)
+        self._warn_of_infinity(report)
         report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
         if self._files is not None:
             self._files.see(report)
         if self._status is not None:
             self._status.see(report)
         return report
+
+    def _warn_of_infinity(self, report: RoundReport) -> None:
+        """Says once that the rule gave what no training survives. O(d)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._has_warned or np.isfinite(np.sum(report.grad_d)):
+                return
+        bad = np.count_nonzero(~np.isfinite(report.grad_d))
+        if bad:
+            self._has_warned = True
+            _logger.warning(
+                "round %d: the aggregate of %s is not finite in %d of %d coordinates, and so will "
+                "be the model. %s",
+                self.suspicion.rounds,
+                self._rule.name,
+                bad,
+                len(report.grad_d),
+                "The workers' own gradients may be: look at the loss and the learning rate."
+                if self._rule.robust
+                else f"{self._rule.name} gives no protection: see `aggregathor advise`.",
+            )
 
     def refused(self) -> None:
         """Counts a round that the rule could not be applied to."""
@@ -160,7 +181,6 @@ class _Files:
 
     def _close(self) -> None:
         if self._monitor is not None:
-            # The last gradients may be overwritten: their workers may have sent again.
             self._monitor.write_rest(self._rounds)
 
     def _try(self, write: Callable[[], None]) -> None:
@@ -262,7 +282,11 @@ def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     if setting.attack:
         first = setting.num_workers - setting.byzantine
         attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
-        parts.append(f"{setting.attack} came from worker {attackers}")
+        if setting.byzantine:
+            many = "s" if setting.byzantine > 1 else ""
+            parts.append(f"worker{many} {attackers} attacked with {setting.attack}")
+        else:  # one on coordinates of any worker's
+            parts.append(f"{setting.attack} hit what arrived")
     if missing_n.any():
         parts.append(f"nothing came from {_counted(missing_n)}")
     if refused:

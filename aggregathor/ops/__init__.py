@@ -15,7 +15,7 @@ brute_select          sq_dist [n, n], f                           int64 [n - f]
 mean_of_rows          stack [n, d], rows [m]                      [d]
 bulyan_tail           stack [n, d], groups [theta, m], f          [d]
 geometric_median      stack [n, d], f, nu, tol, max_iter          [d], weights [n]
-channel               a function of arrays [d], d                 a ``Channel``, for transports
+channel               a function of arrays [d], d, dtype          a ``Channel``, for transports
 digest_store          every, a function                           a ``DigestStore``
 ====================  ==========================================  =============================
 

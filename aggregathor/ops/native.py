@@ -6,7 +6,9 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.ops import arrays
 from aggregathor.ops.digests import DigestStore, NativeDigestStore, OnChange
@@ -37,9 +39,14 @@ def has_arrays() -> bool:
     return True
 
 
-def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
+def channel(
+    function: Function,
+    dim: int,
+    native: NativeRound | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Channel:
     """A way from a graph to a function of Python, or to what does the same in C."""
-    return NativeChannel(_ops, _library, function, dim, native)
+    return NativeChannel(_ops, _library, function, dim, native, dtype)
 
 
 def digest_store(every: int, on_change: OnChange) -> DigestStore:

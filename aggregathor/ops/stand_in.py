@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.ops.digests import DigestStore, OnChange, PythonDigestStore
 from aggregathor.ops.errors import too_few
@@ -28,9 +29,14 @@ def has_arrays() -> bool:
     return False
 
 
-def channel(function: Function, dim: int, native: NativeRound | None = None) -> Channel:
+def channel(
+    function: Function,
+    dim: int,
+    native: NativeRound | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Channel:
     """A way from a graph to a function of Python."""
-    return PythonChannel(function, dim)
+    return PythonChannel(function, dim, dtype)
 
 
 def digest_store(every: int, on_change: OnChange) -> DigestStore:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 from aggregathor.errors import UserError
 from aggregathor.gars import Aggregated, Context, State
@@ -43,17 +44,26 @@ class Aggregation:
       rule_state: what the rule keeps from round to round.
     """
 
-    def __init__(self, setting: Setting, dim: int, *, secret: int | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        dim: int,
+        *,
+        dtype: DTypeLike = np.float32,
+        secret: int | None = None,
+    ) -> None:
         """Begins before the first round.
 
         Args:
           setting: is taken as checked.
           dim: d.
+          dtype: of the stacks, float32 or float64.
           secret: seed of the generators that rules get, 0..2^63-1; by default the setting's, which
             workers know too.
         """
         self.setting = setting
         self._dim = dim
+        self._dtype = np.dtype(dtype)
         self._rule = setting.rule
         self.rule_state = self._rule.init(setting.num_workers, dim)
         self._secret = setting.seed if secret is None else secret
@@ -105,9 +115,10 @@ class Aggregation:
     def streaming(self) -> StreamingAggregate | None:
         """Returns what aggregates columns of a round before all is there, if the rule allows it.
 
-        Not where there are too few columns to gain anything.
+        Not where there are too few columns to gain anything, nor in float64, for which there are no
+        kernels on columns.
         """
-        if self._dim <= SAMPLED or not self._rule.by_columns():
+        if self._dim <= SAMPLED or self._dtype != np.float32 or not self._rule.by_columns():
             return None
         return StreamingAggregate(self._rule, self.setting.f, self._dim)
 
@@ -125,7 +136,7 @@ class Aggregation:
         missing ones count among the f, which a warning says, at most once a minute.
 
         Args:
-          stack_nd: float32 [n, d], filled.
+          stack_nd: [n, d], filled.
           missing: the rows from which nothing arrived.
           context: of the round.
           streaming: of this round; the columns that it has made are not made again.

@@ -14,10 +14,10 @@ class RoundReport:
     """What the server saw in a round.
 
     Attributes:
-      stack_nd: float32 [n, d], what the rule received. It is the link's own buffer, and holds this
+      stack_nd: [n, d], what the rule received. It is the link's own buffer, and holds this
         until the model of the round is published; a script, which reads it after that, may find
         parts of the next round in it.
-      grad_d: float32 [d], the aggregate that was applied.
+      grad_d: [d], the aggregate that was applied.
       usage_n: float64 [n], how much of each row the rule used, 0..1.
       delivered_n: float64 [n], share of each worker's coordinates that arrived, 0..1.
       stats: what the link saw: the number of the round, how it was closed, and of each worker what

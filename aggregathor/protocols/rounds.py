@@ -77,7 +77,7 @@ class RoundsServer:
         Args:
           link: the server's end.
           aggregation: the fill and the rule.
-          read: gives the parameters as they are, float32 [d].
+          read: gives the parameters as they are, [d] of the link's dtype.
           observer: sees every round.
           corrupt: changes what has arrived, as a faulty network or memory does: in experiments.
           waiting: gives a context in which rounds are collected and aggregated.
@@ -155,7 +155,7 @@ class RoundsServer:
         return report
 
     def publish(self, params_d: np.ndarray) -> RoundReport | None:
-        """Broadcasts the model of the round, float32 [d], and ends the round.
+        """Broadcasts the model of the round, [d], and ends the round.
 
         ``params_d`` must stay as it is until the next call.
 
@@ -227,5 +227,7 @@ def _report_of(collected: Collected, aggregated: Aggregated) -> RoundReport:
 def _refused(error: RuleError, collected: Collected) -> RefusedError:
     n, d = collected.stack_nd.shape
     refused = RefusedError(str(error))
-    refused.report = _report_of(collected, Aggregated(np.zeros(d, np.float32), np.zeros(n)))
+    refused.report = _report_of(
+        collected, Aggregated(np.zeros(d, collected.stack_nd.dtype), np.zeros(n))
+    )
     return refused

@@ -45,7 +45,7 @@ class ServerHalf(Protocol):
         """
 
     def publish(self, params_d: np.ndarray) -> RoundReport | None:
-        """Answers with the parameters, float32 [d]; returns the report with what observers add."""
+        """Answers with the parameters, [d]; returns the report with what observers add."""
 
     def state(self) -> State:
         """Returns what the next aggregates depend on, beside parameters and optimizer."""

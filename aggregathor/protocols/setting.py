@@ -7,9 +7,8 @@ import math
 from dataclasses import MISSING, dataclass
 
 from aggregathor import gars, settings
-from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
-from aggregathor.protocols.registry import PROTOCOLS
+from aggregathor.protocols.checks import check_training
 from aggregathor.settings import setting
 from lossympi import Topology
 
@@ -47,31 +46,11 @@ class Setting(settings.Simulation):
 
     def check(self) -> None:
         """Raises ``UserError`` for what cannot work, before anything is loaded."""
-        n, b = self.num_workers, self.byzantine
-        if n < 1:
-            raise UserError(f"at least one worker is needed, got {n}")
-        if n > MOST_WORKERS:
-            raise UserError(f"one process simulates at most {MOST_WORKERS} workers, got {n}")
-        if not 0 <= b <= n:
-            raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
-        protocol = PROTOCOLS[self.protocol]
-        protocol.check(n=n, f=self.f, **self.protocol_args)
-        if protocol.has_rule:
-            self.rule.check(n=n, f=self.f)
-            check_quorum(self.rule, self.quorum, self.f)
-        if self.attack:
-            attack = ATTACKS[self.attack]
-            attack.check(**self.attack_args)
-            if b == 0 and attack.form != "coordinates":
-                raise UserError(
-                    f"the attack {self.attack} needs Byzantine workers, and there are 0"
-                )
-            if b == n:
-                raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
-        elif b > 0:
-            raise UserError(f"{b} workers are Byzantine and no attack is named for them")
-        elif self.attack_args:
-            raise UserError("attack parameters are given and no attack is named")
+        if self.num_workers > MOST_WORKERS:
+            raise UserError(
+                f"one process simulates at most {MOST_WORKERS} workers, got {self.num_workers}"
+            )
+        check_training(self, self.num_workers, self._check_rule)
         settings.check_choices(self)
         if not 0 <= self.loss <= 1:
             raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
@@ -80,6 +59,10 @@ class Setting(settings.Simulation):
         for name in ("l1", "l2"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"the {name} penalty must be >= 0, got {getattr(self, name)}")
+
+    def _check_rule(self, n: int, f: int) -> None:
+        self.rule.check(n=n, f=f)
+        check_quorum(self.rule, self.quorum, f)
 
 
 def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:

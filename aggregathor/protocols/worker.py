@@ -97,7 +97,7 @@ class WorkerHalf:
             self._native.round = round
 
     def exchange(self, grad_d: np.ndarray) -> np.ndarray:
-        """Sends a gradient, float32 [d], and returns the model that answers it, float32 [d].
+        """Sends a gradient, [d] of the link's dtype, and returns the model that answers it.
 
         The model stays as it is until the next call.
 

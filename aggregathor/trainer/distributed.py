@@ -65,7 +65,7 @@ class Server:
         Args:
           job: of this process; its workers are as many as the setting's.
           setting: who takes part and how.
-          model: a built Keras model with float32 weights.
+          model: a built Keras model.
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: is built for the model's trainable variables here.
           batches: what each worker draws.
@@ -87,7 +87,8 @@ class Server:
         # What the workers keep, as of the step at which they were asked last.
         self._momentum_nd: np.ndarray | None = None
         if setting.worker_momentum:
-            self._momentum_nd = np.zeros((setting.num_workers, self.dim), np.float32)
+            shape = setting.num_workers, self.dim
+            self._momentum_nd = np.zeros(shape, self._parameters.dtype)
         self._attack: State = {}
         self._refusals = Refusals()
         self._heard_at: int | None = None  # the step of what is known of the workers
@@ -107,7 +108,7 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        self._half = self._job.serve(self.dim, self._parameters.read)
+        self._half = self._job.serve(self.dim, self._parameters.read, self._parameters.dtype)
 
     def state(self) -> State:
         """Returns everything that the next steps depend on, as arrays for a checkpoint."""
@@ -196,7 +197,8 @@ class Server:
         # Beside its momentum, the rule's state, and what an attack remembers: at most as much as a
         # stack of float64.
         most_bytes = MOST_BYTES + sum(array.nbytes for array in self._half.state().values())
-        most_bytes += (4 + 8 * self.setting.num_workers) * self.dim
+        each = self._parameters.dtype.itemsize
+        most_bytes += (each + 8 * self.setting.num_workers) * self.dim
         until_s = time.monotonic() + _STATE_WAIT_S
         while (left_s := until_s - time.monotonic()) > 0:
             theirs = self._job.ranks.receive_worker_state(row, left_s, most_bytes)
@@ -218,7 +220,7 @@ class Server:
         """Returns what is wrong with a worker's state, "" if nothing is."""
         wanted = {"step": "int64 []", "round": "int64 []"}
         if self._momentum_nd is not None:
-            wanted["workers/momentum"] = f"float32 [1, {self.dim}]"
+            wanted["workers/momentum"] = f"{self._parameters.dtype} [1, {self.dim}]"
         rest = theirs.keys() - wanted.keys()
         if row >= self.setting.num_workers - self.setting.byzantine:
             rest = {name for name in rest if not name.startswith("attack/")}
@@ -272,7 +274,8 @@ class Worker:
 
     def connect(self) -> None:
         """Connects to the server; collective."""
-        self._half = self._job.work(self._parameters.dim, self._parameters.read)
+        parameters = self._parameters
+        self._half = self._job.work(parameters.dim, parameters.read, parameters.dtype)
 
     def run(self, steps: int) -> None:
         """Takes part until the given number of steps is made.

@@ -63,7 +63,7 @@ class Simulation:
 
         Args:
           setting: who takes part and how; it is checked here.
-          model: a built Keras model with float32 weights.
+          model: a built Keras model.
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: the server's; it is built for the model's trainable variables here.
           batches: what each worker draws; of ``setting.num_workers`` parts.
@@ -80,8 +80,10 @@ class Simulation:
         rows = range(setting.num_workers)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
         network = Network(loss=setting.loss, seed=setting.seed)
-        server, links = memory.connect(setting.num_workers, self.dim, network)
-        aggregation = Aggregation(setting, self.dim)
+        server, links = memory.connect(
+            setting.num_workers, self.dim, network, dtype=self._parameters.dtype
+        )
+        aggregation = Aggregation(setting, self.dim, dtype=self._parameters.dtype)
         self._server = RoundsServer(server, aggregation, self._parameters.read)
         self._halves = [WorkerHalf(link) for link in links]
         self._refusals = Refusals()

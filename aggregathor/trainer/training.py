@@ -75,6 +75,7 @@ class Parameters:
     Attributes:
       variables: the model's trainable ones.
       dim: d, the number of trainable parameters.
+      dtype: of their vector, float32 or float64.
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.Optimizer | None = None) -> None:
@@ -82,6 +83,7 @@ class Parameters:
         self.variables = model.trainable_variables
         self.layout = FlatLayout(self.variables)
         self.dim = self.layout.dim
+        self.dtype = np.dtype(self.layout.dtype.as_numpy_dtype)
         self._optimizer = optimizer
         if optimizer is not None:
             optimizer.build(self.variables)
@@ -90,11 +92,11 @@ class Parameters:
         self.apply = tf.function(self._apply_aggregate, autograph=False)
 
     def read(self) -> np.ndarray:
-        """Returns the values, float32 [d]."""
+        """Returns the values, [d]."""
         return self._read().numpy()
 
     def assign(self, params_d: np.ndarray) -> None:
-        """Replaces the values by these, float32 [d]."""
+        """Replaces the values by these, [d]."""
         self._assign(tf.convert_to_tensor(params_d))
 
     def _assign_all(self, params_d: tf.Tensor) -> None:
@@ -130,7 +132,7 @@ class Workers:
         self._num_classes = int(batches.labels.max()) + 1
         self._attack = ATTACKS[setting.attack] if setting.attack else None
         shape = (len(rows), parameters.dim) if setting.worker_momentum else (0, 0)
-        self._momentum_nd = tf.Variable(tf.zeros(shape, tf.float32), trainable=False)
+        self._momentum_nd = tf.Variable(tf.zeros(shape, parameters.dtype), trainable=False)
         self._gradients = tf.function(self._gradients_of_all, autograph=False)
 
     def compute(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +157,7 @@ class Workers:
             lambda batch: self._gradient(*batch),
             (images, labels),
             fn_output_signature=(
-                tf.TensorSpec([self._parameters.dim], tf.float32),
+                tf.TensorSpec([self._parameters.dim], self._parameters.dtype),
                 tf.TensorSpec([], tf.float32),
             ),
             parallel_iterations=1,  # dropout's random state goes from one worker to the next
@@ -179,7 +181,8 @@ class Workers:
                 objective += self._setting.l2 * tf.add_n(
                     [tf.reduce_sum(tf.square(v)) for v in variables]
                 )
-        return self._parameters.layout.flatten(tape.gradient(objective, variables)), loss
+        grad_d = self._parameters.layout.flatten(tape.gradient(objective, variables))
+        return grad_d, tf.cast(loss, tf.float32)  # of a model in float64 too
 
     def _labels_as_sent(self, labels: np.ndarray) -> np.ndarray:
         if self._attack is None or self._attack.labels is None:

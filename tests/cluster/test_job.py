@@ -1,5 +1,6 @@
 """A job from its beginning to its end, on threads in place of processes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -202,6 +203,25 @@ def test_workers_receive_the_servers_arrays_and_its_rounds():
     assert run_jobs(3, run) == [(everyones, 2)] * 3
 
 
+def test_arrays_of_every_type_are_synchronised_as_they_are():
+    arrays = {
+        "double": np.array([1 + 1e-12, 1e300]),
+        "complex": np.array(1 - 2j, np.complex64),
+        "brain": np.array([1.5, 9.2e-41], ml_dtypes.bfloat16),
+        "counts": np.array([[2**40]], np.int64),
+        "flags": np.array([True, False]),
+        "bytes": np.array([255], np.uint8),
+    }
+
+    def run(job):
+        own = arrays if job.is_server else {n: np.zeros_like(a) for n, a in arrays.items()}
+        got = job.synchronise(own)
+        return {name: (array.dtype, array.tobytes()) for name, array in got.items()}
+
+    expected = {name: (array.dtype, array.tobytes()) for name, array in arrays.items()}
+    assert run_jobs(2, run) == [expected] * 2
+
+
 def test_a_synchronised_worker_takes_only_what_it_asks_for():
     def run(job):
         names = ["w", "of the server"] if job.is_server else ["w"]
@@ -215,6 +235,7 @@ def test_a_synchronised_worker_takes_only_what_it_asks_for():
     [
         ({"w": np.zeros((2, 2))}, r"a variable w of shape [3] and the server has [2, 2]"),
         ({}, r"a variable w of shape [3] and the server has none"),
+        ({"w": np.zeros(3, "f4")}, "a variable w of type float64 and the server has float32"),
     ],
 )
 def test_a_variable_that_the_server_has_otherwise_is_told(theirs, words):
@@ -367,6 +388,13 @@ def test_the_server_warns_of_more_attackers_than_the_rule_tolerates(capsys):
     config = {"gar": "median", "f": 1, "byzantine": 2, "attack": "zero"}
     assert run_jobs(6, lambda job: None, config=lambda _: config) == [None] * 6
     said = "aggregathor: 2 workers attack, and median expects at most f=1"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_the_server_warns_of_a_rule_that_tolerates_nobody(capsys):
+    config = {"gar": "average", "f": 1}
+    assert run_jobs(3, lambda job: None, config=lambda _: config) == [None] * 3
+    said = "aggregathor: f=1 is declared, and average tolerates no Byzantine worker: choose another"
     assert capsys.readouterr().err.count(said) == 1
 
 

@@ -65,7 +65,7 @@ def load(name, mode, folder):
 def start_zero_line():
     from aggregathor import api
 
-    told, _, _ = runner.parse(["--gar=median", "--f=1", __file__])
+    told, _ = runner.parse(["--gar=median", "--f=1", __file__])
     os.environ.update(told)
     api.init()
     api.distribute_all()

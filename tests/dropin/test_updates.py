@@ -17,7 +17,7 @@ WAYS = (
     *("threads_eagerly", "threads_in_function", "xla_once", "xla_method", "xla_twice"),
     *("xla_then_clips", "xla_unbuilt", "sharpness_aware", "weights_clipped", "look_ahead"),
     *("spectral_normalization", "built_late", "gradient_comes_later", "variable_in_the_step"),
-    *("mirrored_unbuilt", "data_of_workers", "two_sessions"),
+    *("autograph", "autograph_and_xla", "mirrored_unbuilt", "data_of_workers", "two_sessions"),
 )
 
 

@@ -380,6 +380,35 @@ def variable_in_the_step():
     return model.get_weights()
 
 
+def by_autograph(jit_compile):
+    """A function whose branches and loops are Python's, around and inside of another."""
+    model, optimizer = dense_model(), distributed(keras.optimizers.SGD(0.1))
+    optimizer.build(model.trainable_variables)
+
+    @tf.function(jit_compile=jit_compile)
+    def step(x, y):
+        if tf.reduce_sum(x) > 0:
+            x = 2 * x
+        optimizer.apply(gradients_of(model, x, y), model.trainable_variables)
+
+    @tf.function
+    def steps(xs, ys):
+        for i in tf.range(2):
+            step(xs[i], ys[i])
+
+    for i in range(0, 6, 2):
+        steps(*(tf.stack(each) for each in zip(*batches[i : i + 2], strict=True)))
+    return model.get_weights()
+
+
+def autograph():
+    return by_autograph(jit_compile=False)
+
+
+def autograph_and_xla():
+    return by_autograph(jit_compile=True)
+
+
 def mirrored_unbuilt():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
@@ -448,6 +477,7 @@ WAYS = {
         *(threads_eagerly, threads_in_function, xla_once, xla_method, xla_twice, xla_then_clips),
         *(xla_unbuilt, sharpness_aware, weights_clipped, look_ahead, spectral_normalization),
         *(built_late, gradient_comes_later, variable_in_the_step, mirrored_unbuilt),
+        *(autograph, autograph_and_xla),
         *(data_of_workers, two_sessions),
     )
 }

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 import signal
 import subprocess
@@ -13,10 +14,10 @@ import pytest
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from experiments.__main__ import default_folder, summary
+from experiments.__main__ import _split, default_folder, summary
 from experiments.command import import_tensorflow, run_command
 from experiments.config import Config
-from experiments.run import run
+from experiments.run import Result, run
 from tests.experiments.folders import ROOT, assert_same, rows_of
 
 COMMAND = [sys.executable, "-m", "experiments"]
@@ -92,6 +93,20 @@ def test_a_finished_run_says_where_it_is_and_no_rate(tmp_path):
             r"already at step 4: accuracy 0[.]\d{4}, top-3 0[.]\d{4} at step 4",
             summary(run(dataclasses.replace(config, steps=steps), tmp_path)),
         )
+
+
+def test_a_model_that_has_become_nan_is_called_that():
+    row = {"step": 4, "accuracy": 0.0, "top3": 0.0}
+    ended = Result(4, [row], math.nan, None, "", is_finite=False)
+    said = "accuracy 0.0000, top-3 0.0000 at step 4; the model has become NaN or infinite"
+    assert summary(ended) == said
+
+
+def test_parameters_are_words_as_aggregathor_run_takes_them():
+    assert _split("--gar_args", "m=3 unsafe=True") == ["m=3", "unsafe=True"]
+    assert _split("--gar_args", "compat='a b'") == ["compat=a b"]
+    with pytest.raises(UserError, match='--gar_args takes name=value, got "m=\'"'):
+        _split("--gar_args", "m='")
 
 
 @pytest.mark.parametrize(

@@ -454,6 +454,16 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch):
         assert bool(stream.getvalue()) is shown
 
 
+def test_no_accuracy_is_shown_before_there_is_one(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("krum, little", 0, 40):
+        pass
+    assert "0/40" in stream.getvalue()
+    assert "accuracy" not in stream.getvalue()
+
+
 @pytest.mark.parametrize("steps", [400, 100_000, 10**7])
 @pytest.mark.parametrize("width", [40, 50, 59, 60, 80, 120])
 def test_progress_is_one_line_with_the_whole_count(width, steps):

@@ -77,6 +77,8 @@ def test_ranks_are_joined(plane, auth):
     ("rank", "arguments", "words"),
     [
         (1, {"dim": 999}, "rank 0 and rank 1 have dim=1000 and dim=999"),
+        (1, {"dtype": "float64"}, "rank 0 and rank 1 have dtype='float32' and dtype='float64'"),
+        (1, {"dim": 500, "dtype": "float64"}, "have dim=1000 and dim=500, dtype='float32' and"),
         (2, {"mtu": 1400}, "rank 0 and rank 2 have mtu=1500 and mtu=1400"),
         (0, {"auth": "none"}, "rank 0 and rank 1 have auth='none' and auth='aead'"),
         (1, {"wire": "float16", "quorum": 1}, "quorum=None and quorum=1, wire='float32' and wire="),
@@ -94,6 +96,13 @@ def test_all_must_pass_the_same(rank, arguments, words):
     [
         ({"dim": 0}, "dim is 1..2^31 floats, got 0"),
         ({"dim": 2**31 + 1}, "dim is 1..2^31 floats"),
+        ({"dim": 2**30 + 1, "dtype": np.float64}, "dim is 1..2^30 floats"),
+        ({"dtype": "float16"}, "a link carries float32 or float64, got dtype='float16'"),
+        ({"dtype": "words"}, "a link carries float32 or float64, got dtype='words'"),
+        (
+            {"wire": "bfloat16", "dtype": np.float64},
+            "wire='bfloat16' halves float32, and float64 is to travel. Leave it out",
+        ),
         ({"dim": 10.0}, "dim is 1..2^31 floats, got 10.0"),
         ({"plane": "fast"}, "a plane is auto, native or python; got 'fast'"),
         ({"quorum": 3}, "quorum is at most n = 2 workers, got 3"),
@@ -569,6 +578,24 @@ def of_another_container(*_):
 
 
 needs_core = pytest.mark.skipif(bool(backend.why_not_native()), reason=backend.why_not_native())
+
+
+@needs_core
+@pytest.mark.parametrize("arguments", [{"transport": "shm"}, {"plane": "python"}], ids=str)
+def test_float64_arrives_with_all_its_bits(arguments):
+    value = np.float64(1 + 1e-12)
+
+    def play(comm):
+        with contextlib.closing(connect(comm, DIM, dtype=np.float64, **arguments)) as link:
+            if comm.rank == 0:
+                got = link.collect(0)
+                link.broadcast(0, np.full(DIM, value))
+                assert got.stack_nd.shape == (2, DIM)
+                return got.stack_nd[:, -1].tolist()
+            link.send(0, np.full(DIM, link.rank + value))
+            return link.receive(0).params_d[-1]
+
+    assert on_ranks(3, play) == [[value, 1 + value], value, value]
 
 
 @needs_core

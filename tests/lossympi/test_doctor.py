@@ -467,3 +467,16 @@ def test_an_mtu_that_none_can_have_is_refused(capsys):
         doctor.main(["--mtu=10"])
     assert ended.value.code == 2
     assert "--mtu: mtu is 576..65535 bytes" in capsys.readouterr().err
+
+
+def test_a_python_without_the_packages_is_told_so():
+    # -S: without site-packages.
+    root = str(Path(__file__).parents[2])
+    words = [sys.executable, "-S", "-m", "lossympi.doctor"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith(f"wrong  Python  this Python, {sys.executable} (")
+    assert "lacks numpy, rich, mpi4py" in done.stdout
+    assert "-m pip install ." in done.stdout

@@ -218,11 +218,12 @@ def float32(*shape):
     ("stack_nd", "arrived_nc", "previous_nd", "message"),
     [
         (float32(353), np.ones((1, 2), bool), None, r"stack_nd must be \[n, d\].* 1 dimensions"),
-        (np.zeros((1, 353)), np.ones((1, 2), bool), None, "stack_nd .*got float64"),
+        (np.zeros((1, 353), "f2"), np.ones((1, 2), bool), None, "stack_nd .*got float16"),
         ([[0.0]], np.ones((1, 1), bool), None, "stack_nd .*got list"),
         (float32(1, 353), np.ones((1, 1), bool), None, r"arrived_nc .*bool \[1, 2\]; got bool"),
         (float32(1, 353), np.ones((1, 353), bool), None, r"arrived_nc .*got bool \[1, 353\]"),
         (float32(1, 353), np.ones((1, 2), int), None, "arrived_nc .*got int64"),
+        (float32(1, 353), np.ones((1, 2), bool), np.zeros((1, 353)), "previous_nd .*got float64"),
         (float32(1, 353), np.ones((1, 2), bool), float32(353), r"previous_nd .*got float32 \[353"),
     ],
 )

@@ -5,6 +5,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -170,6 +171,10 @@ ARRAYS = {
     "flag": np.array([True, False]),
     "text": np.array(["a", "bc"]),
     "half": np.ones(3, np.float16),
+    "complex": np.array([1 + 2j, -3j]),
+    "brain": np.array([1.0, -2.5, 9.2e-41], ml_dtypes.bfloat16),
+    "eighths": np.array([[0.5], [448.0]], ml_dtypes.float8_e4m3fn),
+    "fifths": np.array([0.25], ml_dtypes.float8_e5m2),
 }
 
 
@@ -202,6 +207,7 @@ def packed(heads: Any, rest: bytes = b"") -> bytearray:
         (packed({}), "the header must be a list"),
         (packed([["a", "|O8", [1]]], bytes(8)), r"a's dtype must be one of numbers, got '\|O8'"),
         (packed([["a", "<f4,<f4", [1]]]), "a's dtype must be one of numbers"),
+        (packed([["a", "float8_e9m9", [1]]], bytes(1)), "a's dtype must be one of NumPy's"),
         (packed([["a", "<f3", [1]]], bytes(3)), "a's dtype must be one of NumPy's, got '<f3'"),
         (packed([["a", "<f4", [-1]]]), r"a's shape must be one, got \[-1\]"),
         (packed([["a", "<f4", [1] * 65]], bytes(4)), "a's shape must be one"),

@@ -14,7 +14,7 @@ from aggregathor import log as terminal
 from aggregathor.errors import UserError
 from aggregathor.monitor import observer as observer_module
 from aggregathor.monitor.figures import Monitor
-from aggregathor.monitor.observer import Observer, Status, new_folder, open_folder
+from aggregathor.monitor.observer import Observer, Status, new_folder, open_folder, summary
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
@@ -113,7 +113,8 @@ def test_files_status_and_summary_name_who_attacks(poison, honest, tmp_path, cap
     scalars = scalars_of(tmp_path / "run-1" / "events")
     assert scalars["worker_06/selected", 10] == 0
     assert scalars["worker_03/delivered", 25] == 0
-    assert len(scalars) == 3 * N * 5 - N  # the last distances are gone
+    assert len(scalars) == 3 * N * 5
+    assert all(float(row["distance"]) >= 0 for row in rows)
 
     said = capfd.readouterr().err.splitlines()
     assert said[-2].startswith("aggregathor: round 25, ")
@@ -146,7 +147,7 @@ def test_a_job_that_ends_before_its_first_round_says_so(tmp_path, capfd):
 
 def test_the_average_is_said_to_suspect_nobody(honest, tmp_path, capfd):
     server = Server(Setting(num_workers=N), new_folder(tmp_path))
-    server.round([*honest()[:-1], np.full(D, np.inf)])
+    server.round([*honest()[:-1], np.full(D, 1e30)])
     server.close()
     assert capfd.readouterr().err == "aggregathor: 1 round; average suspects nobody\n"
 
@@ -326,3 +327,32 @@ def test_into_a_pipe_a_status_is_a_line_every_half_minute(clock, capfd):
 def test_the_type_of_a_last_round_can_be_imported():
     assert agt.RoundReport is RoundReport
     assert agt.last_round() is None
+
+
+@pytest.mark.parametrize("gar", ["average", "multi-krum"])
+def test_an_aggregate_that_is_not_finite_is_said_once(gar, honest, capfd):
+    server = Server(Setting(num_workers=N, f=F, gar=gar))
+    for _ in range(3):
+        server.round([*honest()[:-1], np.full(D, np.inf)])
+    server.close()
+    said = capfd.readouterr().err
+    if gar == "average":
+        assert said.count("not finite") == 1
+        assert "round 1: the aggregate of average is not finite in 400 of 400 coordinates" in said
+        assert "average gives no protection: see `aggregathor advise`" in said
+    else:
+        assert said == ""
+
+
+def test_a_large_aggregate_is_finite(honest, capfd):
+    server = Server(Setting(num_workers=N, gar="average"))
+    server.round([np.full(D, 3e38, np.float32)] * N)  # whose sum is not
+    server.close()
+    assert "not finite" not in capfd.readouterr().err
+
+
+def test_who_attacked_is_the_subject():
+    setting = Setting(num_workers=N, f=2, gar="multi-krum", byzantine=1, attack="little")
+    assert "; worker 6 attacked with little" in summary(setting, [])
+    setting = Setting(num_workers=N, f=2, gar="multi-krum", byzantine=2, attack="little")
+    assert "; workers 5, 6 attacked with little" in summary(setting, [])

@@ -609,3 +609,85 @@ def test_a_gradient_of_another_shape_is_named():
     layout = FlatLayout([tf.Variable(tf.ones([4, 2]), name="table")])
     with pytest.raises(UserError, match=r"the gradient of table:0 has the shape \[2, 4\], and"):
         layout.dense([tf.ones([2, 4])])
+
+
+MIXED = [tf.float64, tf.float32, tf.bfloat16, tf.float16]  # of `SHAPES`
+
+
+def hard_values():
+    """Returns values that a narrower type does not hold, of each type of `MIXED`.
+
+    No subnormal float32: TensorFlow's cast to float64, in the stand-in, takes them for 0.
+    """
+    flats = [[1 + 1e-12, 1e300, -0.0, 5e-324, 1 / 3, -1e-300], [1 + 2**-23], [], [6e-8] * 5]
+    return [
+        tf.constant(np.reshape(each, shape), dtype)
+        for each, shape, dtype in zip(flats, SHAPES, MIXED, strict=True)
+    ]
+
+
+def mixed_specs():
+    return [tf.TensorSpec(shape, dtype) for shape, dtype in zip(SHAPES, MIXED, strict=True)]
+
+
+def check_same_bits(results, given):
+    for result, value in zip(results, given, strict=True):
+        assert np.asarray(result).dtype == value.dtype.as_numpy_dtype
+        assert np.asarray(result).tobytes() == value.numpy().tobytes()
+
+
+def as_float64(values):
+    return np.concatenate([np.asarray(value, np.float64).ravel() for value in values])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_in_float64_nothing_is_lost(mode, kind, opened):
+    sent = []
+
+    def function(sent_d):
+        sent.append(sent_d.copy())
+        return sent_d
+
+    with ops.using(kind):
+        channel = ops.kernels().channel(function, DIM, None, np.float64)
+    given = hard_values()
+    check_same_bits(MODES[mode](lambda x: channel.call(x, mixed_specs()))(given), given)
+    assert sent[0].dtype == np.float64
+    assert sent[0].tobytes() == as_float64(given).tobytes()
+    channel.close(WAIT_S)
+
+
+class TwoFloatsEach(TakesParts):
+    """One of C whose vectors are [2 d] floats, and which gives back what it was sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.out_d = np.zeros(2 * DIM, np.float32)
+        self._c = Writer(
+            1234,
+            2 * DIM,
+            run=self._run,
+            send_part=self._send_part,
+            outgoing=self._outgoing,
+        )
+        self.address = self._c.address
+
+    def _run(self, context, sent, received, message):
+        ctypes.c_void_p.from_address(received).value = sent
+        return 0
+
+
+@pytest.mark.parametrize("mode", ["function", "graph"])
+def test_rounds_of_c_see_a_double_as_two_floats(mode, small_parts):
+    native = TwoFloatsEach()
+    with ops.using("native"):
+        channel = ops.kernels().channel(None, DIM, native, np.float64)
+        with pytest.raises(ValueError, match="have not 48 floats"):
+            ops.kernels().channel(None, 2 * DIM, native, np.float64)
+    given = hard_values()
+    check_same_bits(MODES[mode](lambda x: channel.call(x, mixed_specs()))(given), given)
+    assert native.out_d.tobytes() == as_float64(given).tobytes()
+    parts = {first: len(part) for _, first, part in native.parts}
+    assert parts == {2 * 7: 2 * 5, 0: 2 * 6}
+    channel.close(WAIT_S)

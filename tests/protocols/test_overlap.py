@@ -120,6 +120,7 @@ def test_a_small_model_is_not_worth_it():
     setting = Setting(num_workers=N, gar="median")
     assert Aggregation(setting, SAMPLED).streaming() is None
     assert Aggregation(setting, SAMPLED + 1).streaming() is not None
+    assert Aggregation(setting, SAMPLED + 1, dtype=np.float64).streaming() is None
     with ops.using("tensorflow"):
         assert Aggregation(setting, SAMPLED + 1).streaming() is None
 

@@ -18,13 +18,15 @@ N, D = 5, 800  # three datagrams
 class Job:
     """A server and its workers, and the variables that are trained."""
 
-    def __init__(self, network=None, now=None, observer=None, **setting):
+    def __init__(self, network=None, now=None, observer=None, dtype=np.float32, **setting):
         self.setting = Setting(**{"num_workers": N, "gar": "krum", "f": 1} | setting)
-        link, ends = memory.connect(self.setting.num_workers, D, network or Network())
-        self.params_d = np.zeros(D, np.float32)
+        self.dtype = dtype
+        n = self.setting.num_workers
+        link, ends = memory.connect(n, D, network or Network(), dtype=dtype)
+        self.params_d = np.zeros(D, dtype)
         self.server = RoundsServer(
             link,
-            Aggregation(self.setting, D),
+            Aggregation(self.setting, D, dtype=dtype),
             lambda: self.params_d.copy(),
             observer=observer,
             first_limit_s=30.0,
@@ -37,7 +39,7 @@ class Job:
         """Rows are what each worker sends; None for one that sends nothing."""
         for worker, row_d in zip(self.workers, rows, strict=True):
             if row_d is not None:
-                worker.send(np.broadcast_to(np.float32(row_d), D))
+                worker.send(np.broadcast_to(self.dtype(row_d), D))
 
     def receive(self):
         return [worker.receive() for worker in self.workers]
@@ -78,6 +80,29 @@ def test_a_round_is_collected_aggregated_and_published():
     assert report.delivered_n.tolist() == [1] * N
     assert (job.server.round, [worker.round for worker in job.workers]) == (1, [1] * N)
     assert observer.seen == [("arrived", 0), "published"]
+
+
+@pytest.mark.parametrize("rule", ["median", "krum", "bulyan", "nnm+geometric-median", "average"])
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_round_of_float64_keeps_its_digits(rule, wide):
+    """In float32 they are lost, in every rule."""
+    dtype = np.float64 if wide else np.float32
+    job = Job(dtype=dtype, num_workers=7, gar=rule)
+    job.send([1 + 1e-12] * 7)
+    report = job.server.collect()
+    assert (report.grad_d.dtype, report.stack_nd.dtype) == (dtype, dtype)
+    job.server.publish(report.grad_d)
+    for params_d in job.receive():
+        assert params_d.dtype == dtype
+        assert (params_d.astype(np.float64) == 1 + 1e-12).all() == wide
+
+
+def test_a_round_of_float64_that_is_refused_has_an_aggregate_of_float64():
+    job = Job(dtype=np.float64)
+    job.send([None, None, None, 1, 1])
+    with pytest.raises(RefusedError) as refused:
+        job.server.collect()
+    assert refused.value.report.grad_d.dtype == np.float64
 
 
 def test_a_refused_round_tells_why_and_gives_an_aggregate_of_nothing():
@@ -201,6 +226,8 @@ def mean_of_all():
 RESUMED = {
     "previous": {"gar": "median", "fill": "previous"},
     "random fill": {"gar": "median", "fill": "random"},
+    "previous in float64": {"gar": "median", "fill": "previous", "dtype": np.float64},
+    "state in float64": {"gar": "mean-of-all", "fill": "zero", "dtype": np.float64},
     "rule with state": {"gar": "mean-of-all", "fill": "zero"},
     "random rule": {"gar": "bucketing(s=2)+median", "f": 1, "num_workers": 7},
 }
@@ -229,7 +256,8 @@ def test_a_restored_server_goes_on_bit_for_bit(name, mean_of_all, tmp_path):
     for worker in third.workers:
         worker.round = 3
     fresh = [third.step(rows(r, third)).grad_d for r in range(3, 6)]
-    needs_state = name in ("previous", "rule with state")
+    assert got[0].dtype == RESUMED[name].get("dtype", got[0].dtype)
+    needs_state = name.startswith(("previous", "rule with", "state"))
     assert np.array_equal(fresh, expected[3:]) == (not needs_state)
 
 

@@ -36,9 +36,9 @@ class Job:
         self.ranks = self.meeting = self
         self.network = Losing()
 
-    def serve(self, dim, read):
-        server, self.links = memory.connect(5, dim, self.network)
-        self.half = RoundsServer(server, Aggregation(SETTING, dim), read)
+    def serve(self, dim, read, dtype):
+        server, self.links = memory.connect(5, dim, self.network, dtype=dtype)
+        self.half = RoundsServer(server, Aggregation(SETTING, dim, dtype=dtype), read)
         return self.half
 
     def send_state(self, arrays):

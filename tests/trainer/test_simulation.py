@@ -268,7 +268,21 @@ def batch_norm():
     return network(keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization())
 
 
+def double():
+    return network(keras.layers.Dense(64, "relu", dtype="float64"))
+
+
 RESUMED = {
+    "float64": lambda: simulate(
+        double,
+        gar="median",
+        f=2,
+        byzantine=2,
+        attack="little",
+        worker_momentum=0.5,
+        loss=0.3,
+        fill="previous",
+    ),
     "adam": lambda: simulate(optimizer=keras.optimizers.Adam(0.01)),
     "server momentum": lambda: simulate(optimizer=sgd(momentum=0.9, nesterov=True)),
     "worker momentum": lambda: simulate(worker_momentum=0.9),

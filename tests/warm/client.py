@@ -8,7 +8,17 @@ import signal
 import socket
 import sys
 
-PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+PASSED_ON = (
+    "SIGTERM",
+    "SIGINT",
+    "SIGHUP",
+    "SIGQUIT",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGCONT",
+    "SIGURG",
+    "SIGPWR",
+)
 
 
 def main():

@@ -1,13 +1,14 @@
-"""Files of models on a worker: only the server writes the files that the script names.
+"""Files of models: only the server writes those that the script names.
 
-A script may read what it has saved. If the server has not written it yet, or is on another host, a
-worker would find nothing, or an old file. So a worker saves to a folder of its own, and loads what
-it has saved from there.
+A script may read what it has saved. The server may not have written it yet, or may be on another
+host. So a worker saves to a folder of its own too. It loads what it has saved from where the server
+has written it, once it has and the worker can see it; else from its own folder.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from aggregathor.dropin.server_files import ServerFiles
+
 _logger = logging.getLogger(__name__)
 _WRITING = ("save", "save_weights", "export")
 # Where scripts find `save_model` and `load_model`.
@@ -28,11 +31,18 @@ _MODULES = (keras.models, keras.saving, tf.keras.models)
 class PrivateFiles:
     """Patches Keras on a worker."""
 
-    def __init__(self, rank: int) -> None:
-        """Patches the functions that write and read models."""
+    def __init__(self, rank: int, server: ServerFiles | None = None) -> None:
+        """Patches the functions that write and read models.
+
+        Args:
+          rank: of this process.
+          server: knows which files the server has written; None if nobody does.
+        """
         self._rank = rank
+        self._server = server
         self._folder: Path | None = None
         self._own: dict[str, str] = {}  # paths that the script has named, and the files
+        self._numbers = itertools.count()
         self._said = False
         for name in _WRITING:
             setattr(keras.Model, name, self._writing(getattr(keras.Model, name)))
@@ -57,10 +67,17 @@ class PrivateFiles:
                 return write(model, filepath, *args, **kwargs)  # a buffer is the worker's own
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix=f"aggregathor-rank-{self._rank}-"))
-            path = self._folder / str(len(self._own)) / Path(filepath).name
+            path = self._folder / str(next(self._numbers)) / Path(filepath).name
             path.parent.mkdir()
-            self._own[os.path.abspath(filepath)] = str(path)
-            return write(model, str(path), *args, **kwargs)
+            name = os.path.abspath(filepath)
+            self._forget(self._own.get(name))
+            self._own[name] = str(path)
+            if self._server is None:
+                return write(model, str(path), *args, **kwargs)
+            with self._server.privately():
+                result = write(model, str(path), *args, **kwargs)
+            self._server.has_written(name)
+            return result
 
         return own
 
@@ -86,4 +103,37 @@ class PrivateFiles:
     def _found(self, filepath: Any) -> Any:
         if not isinstance(filepath, (str, os.PathLike)):
             return filepath
-        return self._own.get(os.path.abspath(filepath), filepath)
+        name = os.path.abspath(filepath)
+        own = self._own.get(name)
+        if own is None:
+            return filepath
+        if self._server is not None and self._server.await_written(name) and os.path.exists(name):
+            return filepath
+        return own
+
+    def _forget(self, path: str | None) -> None:
+        """Removes the copy that a new one replaces."""
+        if path is not None:
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def tell_of_models(server: ServerFiles) -> None:
+    """Patches Keras on the server: it tells the workers of each model that it has written."""
+
+    def telling(write: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(write)
+        def told(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(filepath, (str, os.PathLike)):
+                return write(model, filepath, *args, **kwargs)
+            with server.privately():  # of what it is made of nobody needs to hear
+                result = write(model, filepath, *args, **kwargs)
+            server.has_written(filepath)
+            return result
+
+        return told
+
+    for name in _WRITING:
+        setattr(keras.Model, name, telling(getattr(keras.Model, name)))
+    save_model = telling(keras.models.save_model)
+    for module in _MODULES:
+        module.save_model = save_model

@@ -81,8 +81,10 @@ class Fit:
 
     def _takes_part(self, model: Any) -> bool:
         optimizer = getattr(model, "optimizer", None)
-        return optimizer is not None and (
-            self._optimizers.takes_part(optimizer) or _has_own_train_step(model)
+        return (
+            optimizer is not None
+            and self._job.is_here
+            and (self._optimizers.takes_part(optimizer) or _has_own_train_step(model))
         )
 
     def _run_fit(self, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -55,7 +55,8 @@ class Optimizers:
     def takes_part(self, optimizer: Any) -> bool:
         """Whether ``apply`` of an optimizer makes a round."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        return self.all or any(each is inner for each in self._marked)
+        is_marked = self.all or any(each is inner for each in self._marked)
+        return is_marked and self._updates.is_here
 
     def groups(self) -> dict[str, Group]:
         """Returns the variables and slots, by optimizer, for a checkpoint of the server."""

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from aggregathor import checkpoint, files
+from aggregathor.cluster import stopping
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.description import Group, difference, packed, unpacked
 from aggregathor.errors import UserError
@@ -85,6 +86,8 @@ class Checkpoints:
         self._steps = 0
         if self._folder is None:
             return
+        if self._job.is_server:
+            stopping.wait_for_step(True)
         # In which fit, and after how many of its steps, the server was saved.
         position = self._saved.get(_POSITION, np.zeros(2, np.int64))
         position = self._job.synchronise({_POSITION: position})[_POSITION]
@@ -106,6 +109,9 @@ class Checkpoints:
     def end_fit(self) -> None:
         """Ends the skipping of steps: the next ``fit`` has its own."""
         self.skipped = 0
+        stopping.wait_for_step(False)
+        if stopping.pending():
+            stopping.stop()
 
     def take(self, name: str, variables: Group | Sequence[Any]) -> None:
         """Gives variables the values that were saved under a name, if there are any.
@@ -145,6 +151,10 @@ class Checkpoints:
         """
         every = self._job.config.checkpoint_every
         before, self._steps = self._steps, self._steps + steps
+        if stopping.pending():
+            path = self.save(groups)
+            _log.info("saved in %s: the same command goes on from there", path)
+            stopping.stop()
         if self._folder is not None and self._steps // every > before // every:
             try:
                 self._save(groups)

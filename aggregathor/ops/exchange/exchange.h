@@ -15,11 +15,13 @@ extern "C" {
 typedef int (*AggregathorFunction)(const float* sent, const float** received,
                                    char message[LOSSYMPI_MESSAGE_BYTES]);
 
-// Starts a channel of [d] floats and its thread; returns the handle that ops name it by, never one
-// of before. 0 where `native` is of another d. `native` may be NULL, and is copied; `function` is
-// called where it has no `run`.
+// Starts a channel of [d] numbers and its thread; returns the handle that ops name it by, never one
+// of before. The numbers are float32, or float64 where `are_doubles`: each then lies in the place
+// of two of the floats that `native` and `function` have. 0 where `native` is of another number of
+// floats. `native` may be NULL, and is copied; `function` is called where it has no `run`.
 AGGREGATHOR_EXPORT int64_t aggregathor_channel_open(const LossympiNativeRound* native,
-                                                    AggregathorFunction function, int64_t d);
+                                                    AggregathorFunction function, int64_t d,
+                                                    int are_doubles);
 
 // Whether parts of what is sent may leave before the rest is there, by ops AggregathorFill.
 AGGREGATHOR_EXPORT int aggregathor_channel_sends_parts(int64_t handle);

@@ -10,6 +10,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -49,7 +50,9 @@ REGISTER_OP("AggregathorExchange")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-Sends the values as one float32 vector over a channel and cuts what it receives into the results.
+Sends the values as one vector over a channel and cuts what it receives into the results.
+
+The channel is of float32 or of float64: each value is cast to that, and each result from it.
 
 values: nothing, or d numbers in all, less those that AggregathorFill has written.
 results: nothing, or d numbers in all.
@@ -75,43 +78,70 @@ first: where in the vector they begin.
 handle: what aggregathor_channel_open returned in this process.
 )doc");
 
-template <typename T>
-void Widen(const tf::Tensor& tensor, float* to) {
-  const auto from = tensor.flat<T>();
-  for (int64_t i = 0; i < from.size(); ++i) to[i] = static_cast<float>(from(i));
+float Plain(Eigen::half value) { return static_cast<float>(value); }
+float Plain(tf::bfloat16 value) { return static_cast<float>(value); }
+float Plain(float value) { return value; }
+double Plain(double value) { return value; }
+
+template <typename To, typename From>
+void Convert(const From* from, int64_t size, To* to) {
+  if constexpr (std::is_same_v<From, To>) {
+    std::memcpy(to, from, size * sizeof(To));
+  } else {
+    for (int64_t i = 0; i < size; ++i) to[i] = static_cast<To>(Plain(from[i]));
+  }
 }
 
-template <typename T>
-void Narrow(const float* from, tf::Tensor* tensor) {
-  auto to = tensor->flat<T>();
-  for (int64_t i = 0; i < to.size(); ++i) to(i) = static_cast<T>(from[i]);
-}
-
-void ToFloats(const tf::Tensor& tensor, float* to) {
+// N is float or double.
+template <typename N>
+void ToNumbers(const tf::Tensor& tensor, N* to) {
   switch (tensor.dtype()) {
     case tf::DT_HALF:
-      return Widen<Eigen::half>(tensor, to);
+      return Convert(tensor.flat<Eigen::half>().data(), tensor.NumElements(), to);
     case tf::DT_BFLOAT16:
-      return Widen<tf::bfloat16>(tensor, to);
+      return Convert(tensor.flat<tf::bfloat16>().data(), tensor.NumElements(), to);
     case tf::DT_DOUBLE:
-      return Widen<double>(tensor, to);
+      return Convert(tensor.flat<double>().data(), tensor.NumElements(), to);
     default:
-      std::memcpy(to, tensor.flat<float>().data(), tensor.NumElements() * sizeof(float));
+      return Convert(tensor.flat<float>().data(), tensor.NumElements(), to);
   }
 }
 
-void FromFloats(const float* from, tf::Tensor* tensor) {
+template <typename N>
+void FromNumbers(const N* from, tf::Tensor* tensor) {
   switch (tensor->dtype()) {
     case tf::DT_HALF:
-      return Narrow<Eigen::half>(from, tensor);
+      return Convert(from, tensor->NumElements(), tensor->flat<Eigen::half>().data());
     case tf::DT_BFLOAT16:
-      return Narrow<tf::bfloat16>(from, tensor);
+      return Convert(from, tensor->NumElements(), tensor->flat<tf::bfloat16>().data());
     case tf::DT_DOUBLE:
-      return Narrow<double>(from, tensor);
+      return Convert(from, tensor->NumElements(), tensor->flat<double>().data());
     default:
-      std::memcpy(tensor->flat<float>().data(), from, tensor->NumElements() * sizeof(float));
+      return Convert(from, tensor->NumElements(), tensor->flat<float>().data());
   }
 }
+
+// How a vector of numbers lies in one of floats: each is a float, or a double in place of two.
+class Numbers {
+ public:
+  explicit Numbers(bool are_doubles) : are_doubles_(are_doubles) {}
+
+  int64_t floats(int64_t numbers) const { return are_doubles_ ? 2 * numbers : numbers; }
+
+  // Numbers [first, ...) of the vector `to`.
+  void Write(const tf::Tensor& tensor, int64_t first, float* to) const {
+    are_doubles_ ? ToNumbers(tensor, reinterpret_cast<double*>(to) + first)
+                 : ToNumbers(tensor, to + first);
+  }
+
+  void Read(const float* from, int64_t first, tf::Tensor* tensor) const {
+    are_doubles_ ? FromNumbers(reinterpret_cast<const double*>(from) + first, tensor)
+                 : FromNumbers(from + first, tensor);
+  }
+
+ private:
+  bool are_doubles_;
+};
 
 // A part of what leaves next.
 struct Part {
@@ -145,22 +175,23 @@ class Call {
   }
 
   // Copies the inputs; false if it has ended.
-  bool TakeInputs(float* sent_d) {
+  bool TakeInputs(const Numbers& numbers, float* sent_d) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (has_ended_) return false;
     for (size_t i = 0; i < firsts_->size(); ++i) {
-      ToFloats(ctx_->input(static_cast<int>(i)), sent_d + (*firsts_)[i]);
+      numbers.Write(ctx_->input(static_cast<int>(i)), (*firsts_)[i], sent_d);
     }
     return true;
   }
 
   // Copies the outputs; false if it has ended.
-  bool GiveOutputs(const float* received_d) {
+  bool GiveOutputs(const Numbers& numbers, const float* received_d) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (has_ended_) return false;
+    int64_t first = 0;
     for (tf::Tensor* output : outputs) {
-      FromFloats(received_d, output);
-      received_d += output->NumElements();
+      numbers.Read(received_d, first, output);
+      first += output->NumElements();
     }
     return true;
   }
@@ -194,15 +225,17 @@ class Call {
 // What makes rounds, and the thread on which it does, which takes calls in their order.
 class Channel {
  public:
-  Channel(const LossympiNativeRound& native, AggregathorFunction function)
-      : native_(native), function_(function) {}
+  // native.d is that of `d` such numbers.
+  Channel(const LossympiNativeRound& native, AggregathorFunction function, int64_t d,
+          Numbers numbers)
+      : native_(native), function_(function), d_(d), numbers_(numbers) {}
 
   static void Start(const std::shared_ptr<Channel>& channel) {
     // Detached: the process may end while a round waits for others.
     std::thread([channel] { channel->Run(); }).detach();
   }
 
-  int64_t d() const { return native_.d; }
+  int64_t d() const { return d_; }
   bool sends_parts() const { return native_.send_part != nullptr; }
 
   void Post(std::shared_ptr<Call> call) {
@@ -268,23 +301,23 @@ class Channel {
   void Serve(const Part& part) {
     if (!part_status_.ok()) return;
     float* const sent_d = Outgoing();
-    ToFloats(part.value, sent_d + part.first);
+    numbers_.Write(part.value, part.first, sent_d);
     if (!sends_parts()) return;
     part_status_ = StatusOf([&](char* message) {
-      return native_.send_part(native_.context, sent_d, part.step, part.first,
-                               part.value.NumElements(), message);
+      return native_.send_part(native_.context, sent_d, part.step, numbers_.floats(part.first),
+                               numbers_.floats(part.value.NumElements()), message);
     });
   }
 
   void Serve(Call* call) {
     float* const sent_d = call->sends() ? Outgoing() : nullptr;
-    if (!call->TakeInputs(sent_d)) return;
+    if (!call->TakeInputs(numbers_, sent_d)) return;
     const float* received_d = nullptr;
     absl::Status status;
     if (call->sends()) status = std::exchange(part_status_, {});
     if (status.ok()) status = Run(sent_d, call->has_outputs() ? &received_d : nullptr);
     if (call->has_outputs()) {
-      while (status.ok() && call->GiveOutputs(received_d) && !IsIntact()) {
+      while (status.ok() && call->GiveOutputs(numbers_, received_d) && !IsIntact()) {
         status = Run(nullptr, &received_d);
       }
     }
@@ -295,7 +328,7 @@ class Channel {
   float* Outgoing() {
     float* theirs = native_.outgoing ? native_.outgoing(native_.context) : nullptr;
     if (theirs != nullptr) return theirs;
-    if (sent_d_ == nullptr) sent_d_.reset(new (std::align_val_t{64}) float[d()]);
+    if (sent_d_ == nullptr) sent_d_.reset(new (std::align_val_t{64}) float[native_.d]);
     return sent_d_.get();
   }
 
@@ -330,6 +363,8 @@ class Channel {
 
   const LossympiNativeRound native_;
   const AggregathorFunction function_;
+  const int64_t d_;
+  const Numbers numbers_;
   std::unique_ptr<float[], Free> sent_d_;  // the thread's own, as is
   absl::Status part_status_;               // of the parts since the last call that sent
   std::mutex mutex_;
@@ -471,12 +506,13 @@ REGISTER_KERNEL_BUILDER(Name("AggregathorFill").Device(tf::DEVICE_CPU), FillOp);
 }  // namespace aggregathor
 
 int64_t aggregathor_channel_open(const LossympiNativeRound* native, AggregathorFunction function,
-                                 int64_t d) {
+                                 int64_t d, int are_doubles) {
+  const aggregathor::Numbers numbers(are_doubles != 0);
   LossympiNativeRound round{};
-  round.d = d;
+  round.d = numbers.floats(d);
   if (native != nullptr) round = *native;
-  if (round.d != d) return 0;
-  auto channel = std::make_shared<aggregathor::Channel>(round, function);
+  if (round.d != numbers.floats(d)) return 0;
+  auto channel = std::make_shared<aggregathor::Channel>(round, function, d, numbers);
   const int64_t handle = aggregathor::Table::Get().Add(channel);
   aggregathor::Channel::Start(channel);
   return handle;

@@ -1,8 +1,9 @@
 """Channels: a function of Python, between arrays, in the middle of TensorFlow's graphs.
 
-Both kinds take a list of tensors, d numbers in all, join them to a vector float32 [d], call a
-function and cut what it returns into tensors; either list may be empty. Calls take their turns. In
-a ``tf.function`` or a v1 graph an error of the function becomes one of TensorFlow's.
+Both kinds take a list of tensors, d numbers in all, join them to a vector [d] of float32 or
+float64, call a function and cut what it returns into tensors; either list may be empty. Calls take
+their turns. In a ``tf.function`` or a v1 graph an error of the function becomes one of
+TensorFlow's.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import DTypeLike
 
 if TYPE_CHECKING:
     from lossympi.link import NativeRound
 
 # Takes the values, or None where there are none; returns the results, or None. The values are valid
-# until it is called again, and so must the results be. float32 [d] both.
+# until it is called again, and so must the results be. [d] of the channel's dtype both.
 Function = Callable[[np.ndarray | None], np.ndarray | None]
 # A part of a gradient that is shorter leaves with the rest: it costs a switch of threads.
 LEAST_PART = 16384  # floats
-# What the native op takes and gives; the rest is cast.
+# What the native op takes and gives; the rest is cast to what the channel is of.
 DTYPES = (tf.float32, tf.float16, tf.bfloat16, tf.float64)
 
 
@@ -48,6 +50,7 @@ class NativeChannel:
         function: Function,
         dim: int,
         native: NativeRound | None = None,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         """Starts the thread that calls the function.
 
@@ -57,6 +60,7 @@ class NativeChannel:
           function: what is called.
           dim: d.
           native: rounds in C; where it makes them, the function is not called.
+          dtype: float32 or float64; values are cast to it, and results from it.
         Raises:
           ValueError: ``native`` is of vectors of another length.
         """
@@ -64,15 +68,19 @@ class NativeChannel:
         self._library = library
         self._function = function
         self._dim = dim
+        self._dtype = np.dtype(dtype)
         self._views: dict[int, np.ndarray] = {}
         self._result_d: np.ndarray | None = None  # the op reads it after the call
         self._native = native  # it lives as long as its functions may be called
         self._callback = _FUNCTION(self._call)
         _declare(library)
         address = native.address if native is not None else None
-        self._handle = library.aggregathor_channel_open(address, self._callback, dim)
+        self._handle = library.aggregathor_channel_open(
+            address, self._callback, dim, self._dtype == np.float64
+        )
         if self._handle == 0:
-            raise ValueError(f"the native rounds are of vectors that have not {dim} floats")
+            floats = dim * self._dtype.itemsize // 4
+            raise ValueError(f"the native rounds are of vectors that have not {floats} floats")
         # With one thread TensorFlow runs what waits for a gradient after the last of them.
         sends_parts = library.aggregathor_channel_sends_parts(self._handle)
         self._sends_parts = bool(sends_parts) and _num_op_threads() > 1
@@ -80,7 +88,7 @@ class NativeChannel:
 
     def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
-        parts = _place(values)
+        parts = _place(values, self._dtype)
         with tf.device("/CPU:0"):
             early = [part for part in parts if self._leaves_early(part)]
             late = [part for part in parts if not self._leaves_early(part)]
@@ -89,7 +97,7 @@ class NativeChannel:
                     values=[part.value for part in late],
                     firsts=[part.first for part in late],
                     filled=sum(part.size for part in early),
-                    U=[spec.dtype if spec.dtype in DTYPES else tf.float32 for spec in specs],
+                    U=[spec.dtype if spec.dtype in DTYPES else self._dtype for spec in specs],
                     shapes=[spec.shape for spec in specs],
                     handle=self._handle,
                 )
@@ -120,7 +128,7 @@ class NativeChannel:
         try:
             result = self._function(None if sent is None else self._view(sent))
             if received is not None:
-                self._result_d = _checked(result, self._dim)
+                self._result_d = _checked(result, self._dim, self._dtype)
                 ctypes.c_void_p.from_address(received).value = self._result_d.ctypes.data
         except BaseException as error:  # nobody above could take it
             text = f"{type(error).__name__}: {error}".encode()[: _MESSAGE_BYTES - 1]
@@ -131,7 +139,8 @@ class NativeChannel:
 
     def _view(self, address: int) -> np.ndarray:
         if address not in self._views:
-            memory = (ctypes.c_float * self._dim).from_address(address)
+            number = ctypes.c_double if self._dtype == np.float64 else ctypes.c_float
+            memory: Any = (number * self._dim).from_address(address)
             self._views[address] = np.ctypeslib.as_array(memory)
         return self._views[address]
 
@@ -139,21 +148,22 @@ class NativeChannel:
 class PythonChannel:
     """A channel by way of ``tf.numpy_function``: slower, same results."""
 
-    def __init__(self, function: Function, dim: int) -> None:
-        """Takes the function, and d."""
+    def __init__(self, function: Function, dim: int, dtype: DTypeLike = np.float32) -> None:
+        """Takes the function, d, and what values are cast to, and results from."""
         self._function = function
         self._dim = dim
+        self._dtype = np.dtype(dtype)
         self._is_closed = False
 
     def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
         """Returns the results; without any, in a graph, what control dependencies may be on."""
-        parts = [tf.cast(tf.reshape(value, [-1]), tf.float32) for value in values]
+        parts = [tf.cast(tf.reshape(value, [-1]), self._dtype) for value in values]
         inputs = [tf.concat(parts, axis=0)] if parts else []
         if tf.executing_eagerly():
             result = tf.convert_to_tensor(self._call(*(value.numpy() for value in inputs)))
         else:
             with tf.device("/CPU:0"):
-                result = tf.numpy_function(self._call, inputs, tf.float32, stateful=True)
+                result = tf.numpy_function(self._call, inputs, self._dtype, stateful=True)
         if not specs:
             return result
         result.set_shape([self._dim])
@@ -172,7 +182,9 @@ class PythonChannel:
             raise RuntimeError("this channel was closed: the training has ended")
         result = self._function(sent_d)
         # TensorFlow may take over the memory of an array that it is given.
-        return np.zeros(0, np.float32) if result is None else np.array(_checked(result, self._dim))
+        if result is None:
+            return np.zeros(0, self._dtype)
+        return np.array(_checked(result, self._dim, self._dtype))
 
 
 _MESSAGE_BYTES = 1024  # LOSSYMPI_MESSAGE_BYTES
@@ -181,7 +193,12 @@ _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, cty
 
 def _declare(library: ctypes.CDLL) -> None:
     """Gives the functions of `exchange.h` their types."""
-    library.aggregathor_channel_open.argtypes = (ctypes.c_void_p, _FUNCTION, ctypes.c_int64)
+    library.aggregathor_channel_open.argtypes = (
+        ctypes.c_void_p,
+        _FUNCTION,
+        ctypes.c_int64,
+        ctypes.c_int,
+    )
     library.aggregathor_channel_open.restype = ctypes.c_int64
     library.aggregathor_channel_sends_parts.argtypes = (ctypes.c_int64,)
     library.aggregathor_channel_close.argtypes = (ctypes.c_int64, ctypes.c_double)
@@ -195,13 +212,13 @@ class _Part(NamedTuple):
     size: int
 
 
-def _place(values: Sequence[tf.Tensor]) -> list[_Part]:
+def _place(values: Sequence[tf.Tensor], dtype: np.dtype) -> list[_Part]:
     """Places tensors one after the other."""
     parts: list[_Part] = []
     first = 0
     for value in values:
         size = value.shape.num_elements()
-        known = value if value.dtype in DTYPES else tf.cast(value, tf.float32)
+        known = value if value.dtype in DTYPES else tf.cast(value, dtype)
         parts.append(_Part(known, first, size))
         first += size
     return parts
@@ -217,10 +234,10 @@ def _num_op_threads() -> int:
     )
 
 
-def _checked(result: Any, dim: int) -> np.ndarray:
-    result_d = np.ascontiguousarray(result, np.float32)
+def _checked(result: Any, dim: int, dtype: np.dtype) -> np.ndarray:
+    result_d = np.ascontiguousarray(result, dtype)
     if result_d.shape != (dim,):
-        raise ValueError(f"a round gives float32 [{dim}], got {list(result_d.shape)}")
+        raise ValueError(f"a round gives {dtype} [{dim}], got {list(result_d.shape)}")
     return result_d
 
 

@@ -1,0 +1,62 @@
+"""What can be said of a training before TensorFlow is loaded: names, parameters, n and f."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aggregathor.attacks import ATTACKS
+from aggregathor.errors import UserError
+from aggregathor.protocols.registry import PROTOCOLS
+from aggregathor.settings import Training
+
+
+def check_training(values: Training, n: int, check_rule: Callable[[int, int], None]) -> None:
+    """Raises ``UserError`` for what cannot work with n workers.
+
+    Args:
+      values: what the training was told.
+      n: how many workers there are.
+      check_rule: ``check_rule(n, f)`` raises where the rule cannot be used.
+    """
+    b = values.byzantine
+    if n < 1:
+        raise UserError(f"at least one worker is needed, got {n}")
+    if not 0 <= b <= n:
+        raise UserError(f"{b} Byzantine workers of {n}: there cannot be more than workers")
+    protocol = PROTOCOLS[values.protocol]
+    protocol.check(n=n, f=values.f, **values.protocol_args)
+    if protocol.has_rule:
+        check_rule(n, values.f)
+    if values.attack:
+        attack = ATTACKS[values.attack]
+        attack.check(**values.attack_args)
+        if b == 0 and attack.form != "coordinates":
+            raise UserError(f"the attack {values.attack} needs Byzantine workers, and there are 0")
+        if b == n:
+            raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
+    elif b > 0:
+        raise UserError(f"{b} workers are Byzantine and no attack is named for them")
+    elif values.attack_args:
+        raise UserError("attack parameters are given and no attack is named")
+
+
+def doubts(values: Training, *, robust: bool) -> list[str]:
+    """Returns what can run, and will hardly be what was meant.
+
+    Args:
+      values: of a training that ``check_training`` accepts.
+      robust: whether its rule tolerates Byzantine workers at all.
+    """
+    found: list[str] = []
+    if not PROTOCOLS[values.protocol].has_rule:
+        return found
+    if values.f > 0 and not robust:
+        found.append(
+            f"f={values.f} is declared, and {values.gar} tolerates no Byzantine worker: choose "
+            "another rule with --gar, see `aggregathor advise`"
+        )
+    if values.byzantine > values.f:
+        found.append(
+            f"{values.byzantine} workers attack, and {values.gar} expects at most f={values.f}"
+        )
+    return found

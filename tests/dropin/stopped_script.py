@@ -1,0 +1,32 @@
+"""Trains for ever, and says when it has begun, and whether it could catch Ctrl-C."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+
+rng = np.random.default_rng(0)
+inputs = rng.standard_normal((64, 4)).astype("float32")
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+model.compile(
+    keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+)
+
+
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.05)
+        if batch == 3:
+            sys.stdout.write("training\n")
+            sys.stdout.flush()
+
+
+try:
+    labels = (inputs[:, 0] > 0).astype("int32")
+    model.fit(inputs, labels, epochs=10**6, batch_size=8, verbose=0, callbacks=[Slow()])
+except KeyboardInterrupt:
+    sys.stdout.write("caught\n")
+    sys.stdout.flush()
+    if "raise" in sys.argv:
+        raise
