@@ -35,6 +35,7 @@ from aggregathor.internals import tensorflow as internals
 
 _log = logging.getLogger(__name__)
 _WAIT_S = 20.0  # for a file that the server may never write, as it decides by its own batches
+_LAST_S = 1.0  # for what the server has told before it ended
 _POLL_S = 0.01
 
 
@@ -115,11 +116,14 @@ class ServerFiles:
             return True
         name = _name(path)
         until = time.monotonic() + _WAIT_S
+        is_over = False
         while True:
             self._written.update(self._words.written())
             if self._written[name] >= self._expected[name]:
                 return self._written[name] > 0
-            if time.monotonic() > until or self._words.ended():
+            if not is_over and self._words.ended():
+                is_over, until = True, min(until, time.monotonic() + _LAST_S)
+            if time.monotonic() > until:
                 break
             time.sleep(_POLL_S)
         _log.warning(

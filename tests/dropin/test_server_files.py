@@ -161,6 +161,15 @@ def test_what_the_server_does_not_write_is_not_waited_for_long(worker, tmp_path,
         mine.restore(str(tmp_path / "nothere"))
 
 
+def test_what_a_server_that_has_ended_had_told_still_comes(worker, tmp_path, capsys):
+    """A message takes some polls, and the server may be at its end already."""
+    path = checkpoint(3).write(str(tmp_path / "ckpt"))
+    worker.is_over = True
+    threading.Timer(0.1, lambda: worker.tell_written(path)).start()
+    assert worker.files.await_written(path)
+    assert "would have" not in capsys.readouterr().err
+
+
 def test_a_saved_model_and_a_dataset_are_the_servers(worker, tmp_path):
     module = tf.Module()
     module.v = tf.Variable(7.0)
