@@ -15,6 +15,13 @@ NEAR = 0.1
 # How far rounding may take two ways to compute one result apart, relative to the truth.
 ROUNDING = {"float32": 1e-5, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 D = 64
+# Of two, that rows are multiplied by. What comes of squares of rows of 100 still fits the dtype.
+POWERS = {
+    "float16": (-4, 4),
+    "bfloat16": (-40, -10, 10, 40),
+    "float32": (-40, -10, 10, 40),
+    "float64": (-400, -10, 10, 400),
+}
 # 1, 2^k - 1, 2^k and 2^k + 1 for vector units of 8 and 16 values and for blocks of 64 and 1024.
 ODD_DS = (1, 7, 15, 16, 17, 63, 64, 65, 1025)
 LARGE_D = 2**16 + 1  # worked on by several threads

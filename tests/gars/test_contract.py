@@ -238,6 +238,11 @@ def gives_ties_to_the_higher_row(stack_nd, f):
     return gars.meamed(tf.convert_to_tensor(stack_nd)[::-1], f=f)
 
 
+def takes_a_billionth_for_nothing(stack_nd, f):
+    grad_d = gars.median(stack_nd, f=f)
+    return tf.where(abs(grad_d) < 1e-9, tf.zeros_like(grad_d), grad_d)
+
+
 BROKEN = {
     plain_mean: {
         *("f hostile rows", "any number of coordinates", "too few gradients"),
@@ -269,6 +274,7 @@ BROKEN = {
     clips_to_2: {"few rows", "identical rows", "f hostile rows", "scale and shift"},
     clips_to_1000: {"scale and shift"},
     rounds_to_a_thousandth: {"scale and shift"},
+    takes_a_billionth_for_nothing: {"scale and shift"},
     takes_infinity_for_missing: {"infinities are values"},
     gives_ties_to_the_higher_row: {"ties"},
 }

@@ -33,6 +33,15 @@ Given<T> MakeOdd(int64_t n, int64_t d, const char* kind, std::mt19937* rng) {
         case 'u':  // underflow: squares that float has not
           x *= static_cast<T>(1e-25);
           break;
+        case 'b':  // beyond what squares of doubles hold, tiny ones beside
+          x *= static_cast<T>(sizeof(T) == 4 ? 1e30 : i % 2 == 0 ? 1e200 : 1e-200);
+          break;
+        case 't':  // tiny: squares that double has not
+          x *= static_cast<T>(sizeof(T) == 4 ? 1e-40 : 1e-200);
+          break;
+        case 'm':  // near the most that there is: sums overflow
+          x = x < 0 ? std::numeric_limits<T>::lowest() : std::numeric_limits<T>::max();
+          break;
         case 'l':  // lost: rows that lack a lot, columns that lack all
           if (j % 7 == 0 || tenth(*rng) < (i % 2 == 0 ? 2 : 6)) x = static_cast<T>(oracles::kNan);
           break;
@@ -162,7 +171,8 @@ void TestAgainstCpu(Stack<T> stack, const char* kind, std::mt19937* rng) {
 
 template <typename T>
 void TestOdd(int64_t n, int64_t d, std::mt19937* rng) {
-  for (const char* kind : {"huge", "zero", "underflow", "lost", "not finite"}) {
+  for (const char* kind :
+       {"huge", "zero", "underflow", "beyond", "tiny", "most", "lost", "not finite"}) {
     TestAgainstCpu(MakeOdd<T>(n, d, kind, rng).stack, kind, rng);
   }
   for (const char* kind : {"complete", "missing", "infinite", "ties"}) {

@@ -101,7 +101,7 @@ void SqDistances(Stack<T> stack, bool scaled, double* sq_dist_nn, Parallel) {
     const Buffer<int64_t> on_device(pairs.data(), num_pairs);
     const Buffer<Wide> wide_on_device(num_pairs);
     Check(aggregathor_cuda_wide_sq_distances(stack_nd.get(), n, stack.d, on_device.get(), num_pairs,
-                                             wide_on_device.get(), nullptr));
+                                             result.get(), wide_on_device.get(), nullptr));
     std::vector<Wide> wide(num_pairs), wide_nn(n * n);
     wide_on_device.CopyTo(wide.data());
     for (int64_t i = 0; i < n * n; ++i) wide_nn[i] = {sq_dist_nn[i], 0};

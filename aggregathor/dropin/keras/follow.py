@@ -11,7 +11,8 @@
 It is plain data, goes downwards only, and never waits for a worker. A worker makes as many steps an
 epoch as the server, and then waits for its word. Where that comes earlier, as after a stop in the
 middle of an epoch, the worker leaves the epoch at its next step. Where a round was repeated, the
-worker makes one step more. So neither waits for ever, however many batches each has.
+worker makes one step more. So neither waits for ever, however many batches each has. Where nothing
+is trained no round keeps them together, and a slow worker makes fewer steps than the server.
 """
 
 from __future__ import annotations

@@ -35,11 +35,12 @@ int64_t aggregathor_cuda_bulyan_steps(const int64_t* groups, int64_t theta, int6
 int64_t aggregathor_cuda_sq_distances_scratch(int64_t n, int64_t d);
 int64_t aggregathor_cuda_sq_distances_to_scratch(int64_t n, int64_t d);
 
-// wide[p] = the squared distance of rows pairs[p] / n and pairs[p] % n, each in units of its own
-// largest difference: where squares of doubles overflow or underflow.
+// wide[p] = the squared distance of rows pairs[p] / n and pairs[p] % n, in the unit that what
+// sq_distances found for them asks for: where squares of doubles overflow or underflow (wide.h).
 int aggregathor_cuda_wide_sq_distances(const double* stack_nd, int64_t n, int64_t d,
                                        const int64_t* pairs, int64_t num_pairs,
-                                       aggregathor::Wide* wide, void* stream);
+                                       const double* sq_dist_nn, aggregathor::Wide* wide,
+                                       void* stream);
 
 // Columns are sorted in shared memory, so that window_mean and bulyan_tail refuse more rows than
 // its 48 to 227 KiB hold of one column: some ten thousand floats. More than a few hundred rows are

@@ -395,40 +395,21 @@ __global__ void AddRows(const Terms* terms, int64_t d, int64_t num_parts, double
   if (threadIdx.x == 0) sq_dist_n[i] = SqDistance(sum, d);
 }
 
-// Block p compares a pair of rows in units of their largest difference (WideSqDistance of
-// distances.cc).
+// Block p compares a pair of rows in the unit that their unsure sum asks for (wide.h).
 __global__ void ComparePairWide(const double* __restrict__ stack_nd, int64_t n, int64_t d,
-                                const int64_t* __restrict__ pairs, Wide* wide) {
-  AGGREGATHOR_SHARED(shared);
-  double* most = reinterpret_cast<double*>(shared);
+                                const int64_t* __restrict__ pairs,
+                                const double* __restrict__ sq_dist_nn, Wide* wide) {
   const double* a = stack_nd + pairs[blockIdx.x] / n * d;
   const double* b = stack_nd + pairs[blockIdx.x] % n * d;
-  double largest = 0;
-  for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
-    const double size = fabs(a[j] - b[j]);
-    if (size > largest) largest = size;  // not NaN
-  }
-  most[threadIdx.x] = largest;
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half && most[threadIdx.x + half] > most[threadIdx.x]) {
-      most[threadIdx.x] = most[threadIdx.x + half];
-    }
-  }
-  __syncthreads();
-  largest = most[0];
-  __syncthreads();  // nobody reads it any more
-  // A difference may overflow too: the largest unit takes that.
-  const int exponent = largest == 0 ? 0 : IsFinite(largest) ? ilogb(largest) : 1000;
-  const int unit = exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
+  const int unit = UnitFor(sq_dist_nn[pairs[blockIdx.x]]);
   const double before = unit > 0 ? ldexp(1.0, -unit) : 1, after = unit < 0 ? ldexp(1.0, -unit) : 1;
   Terms mine{};
   for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
-    const double difference = (a[j] * before - b[j] * before) * after;
-    mine.missing += IsMissing(a[j]);
-    mine.other_missing += IsMissing(b[j]);
-    mine.infinite += (!IsMissing(a[j]) && !IsFinite(a[j])) || (!IsMissing(b[j]) && !IsFinite(b[j]));
-    if (IsMissing(a[j]) || IsMissing(b[j])) continue;
+    const double x = a[j], y = b[j], difference = (x * before - y * before) * after;
+    mine.missing += IsMissing(x);
+    mine.other_missing += IsMissing(y);
+    mine.infinite += (!IsMissing(x) && !IsFinite(x)) || (!IsMissing(y) && !IsFinite(y));
+    if (IsMissing(difference)) continue;
     mine.sum += difference * difference;
     ++mine.both;
   }
@@ -533,11 +514,12 @@ int64_t aggregathor_cuda_sq_distances_to_scratch(int64_t n, int64_t d) {
 
 int aggregathor_cuda_wide_sq_distances(const double* stack_nd, int64_t n, int64_t d,
                                        const int64_t* pairs, int64_t num_pairs,
-                                       aggregathor::Wide* wide, void* stream) {
+                                       const double* sq_dist_nn, aggregathor::Wide* wide,
+                                       void* stream) {
   using namespace aggregathor;
   if (num_pairs > INT32_MAX) return kAggregathorCudaTooManyRows;
   return Launch(&ComparePairWide, num_pairs, kThreads, kThreads * kTermsBytes, stream, stack_nd, n,
-                d, pairs, wide);
+                d, pairs, sq_dist_nn, wide);
 }
 
 #define AGGREGATHOR_DEFINE(T)                                                                     \

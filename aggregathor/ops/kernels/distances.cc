@@ -12,7 +12,7 @@
 // compared in double instead.
 //
 // Squares of doubles overflow beyond 1.3e154 and lose digits below 1.5e-154. Where a sum tells that
-// this may be so, its two rows are compared once more, in units of their own largest difference.
+// this may be so, its two rows are compared once more, in other units.
 #include "aggregathor/ops/kernels/row_sums.h"
 #include "aggregathor/ops/kernels/simd.h"
 #include "aggregathor/ops/kernels/wide.h"
@@ -270,49 +270,30 @@ bool ComparePairs(const T* const* rows, int64_t n, const Gaps* gaps, int64_t wid
   return finite;
 }
 
-// The squared distance of two rows, whatever their size. Both may lack values.
-Wide WideSqDistance(const double* a, const double* b, int64_t d) {
-  Doubles most{};
-  int64_t j = 0;
-  double largest = 0;
-  const auto consider = [&largest](double difference) {
-    const double size = difference < 0 ? -difference : difference;
-    if (size > largest) largest = size;  // not NaN
-  };
-  for (; j + kDoubles <= d; j += kDoubles) {
-    const Doubles difference = Load(a + j) - Load(b + j), zero{};
-    const Doubles size = difference < zero ? -difference : difference;
-    most = size > most ? size : most;
-  }
-  for (int64_t l = 0; l < kDoubles; ++l) consider(most[l]);
-  for (; j < d; ++j) consider(a[j] - b[j]);
-
-  // A difference may overflow too: the largest unit takes that.
-  const int64_t exponent = ExponentOf(largest);
-  const int64_t unit = exponent < -1000 ? -1000 : Min(exponent, 1000);
+// The squared distance of two rows in units of 2^unit. Both may lack values.
+double SqDistanceIn(int64_t unit, const double* a, const double* b, int64_t d) {
   const Unit in(unit);
-  const Doubles before = Broadcast(in.before), after = Broadcast(in.after);
+  const Doubles before = Broadcast(in.before), after = Broadcast(in.after), zero{};
   Doubles sum{}, present{};
-  double more = 0;
-  int64_t both = 0;
-  for (j = 0; j + kDoubles <= d; j += kDoubles) {
-    const Doubles zero{};
+  int64_t j = 0;
+  for (; j + kDoubles <= d; j += kDoubles) {
     const Doubles difference = (Load(a + j) * before - Load(b + j) * before) * after;
     sum += difference == difference ? difference * difference : zero;
     present += difference == difference ? Broadcast(1) : zero;
   }
+  double total = SumOf(sum);
+  int64_t both = static_cast<int64_t>(SumOf(present));
   for (; j < d; ++j) {
     const double difference = (a[j] * in.before - b[j] * in.before) * in.after;
     if (IsMissing(difference)) continue;
-    more += difference * difference;
+    total += difference * difference;
     ++both;
   }
-  both += static_cast<int64_t>(SumOf(present));
-  return {Scaled({SumOf(sum) + more, both}, d), 2 * unit};
+  return Scaled({total, both}, d);
 }
 
 // Compares the pairs whose sums may have lost something once more, and brings all distances into
-// units that the typical one fits.
+// a unit that the typical one fits.
 void RescaleUnsure(Stack<double> stack, const RowStats* stats, double* sq_dist_nn,
                    Parallel parallel) {
   const int64_t n = stack.n;
@@ -331,8 +312,10 @@ void RescaleUnsure(Stack<double> stack, const RowStats* stats, double* sq_dist_n
   For(parallel, num_pairs, 2 * stack.d, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t a = pairs[p] / n, b = pairs[p] % n;
-      wide_nn[a * n + b] =
-          WideSqDistance(stack.data + a * stack.stride, stack.data + b * stack.stride, stack.d);
+      const int64_t unit = UnitFor(sq_dist_nn[pairs[p]]);
+      const double sq_dist =
+          SqDistanceIn(unit, stack.data + a * stack.stride, stack.data + b * stack.stride, stack.d);
+      wide_nn[a * n + b] = {sq_dist, 2 * unit};
       wide_nn[b * n + a] = wide_nn[a * n + b];
     }
   });

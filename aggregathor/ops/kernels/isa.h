@@ -47,20 +47,6 @@ inline double PowerOf2(int64_t k) {
   return power;
 }
 
-// k of 2^k <= |x| < 2^(k+1); -1023 for less than the least normal number, 1024 for an infinity.
-inline int64_t ExponentOf(double x) {
-  int64_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return ((bits >> 52) & 0x7ff) - 1023;
-}
-
-// x * 2^k for any k.
-inline double TimesPowerOf2(double x, int64_t k) {
-  for (; k > 1023; k -= 1023) x *= PowerOf2(1023);
-  for (; k < -1022; k += 1022) x *= PowerOf2(-1022);
-  return x * PowerOf2(k);
-}
-
 // Differences of doubles in units of 2^unit, |unit| <= 1000: where a unit is large, values are made
 // small before they are subtracted, and where it is small, differences large after.
 struct Unit {

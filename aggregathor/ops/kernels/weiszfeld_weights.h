@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "aggregathor/ops/kernels/float_mode.h"
+#include "aggregathor/ops/kernels/wide.h"
 
 namespace aggregathor {
 
@@ -39,10 +40,6 @@ inline double TypicalDistance(const double* sq_dist_n, int64_t n) {
   std::nth_element(finite.begin(), middle, finite.end());
   return std::sqrt(*middle);
 }
-
-// Units, as powers of 2, of what squares of doubles are too narrow for. Each serves distances from
-// 2^-374 to 2^450 of it: their squares neither overflow nor, in sums of 2^60, lose digits.
-constexpr int kLargeUnit = 700, kSmallUnit = -700;
 
 // Returns the typical distance from the start, and leaves sq_dist_n in the unit that fits it, the
 // last that measure(unit), which sets sq_dist_n, was called with. Floats are measured once.

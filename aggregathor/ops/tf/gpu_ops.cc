@@ -151,7 +151,7 @@ class SqDistancesGpuOp : public tf::OpKernel {
     if (code == 0) {
       code =
           aggregathor_cuda_wide_sq_distances(stack_nd.flat<double>().data(), n, d, pairs_on_device,
-                                             num_pairs, wide_on_device, StreamOf(ctx));
+                                             num_pairs, on_device, wide_on_device, StreamOf(ctx));
     }
     std::vector<Wide> wide(num_pairs), wide_nn(n * n);
     if (code == 0) {
