@@ -83,8 +83,10 @@ def init(**given: Any) -> None:
     if ranks.is_server and (untested := compatibility.untested()):
         _logger.warning("%s", untested)
     from aggregathor.dropin.install import Dropin
+    from aggregathor.internals.tensorflow import not_converted
 
     _dropin = Dropin(_job)
+    not_converted(apply)
 
 
 def rank() -> int:

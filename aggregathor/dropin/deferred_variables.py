@@ -35,7 +35,9 @@ def keep_initial_values(guard: Guard | None) -> None:
     original = FirstTraceVariable.__init__
 
     def init(self: Any, *args: Any, add_initializers_to: Any = None, **kwargs: Any) -> None:
-        with contextlib.nullcontext() if guard is None else guard.making_a_variable():
+        allowed = contextlib.nullcontext() if guard is None else guard.making_a_variable()
+        # What the step's ops wait for, such as its data, the initial value does not need.
+        with allowed, tf.control_dependencies(None):
             original(self, *args, add_initializers_to=add_initializers_to, **kwargs)
         if add_initializers_to and add_initializers_to[-1][0] is self:
             setattr(self, _INITIAL, add_initializers_to[-1][1])

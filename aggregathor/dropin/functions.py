@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from aggregathor.dropin import xla
-from aggregathor.internals.tensorflow import PolymorphicFunction, is_for_xla
+from aggregathor.internals.tensorflow import PolymorphicFunction, is_for_xla, not_converted
 
 _KNOWN = "_aggregathor_known"  # of a function: what is known of it
 _PLAIN = "plain"  # that is called as ever, as its first trace has made no round
@@ -145,7 +145,7 @@ def patch_calls() -> None:
             if not known.turns and known.split is None:
                 function.__dict__[_KNOWN] = _PLAIN
 
-    PolymorphicFunction.__call__ = patched
+    PolymorphicFunction.__call__ = not_converted(patched)
 
 
 def _split_of(function: Any) -> xla.Split | None:

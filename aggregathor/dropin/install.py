@@ -23,6 +23,7 @@ from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.dropin.v1 import V1, is_graph_of_sessions
 from aggregathor.errors import UserError
+from aggregathor.internals.tensorflow import converted_as_here
 from aggregathor.locking import Guard, NoKernelLock
 
 _logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Dropin:
         """Lets an update rule of the script's own take part: see ``agt.apply``."""
         if self._updates.is_applying:
             return update(pairs)
+        update = converted_as_here(update)
         if is_graph_of_sessions():
             return self._v1.train_op(pairs, update)
         variables = [variable for _, variable in pairs]

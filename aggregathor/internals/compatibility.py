@@ -187,6 +187,8 @@ TENSORFLOW_NAMES = (
         "tensorflow.python.training.py_checkpoint_reader", "NewCheckpointReader", "filepattern"
     ),
     PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
+    PrivateName("tensorflow.python.autograph.impl.api", "tf_convert", "f ctx ..."),
+    PrivateName("tensorflow.python.autograph.core.ag_ctx", "control_status_ctx", ""),
     PrivateName("tensorflow.python.data.util.random_seed", "get_seed", "seed"),
     PrivateName("tensorflow.python.framework.func_graph", "FuncGraph.__init__", sets="seed"),
     PrivateName(

@@ -50,22 +50,29 @@ def replace_build(build: Callable[..., None]) -> Callable[..., None]:
     return before
 
 
-def build_by_batch(model: Any, *args: Any, **kwargs: Any) -> None:
+def build_by_batch(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
     """Builds a model, its metrics and its loss by a batch, without computing anything.
 
     A model with a train step of its own leaves its optimizer unbuilt: that step may build, and
     train, more layers than ``call`` does.
 
+    Args:
+      model: it.
+      iterator: of the epochs of ``fit``, whose first batch is taken; begin it anew afterwards.
+      data_batch: a batch, if there is no iterator.
     Raises:
       NotImplementedError, RuntimeError, ValueError: it cannot be called on that batch.
     """
+    if isinstance(iterator, EpochSteps):
+        iterator.reset()
+        iterator, data_batch = None, next(iterator.next_iterator())
     optimizer = model.optimizer
     if type(model).train_step is TensorFlowTrainer.train_step:
-        model._symbolic_build(*args, **kwargs)
+        model._symbolic_build(iterator=iterator, data_batch=data_batch)
         return
     was_built, optimizer.built = optimizer.built, True
     try:
-        model._symbolic_build(*args, **kwargs)
+        model._symbolic_build(iterator=iterator, data_batch=data_batch)
     finally:
         optimizer.built = was_built
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.autograph.impl import api as autograph
 from tensorflow.python.checkpoint import checkpoint_management
 from tensorflow.python.checkpoint.functional_saver import MultiDeviceSaver
@@ -161,6 +162,11 @@ def lift_to_graph(tensors: Sequence[tf.Tensor], graph: tf.Graph) -> list[tf.Tens
 def not_converted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keeps AutoGraph from converting a function; unlike ``do_not_convert`` it costs no call."""
     return autograph.autograph_artifact(function)
+
+
+def converted_as_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that AutoGraph converts, wherever it is called, if it would here."""
+    return autograph.tf_convert(function, ag_ctx.control_status_ctx())
 
 
 def watch_python_calls(
@@ -335,6 +341,7 @@ __all__ = [
     "change_dataset_seeds",
     "change_function_seeds",
     "clear_kernel_cache",
+    "converted_as_here",
     "eager_mode",
     "functions_called_by",
     "initialise_variables_within",

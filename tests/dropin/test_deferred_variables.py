@@ -31,6 +31,12 @@ def traced_once(make):
     return seen, step
 
 
+def after_the_data(x):
+    """In ops that wait for the data."""
+    with tf.control_dependencies([x]):
+        return [tf.Variable(lambda: tf.random.normal([2])), *of_layer(x)]
+
+
 def of_layer(x):
     layer = keras.layers.Dense(3)
     layer.build(x.shape)
@@ -44,8 +50,9 @@ def of_layer(x):
         lambda x: [tf.Variable(tf.random.normal([4]))],
         lambda x: [tf.Variable(tf.range(x.shape[0]))],
         of_layer,
+        after_the_data,
     ],
-    ids=["constants", "random", "by its shape", "of a layer"],
+    ids=["constants", "random", "by its shape", "of a layer", "after the data"],
 )
 def test_they_are_what_the_step_begins_with(make):
     seen, step = traced_once(make)

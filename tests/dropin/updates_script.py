@@ -55,6 +55,8 @@ class Momentum:
         with tf.init_scope():
             self.slots = self.slots or [tf.Variable(tf.zeros(v.shape)) for _, v in pairs]
         for (gradient, variable), slot in zip(pairs, self.slots, strict=True):
+            if tf.norm(gradient) > 0.1:  # for AutoGraph
+                gradient = 0.1 * gradient / tf.norm(gradient)
             slot.assign(0.9 * slot + gradient)
             variable.assign_sub(0.1 * slot)
 
