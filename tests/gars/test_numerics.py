@@ -129,6 +129,21 @@ def test_a_power_of_two_times_the_rows_gives_as_many_times_the_result(
             np.testing.assert_array_equal(scaled_d, np.ldexp(grad_d, power), f"2^{power}")
 
 
+@pytest.mark.parametrize("text", ["nnm+median", "nnm+krum", "bucketing(s=2)+median"])
+def test_pre_aggregations_too_have_no_size_of_their_own(text, rng, each_kernel):
+    rule = gars.compose(text)
+    stack_nd = rng.standard_normal((N, 130))
+    grad_d = np.asarray(rule(stack_nd, f=F))
+    for power in (-900, -500, 500, 900):
+        scaled_d = rule(np.ldexp(stack_nd, power), f=F)
+        np.testing.assert_array_equal(scaled_d, np.ldexp(grad_d, power), f"2^{power}")
+    small_nd = stack_nd.astype(np.float32)
+    for power in (-60, 60):
+        of_arrays = rule.aggregate(np.ldexp(small_nd, power), f=F).grad_d
+        expected_d = np.ldexp(rule.aggregate(small_nd, f=F).grad_d, power)
+        np.testing.assert_array_equal(of_arrays, expected_d)
+
+
 @pytest.mark.parametrize("size", [1e200, 1e-200])
 @pytest.mark.parametrize("case", CASES)
 def test_the_stand_in_too_is_right_where_squares_are_not(case, size, rng):

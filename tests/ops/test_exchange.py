@@ -691,3 +691,21 @@ def test_rounds_of_c_see_a_double_as_two_floats(mode, small_parts):
     parts = {first: len(part) for _, first, part in native.parts}
     assert parts == {2 * 7: 2 * 5, 0: 2 * 6}
     channel.close(WAIT_S)
+
+
+def test_a_function_computes_as_on_a_thread_of_pythons(opened):
+    """TensorFlow's threads take subnormal numbers for 0, and one that they start inherits that."""
+    products = []
+
+    def function(sent_d):
+        products.append(float(sent_d[0] * np.float32(0.1)))
+        return sent_d
+
+    def open_here():
+        channels.append(opened("native", function, dim=1))
+        return 0
+
+    channels = []
+    tf.function(lambda: tf.numpy_function(open_here, [], tf.int64))()  # on TensorFlow's thread
+    tf.function(lambda x: channels[0].call([x], [tf.TensorSpec([1])]))(tf.constant([1e-38]))
+    assert products == [float(np.float32(1e-38) * np.float32(0.1))] != [0.0]
