@@ -23,8 +23,8 @@ from aggregathor.cluster.processes import Process, identify_all, listen, now_s
 from aggregathor.errors import UserError
 from lossympi import LinkError, Topology, mpi
 from lossympi.collectives import Collectives
-from lossympi.messages import MessageError, Receiver, pack_arrays, unpack_arrays
-from lossympi.mpi_collectives import duplicate
+from lossympi.messages import MessageError, Receiver, pack_arrays, unpack_arrays, wait_for
+from lossympi.mpi_collectives import duplicate, is_done, listed
 
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
@@ -223,10 +223,7 @@ class Ranks:
 
     def ended_soon(self) -> bool:
         """Worker: the same of the next second, for when the link to the server has broken."""
-        until = time.monotonic() + 1.0
-        while not self.ended() and time.monotonic() < until:
-            time.sleep(_POLL_S)
-        return self.ended()
+        return wait_for(self.ended, 1.0)
 
     @property
     def end_reason(self) -> str:
@@ -255,9 +252,7 @@ class Ranks:
         goodbyes: dict[int, Any] = {}
         whole = True
         begun = time.monotonic()
-        warning = SlowWaitWarning(
-            self.rank, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end"
-        )
+        warning = SlowWaitWarning(self.rank, lambda: f"rank {listed(sorted(waiting))} to end")
         while waiting and time.monotonic() < begun + _GOODBYE_S:
             warning.look()
             for rank in list(waiting):
@@ -358,7 +353,7 @@ class Ranks:
         """
         until = time.monotonic() + _FLUSH_S
         while True:
-            self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+            self._sending = [sent for sent in self._sending if not is_done(sent.request)]
             awaited = [sent for sent in self._sending if self._may_take(sent.rank)]
             if not awaited or time.monotonic() > until:
                 return
@@ -418,13 +413,6 @@ def start_ranks(limit_s: float = START_S) -> Ranks | None:
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
     return Ranks(module.COMM_WORLD, limit_s)
-
-
-def _is_done(request: Any) -> bool:
-    try:
-        return request.Test()
-    except _mpi().Exception:  # the worker is gone
-        return True
 
 
 def _mpi() -> Any:

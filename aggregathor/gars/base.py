@@ -78,11 +78,7 @@ class Condition:
 
     def refusal(self, name: str, n: int, f: int, *, what: str = "needs") -> str:
         """Says that n gradients are too few, and what to do."""
-        missing = self.least_n(f) - n
-        remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
-        largest = self.largest_f(n)
-        if largest is not None and self.a:
-            remedy += f" or declare f={largest}"
+        remedy = remedy_of(self.least_n(f) - n, self.largest_f(n) if self.a else None)
         return f"{name} {what} {self} gradients; f={f} needs {self.least_n(f)}, got {n}. {remedy}."
 
     def least_n(self, f: int) -> int:
@@ -410,6 +406,12 @@ class Kind(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def remedy_of(missing: int, largest_f: int | None) -> str:
+    """Returns what to do where so many workers are missing; None: no f would do."""
+    remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
+    return remedy if largest_f is None else f"{remedy} or declare f={largest_f}"
 
 
 def is_whole(value: Any) -> bool:
