@@ -34,11 +34,7 @@ class Condition:
 
     def refusal(self, name: str, n: int, f: int, *, what: str = "needs") -> str:
         """Says that n gradients are too few, and what to do."""
-        missing = self.least_n(f) - n
-        remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
-        largest = self.largest_f(n)
-        if largest is not None and self.a:
-            remedy += f" or declare f={largest}"
+        remedy = remedy_of(self.least_n(f) - n, self.largest_f(n) if self.a else None)
         return f"{name} {what} {self} gradients; f={f} needs {self.least_n(f)}, got {n}. {remedy}."
 
     def least_n(self, f: int) -> int:
@@ -50,3 +46,9 @@ class Condition:
         if n < self.b:
             return None
         return (n - self.b) // self.a if self.a else 0
+
+
+def remedy_of(missing: int, largest_f: int | None) -> str:
+    """Returns what to do where so many workers are missing; None: no f would do."""
+    remedy = f"Start {missing} more worker{'s' if missing > 1 else ''}"
+    return remedy if largest_f is None else f"{remedy} or declare f={largest_f}"

@@ -230,7 +230,7 @@ class MpiCommunicator:
                 return values, failure
 
     def _send(self, message: bytes, rank: int, tag: int) -> None:
-        self._sending = [sent for sent in self._sending if not _is_done(sent[1])]
+        self._sending = [sent for sent in self._sending if not is_done(sent[1])]
         with contextlib.suppress(mpi.import_mpi().Exception):  # it has died
             self._sending.append((rank, self._comm.Isend(message, rank, tag), message))
 
@@ -244,7 +244,7 @@ class MpiCommunicator:
         awaited = {rank for rank in to if to.count(rank) == 1}
 
         def are_taken() -> bool:
-            self._sending = [sent for sent in self._sending if not _is_done(sent[1])]
+            self._sending = [sent for sent in self._sending if not is_done(sent[1])]
             return not any(rank in awaited for rank, _, _ in self._sending)
 
         wait_for(are_taken, _TAKE_S)
@@ -312,7 +312,7 @@ def _name_missing(comm: Any) -> str:
     for rank in waiting:
         with contextlib.suppress(MPI.Exception):
             sent.append(comm.Isend(message, rank, _ASK))
-    wait_for(lambda: all(_is_done(each) for each in sent), _ASK_S)
+    wait_for(lambda: all(is_done(each) for each in sent), _ASK_S)
     return words
 
 
@@ -338,7 +338,8 @@ def listed(ranks: Iterable[int]) -> str:
     return ", ".join(map(str, ranks))
 
 
-def _is_done(request: Any) -> bool:
+def is_done(request: Any) -> bool:
+    """Returns whether a message has left, or its receiver is gone."""
     try:
         return bool(request.Test())
     except mpi.import_mpi().Exception:  # the rank is gone

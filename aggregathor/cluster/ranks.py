@@ -31,8 +31,9 @@ from lossympi.messages import (
     pack_arrays,
     read,
     unpack_arrays,
+    wait_for,
 )
-from lossympi.mpi_collectives import duplicate
+from lossympi.mpi_collectives import duplicate, is_done, listed
 
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
@@ -222,7 +223,7 @@ class Ranks:
 
     def tell(self, news: Any) -> None:
         """Server: sends plain data to every worker, and waits for none of them."""
-        self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+        self._sending = [sent for sent in self._sending if not is_done(sent.request)]
         self._send_all(encode(news), _NEWS)
 
     def heard(self) -> Any:
@@ -312,10 +313,7 @@ class Ranks:
 
     def ended_soon(self) -> bool:
         """Worker: the same of the next second, for when the link to the server has broken."""
-        until = time.monotonic() + 1.0
-        while not self.ended() and time.monotonic() < until:
-            time.sleep(_POLL_S)
-        return self.ended()
+        return wait_for(self.ended, 1.0)
 
     @property
     def end_reason(self) -> str:
@@ -343,9 +341,7 @@ class Ranks:
         waiting = set(self.topology.worker_ranks)
         whole = True
         begun = time.monotonic()
-        warning = SlowWaitWarning(
-            self.rank, lambda: f"rank {', '.join(map(str, sorted(waiting)))} to end"
-        )
+        warning = SlowWaitWarning(self.rank, lambda: f"rank {listed(sorted(waiting))} to end")
         while waiting and time.monotonic() < begun + _GOODBYE_S:
             warning.look()
             for rank in list(waiting):
@@ -453,7 +449,7 @@ class Ranks:
         """
         until = time.monotonic() + _FLUSH_S
         while True:
-            self._sending = [sent for sent in self._sending if not _is_done(sent.request)]
+            self._sending = [sent for sent in self._sending if not is_done(sent.request)]
             awaited = [sent for sent in self._sending if self._may_take(sent.rank)]
             if not awaited or time.monotonic() > until:
                 return
@@ -513,13 +509,6 @@ def start_ranks(limit_s: float = START_S) -> Ranks | None:
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
     return Ranks(module.COMM_WORLD, limit_s)
-
-
-def _is_done(request: Any) -> bool:
-    try:
-        return request.Test()
-    except _mpi().Exception:  # the worker is gone
-        return True
 
 
 def _mpi() -> Any:

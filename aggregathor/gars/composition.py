@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.compositions import Known, own_names, read
+from aggregathor.conditions import Condition, remedy_of
 from aggregathor.errors import UserError
 from aggregathor.gars import own
 from aggregathor.gars.base import (
     COMPUTED_IN,
     Aggregated,
-    Condition,
     ConditionError,
     Gar,
     Values,
@@ -118,6 +118,11 @@ class Rule:
             largest = f
         return largest
 
+    def least_n(self, f: int, from_n: int, *, unsafe: bool = False) -> int | None:
+        """The least n from ``from_n`` on that the rule can be applied to; None up to 10,000."""
+        enough = (n for n in range(from_n, _MOST_WORKERS) if self._holds(n, f, unsafe))
+        return next(enough, None)
+
     def by_columns(self) -> bool:
         """Whether ``aggregate_columns`` can be used."""
         return not self._stages and self.gar.by_columns()
@@ -191,13 +196,13 @@ class Rule:
         stack_nd, _ = as_stack(self.name, stack_nd)
         return self.aggregate(stack_nd, f=f, unsafe=unsafe, usage=False, **strange).grad_d
 
-    def _holds(self, n: int, f: int) -> bool:
+    def _holds(self, n: int, f: int, unsafe: bool = False) -> bool:
         try:
             rows = n
             for pre, parameters in self._stages:
                 pre.check(n=rows, f=f, **parameters)
                 rows = pre.num_rows(rows, **parameters)
-            self.gar.check(n=rows, f=f, **self.parameters)
+            self.gar.check(n=rows, f=f, unsafe=unsafe, **self.parameters)
         except UserError:  # too few, or a parameter that is too large for so few
             return False
         return True
@@ -221,12 +226,10 @@ class Rule:
             raise UserError(f"{makes}{error}") from None
 
     def _remedy(self, n: int, f: int, unsafe: bool) -> str:
-        enough = next((more for more in range(n, _MOST_WORKERS) if self._holds(more, f)), None)
-        if enough is None or unsafe:
+        enough = None if unsafe else self.least_n(f, n)
+        if enough is None:
             return "Declare a smaller f"
-        remedy = f"Start {enough - n} more worker{'s' if enough - n > 1 else ''}"
-        largest = self.largest_f(n)
-        return remedy if largest is None else f"{remedy} or declare f={largest}"
+        return remedy_of(enough - n, self.largest_f(n))
 
 
 def compose(text: str, parameters: Mapping[str, Any] | None = None) -> Rule:

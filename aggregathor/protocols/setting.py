@@ -76,8 +76,7 @@ def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
     try:
         rule.check(n=quorum, f=f)
     except UserError as error:
-        enough = (q for q in range(quorum, MOST_WORKERS) if _holds(rule, q, f))
-        least = next(enough, None)
+        least = rule.least_n(f, quorum, unsafe=rule.unsafe)
         remedy = "leave the quorum out" if least is None else f"pass quorum={least} or more"
         largest = rule.largest_f(quorum)
         remedy += "" if largest is None or largest >= f else f", or declare f={largest}"
@@ -87,11 +86,3 @@ def check_quorum(rule: gars.Rule, quorum: int | None, f: int) -> None:
             f"Byzantine: {rule.name} needs {rule.condition} ({reason}). Change the quorum: "
             f"{remedy}."
         ) from None
-
-
-def _holds(rule: gars.Rule, n: int, f: int) -> bool:
-    try:
-        rule.check(n=n, f=f)
-    except UserError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from aggregathor.gars.base import registered
 from aggregathor.gars.composition import compose
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.rounds import RefusedError
-from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.setting import Setting, check_quorum
 from lossympi import Network
 from tests import reference
 from tests.protocols.test_rounds import D, Job
@@ -94,6 +94,17 @@ def test_a_quorum_is_no_smaller_than_the_rule_needs(name):
         Setting(num_workers=20, quorum=quorum, **given).check()
     largest = {**given, "f": 0}
     Setting(num_workers=20, quorum=max(quorum, 3), **largest).check()
+
+
+def test_the_least_quorum_of_a_composition_is_found_at_once():
+    rule, asked = compose("bucketing(s=4)+bulyan"), []
+    with pytest.MonkeyPatch.context() as patch:
+        check = type(rule.gar).check
+        patch.setattr(type(rule.gar), "check", lambda *a, **k: (asked.append(1), check(*a, **k))[1])
+        with pytest.raises(UserError, match=r"pass quorum=6409 or more\.$"):
+            check_quorum(rule, 8, 400)
+    # Each number of gradients is tried for the refusal and for the remedy, and not once more.
+    assert len(asked) < 2 * 6500
 
 
 @pytest.mark.parametrize("rule", ["median", "krum", "brute"])
