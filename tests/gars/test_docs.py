@@ -9,12 +9,11 @@ import pytest
 from aggregathor import gars, testing
 from aggregathor.gars import GARS
 
-WITHOUT = ("base", "composition", "context", "distances", "pre_aggregation")
+WITHOUT = ("base", "composition", "context", "distances", "pre_aggregation", "stacks")
 MODULES = [
     f"aggregathor.gars.{module.name}"
     for module in pkgutil.iter_modules(gars.__path__)
-    if module.name
-    not in ("base", "composition", "context", "distances", "pre_aggregation")  # which have none
+    if module.name not in WITHOUT  # which have none
 ]
 
 
