@@ -331,10 +331,14 @@ def test_a_restored_simulation_goes_on_bit_for_bit(name, tmp_path):
         np.testing.assert_array_equal(ours.round.delivered_n, theirs.round.delivered_n)
 
 
-@pytest.mark.parametrize("name", ["workers/momentum", "server/previous", "attack"])
+# Gradients of "all" are of one datagram, and a row of which all is lost is left out, not filled.
+NEEDS = {"workers/momentum": "all", "server/previous": "previous", "attack": "all"}
+
+
+@pytest.mark.parametrize("name", NEEDS)
 def test_a_restored_simulation_needs_all_of_its_state(name):
     """Otherwise the test above would pass without it."""
-    whole, part = RESUMED["all"](), RESUMED["all"]()
+    whole, part = RESUMED[NEEDS[name]](), RESUMED[NEEDS[name]]()
     run(whole, 5)
     state = whole.state()
     part.restore({**state, name: np.zeros_like(state[name])})
