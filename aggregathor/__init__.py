@@ -13,7 +13,8 @@ For training scripts, started by ``aggregathor run`` or ``mpirun``:
 - ``init`` joins the process to the others; ``DistributedOptimizer`` lets an optimizer take part,
   ``apply`` an update rule of your own.
 - ``shard`` gives each worker its own part of the data; ``lock`` keeps workers from writing
-  variables before, or beside, what optimizers train.
+  variables before, or beside, what optimizers train; ``validation`` gives the server a loss to
+  judge gradients by.
 - ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how, the latter by a
   ``RoundReport``.
 """
@@ -41,6 +42,7 @@ _OF_THE_API = (
     "num_workers",
     "rank",
     "shard",
+    "validation",
 )
 _HOMES = {
     **dict.fromkeys(_OF_THE_API, "aggregathor.api"),

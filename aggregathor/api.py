@@ -32,10 +32,13 @@ _initialised = False
 _PROCESS = "AGGREGATHOR_PROCESS"  # the number of the rank's process, which its children inherit
 
 
-def init(**given: Any) -> None:
+def init(*, validation_data: Any = None, **given: Any) -> None:
     """Joins this process to the others that ``mpirun`` has started; collective.
 
     Args:
+      validation_data: what the server judges gradients by in a ``fit`` without ``validation_data``,
+        for rules such as "zeno" that need that: arrays (x, y), or a data set of batches, that no
+        worker trains on.
       given: fields of ``Config``, such as gar="multi-krum", f=2. What is not given comes from the
         environment, which ``aggregathor run`` sets, and else is the default.
 
@@ -56,6 +59,8 @@ def init(**given: Any) -> None:
     if _initialised:
         if _job is not None and given and config.to_environment() != _job.told:
             raise UserError("agt.init was called before, with other arguments. Call it once.")
+        if _dropin is not None and validation_data is not None:
+            _dropin.validations.hold_out(validation_data)
         return
     _initialised = True
     if os.environ.get(_PROCESS, str(os.getpid())) != str(os.getpid()):
@@ -86,6 +91,7 @@ def init(**given: Any) -> None:
     from aggregathor.internals.tensorflow import not_converted
 
     _dropin = Dropin(_job)
+    _dropin.validations.hold_out(validation_data)
     not_converted(apply)
 
 
@@ -176,6 +182,40 @@ def apply(grads_and_vars: Iterable[tuple[Any, Any]], update: Callable[..., Any])
 
     pairs = checked_pairs(grads_and_vars)
     return update(pairs) if _dropin is None else _dropin.apply(pairs, update)
+
+
+def validation(loss_fn: Callable[..., Any], data: Any = None) -> None:
+    """Gives the server a loss to judge gradients by, for rules such as "zeno" that need that.
+
+    Call it before the first step of a loop of your own; it goes before the compiled loss of
+    ``fit``. In every round the server computes the loss at the variables as they are, and after a
+    step along each worker's gradient. It computes on copies: the variables, metrics, statistics of
+    batch normalisation and states of random generators that ``loss_fn`` reads or writes are not
+    changed. It does nothing on workers, with rules that do not need it, and in a process that was
+    started alone.
+
+    Args:
+      loss_fn: ``loss_fn(*batch)`` returns the loss of a batch, a scalar, with the model's variables
+        as they are, as for inference (``training=False``). It is traced once, as a ``tf.function``.
+      data: arrays, or a tuple of them, whose first axis are examples that no worker trains on; or a
+        data set of batches. In each round ``loss_fn`` is called with the same ``n_r`` of them, a
+        parameter of the rule. By default ``loss_fn()`` has data of its own: then it must give the
+        same as long as the variables are the same, and what it draws is up to it.
+    Raises:
+      UserError: ``loss_fn`` cannot be called, there are no examples, or ``agt.init`` was not
+        called.
+
+    >>> def loss_fn(x, y):
+    ...     return loss(y, model(x, training=False))
+    >>> agt.validation(loss_fn, (x_held_out, y_held_out))  # doctest: +SKIP
+    """
+    _check_initialised("agt.validation")
+    if not callable(loss_fn):
+        raise UserError(
+            f"agt.validation takes a function that returns a loss, got {type(loss_fn).__name__}."
+        )
+    if _dropin is not None:
+        _dropin.validations.give(loss_fn, data)
 
 
 def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:

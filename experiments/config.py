@@ -66,6 +66,11 @@ class Config(Settings):
             raise UnknownNameError(f"no partition is called {self.partition!r}: {hint}")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"--alpha must be positive, got {self.alpha}")
+        if not 0 <= self.validation_share < 1:
+            raise UserError(
+                f"--validation_share is a share of the training set, 0 <= share < 1, got "
+                f"{self.validation_share}"
+            )
         if self.momentum_at not in ("worker", "server"):
             raise UserError(f"--momentum_at is worker or server, got {self.momentum_at!r}")
         if self.transport not in ("", *TRANSPORTS):
@@ -76,7 +81,13 @@ class Config(Settings):
                 f"with --transport={self.transport} nothing is lost, and --loss is {self.loss}. "
                 "Take --transport=udp, or leave --loss out."
             )
-        self.setting().check()
+        setting = self.setting()
+        setting.check()
+        if setting.rule.needs_validation and not self.validation_share:
+            raise UserError(
+                f"{self.gar} judges gradients by the loss on data that the server alone has: hold "
+                "out a part of the training set with --validation_share=0.1"
+            )
         self.make_optimizer()
 
     def make_optimizer(self) -> keras.Optimizer:

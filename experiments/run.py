@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ from aggregathor.trainer.simulation import Simulation
 from aggregathor.trainer.training import Training
 from experiments import models, tasks
 from experiments.config import Config
-from experiments.dataset import Dataset
+from experiments.dataset import Dataset, hold_out
 from experiments.evaluation import cross_entropy, evaluator
 from experiments.plots import plot_accuracy
 from experiments.progress import Progress
@@ -118,8 +119,11 @@ def worker_of(config: Config, job: Job) -> Worker:
 
     def build() -> Worker:
         with _enough_memory(config):
-            model, drawn, _ = _load(config, None)
-            return Worker(job, config.setting(), model, cross_entropy, drawn, config.saves_at)
+            loaded = _load(config, None)
+            return Worker(
+                *(job, config.setting(), loaded.model, cross_entropy),
+                *(loaded.batches, config.saves_at),
+            )
 
     worker = job.meeting.together(build)
     worker.connect()
@@ -130,33 +134,51 @@ def _begin(config: Config, dataset: Dataset | None, job: Job | None) -> tuple[Tr
     """Returns a simulation, or the server of the job, and the data."""
     if job is None:
         with _enough_memory(config):
-            model, drawn, data = _load(config, dataset)
-            optimizer = config.make_optimizer()
-            return Simulation(config.setting(), model, cross_entropy, optimizer, drawn), data
+            loaded = _load(config, dataset)
+            simulation = Simulation(
+                config.setting(),
+                loaded.model,
+                cross_entropy,
+                config.make_optimizer(),
+                loaded.batches,
+                loaded.validation,
+            )
+            return simulation, loaded.dataset
 
     def build() -> tuple[Server, Dataset]:
         with _enough_memory(config):
-            model, drawn, data = _load(config, dataset)
+            loaded = _load(config, dataset)
             server = Server(
                 job,
                 config.setting(),
-                model,
+                loaded.model,
                 cross_entropy,
                 config.make_optimizer(),
-                drawn,
+                loaded.batches,
                 config.saves_at,
+                loaded.validation,
             )
-            return server, data
+            return server, loaded.dataset
 
     server, data = job.meeting.together(build)
     server.connect()
     return server, data
 
 
-def _load(config: Config, dataset: Dataset | None) -> tuple[keras.Model, Batches, Dataset]:
+class _Loaded(NamedTuple):
+    """What a training is made of; the data set is without what is held out for validation."""
+
+    model: keras.Model
+    batches: Batches
+    dataset: Dataset
+    validation: tuple[np.ndarray, np.ndarray] | None
+
+
+def _load(config: Config, dataset: Dataset | None) -> _Loaded:
     config.check()
     task = tasks.task(config.experiment)
     dataset = dataset or task.load(config.data_dir)
+    dataset, held_out = hold_out(dataset, config.validation_share, config.seed)
     keras.utils.set_random_seed(config.seed)
     drawn = batches(
         dataset.train_images,
@@ -167,7 +189,9 @@ def _load(config: Config, dataset: Dataset | None) -> tuple[keras.Model, Batches
         alpha=config.alpha,
         seed=config.seed,
     )
-    return models.of_task(task, config.model, dataset), drawn, dataset
+    model = models.of_task(task, config.model, dataset)
+    validation = (held_out.train_images, held_out.train_labels) if held_out else None
+    return _Loaded(model, drawn, dataset, validation)
 
 
 def _train(

@@ -224,3 +224,21 @@ def nnm(stack_nd, f):
             present = [stack_nd[j, c] for j in groups[-1] if not np.isnan(stack_nd[j, c])]
             rows_nd[i, c] = np.mean(present) if present else np.nan
     return rows_nd, groups
+
+
+def zeno(stack_nd, f, loss, x_d, gamma, b=None, rho=None):
+    """The aggregate, the scores, and the rows that are kept, best first."""
+    stack_nd = np.asarray(stack_nd, np.float64)
+    b = f if b is None else b
+    rho = gamma / 200 if rho is None else rho
+    filled_nd, scores = np.nan_to_num(stack_nd, nan=0.0, posinf=np.inf, neginf=-np.inf), []
+    for row, u_d in zip(stack_nd, filled_nd, strict=True):
+        score = -math.inf
+        if not is_lost(row):
+            with np.errstate(invalid="ignore", over="ignore"):
+                score = loss(x_d) - loss(x_d - gamma * u_d) - rho * np.sum(u_d**2)
+        scores.append(score if math.isfinite(score) else -math.inf)
+    best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: len(scores) - b]
+    kept = [i for i in best if scores[i] > -math.inf]
+    grad_d = sum((filled_nd[i] for i in kept), np.zeros(stack_nd.shape[1])) / max(1, len(kept))
+    return grad_d, np.array(scores), kept

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from aggregathor.attacks import Attack
-    from aggregathor.gars import Rule
+    from aggregathor.gars import Gar, Rule
 
 PIPED_COLUMNS = 10_000  # more than any row: one line each
 GAP_COLUMNS = 2  # between the columns of a table
@@ -154,7 +154,15 @@ def _gars(args: argparse.Namespace) -> int:
     _show(console, headers, mixings)
     console.print()
     _print(console, 'Join them with "+", the rule last: "bucketing(s=3)+multi-krum(m=5)".')
+    _print_notes(console, gars.GARS.values())
     return 0
+
+
+def _print_notes(console: Console, rules: Iterable[Gar]) -> None:
+    """Prints what tables do not tell of rules."""
+    for note in dict.fromkeys(rule.note for rule in rules if rule.note):
+        console.print()
+        _print(console, note)
 
 
 def _attacks(args: argparse.Namespace) -> int:
@@ -205,6 +213,7 @@ def _advise(args: argparse.Namespace) -> int:
             row.append(_verdict(rule, n, f))
     console = _console()
     _show(console, headers, rows)
+    _print_notes(console, [rule.gar for rule in rules])
     own = [each for each in PROTOCOLS.values() if each.condition]
     if own and not args.gar:
         console.print()

@@ -77,7 +77,10 @@ class Attacker:
             own_bd=self._rows_nd[self._honest :],
             f=self._setting.f,
             rng=generator("attack", self._setting.seed, round),
-            aggregate=lambda stack_nd: rule.ask(stack_nd, context),
+            # What the server alone knows they cannot ask for.
+            aggregate=None
+            if self._setting.rule.needs_validation
+            else lambda stack_nd: rule.ask(stack_nd, context),
             state=self._memory,
         )
         try:

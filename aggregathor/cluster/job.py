@@ -28,6 +28,7 @@ from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.validation import Validation
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
@@ -130,7 +131,13 @@ class Job:
         return self.ranks.is_server
 
     def serve(
-        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+        self,
+        dim: int,
+        read: Callable[[], np.ndarray],
+        dtype: DTypeLike = np.float32,
+        *,
+        learning_rate: Callable[[], float] | None = None,
+        validation: Validation | None = None,
     ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
@@ -138,13 +145,22 @@ class Job:
           dim: d, coordinates of all of them.
           read: gives their values as they are, [d], on the thread that calls it.
           dtype: of all that travels, float32 or float64.
+          learning_rate: gives the optimizer's in this step; None if unknown.
+          validation: the losses that the rule may judge gradients by; None where there are none.
         Raises:
           UserError: on every rank, with the same words.
         """
         link = cast(ServerLink, self._connect(dim, dtype))
         waits = ServerWaits(self.ranks)
         with waits.context():
-            aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
+            aggregation = Aggregation(
+                self.setting,
+                link.dim,
+                dtype=link.dtype,
+                secret=self._secret,
+                learning_rate=learning_rate,
+                validation=validation,
+            )
         server = RoundsServer(
             link,
             aggregation,

@@ -22,6 +22,7 @@ from aggregathor.dropin.keras.seeds import Seeds
 from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.dropin.v1 import V1, is_graph_of_sessions
+from aggregathor.dropin.validation import Validations
 from aggregathor.errors import UserError
 from aggregathor.internals.tensorflow import converted_as_here
 from aggregathor.locking import Guard, NoKernelLock
@@ -34,6 +35,7 @@ class Dropin:
 
     Attributes:
       guard: locks a worker's variables; None on the server and with ``lock="off"``.
+      validations: what the server judges gradients by, for rules that need that.
     """
 
     def __init__(self, job: Job) -> None:
@@ -42,9 +44,10 @@ class Dropin:
         self.guard = _make_guard(job)
         keep_initial_values(self.guard)
         patch_calls()
-        self._updates = Updates(job, checkpoints, self.guard)
+        self.validations = Validations(job)
+        self._updates = Updates(job, checkpoints, self.guard, self.validations)
         self._optimizers = Optimizers(self._updates)
-        Fit(job, self._optimizers, checkpoints)
+        Fit(job, self._optimizers, checkpoints, self.validations)
         seeds = Seeds(
             job.ranks.rank,
             is_server=job.is_server,

@@ -13,6 +13,7 @@ import tensorflow as tf
 from aggregathor import ops
 from aggregathor.cluster.job import Half, Job
 from aggregathor.dropin.functions import Turn
+from aggregathor.dropin.validation import Validations
 from aggregathor.flat import FlatLayout
 from aggregathor.locking import Guard, variable_of
 from aggregathor.protocols.server import ServerHalf
@@ -32,6 +33,9 @@ class SharedVariables:
         variables: Sequence[Any],
         guard: Guard | None = None,
         read: Callable[[], Sequence[np.ndarray]] | None = None,
+        *,
+        learning_rate: Callable[[], float] | None = None,
+        validations: Validations | None = None,
     ) -> None:
         """Opens the rounds; collective.
 
@@ -40,6 +44,8 @@ class SharedVariables:
           variables: of TensorFlow or Keras, the same on all ranks, in the same order.
           guard: of a worker whose variables are locked, and which knows them.
           read: gives their values as they are, on any thread; by default eagerly.
+          learning_rate: gives that of the update rule in this step; None if unknown.
+          validations: the server's, which judge gradients for rules that need that.
         """
         self.turn = Turn()
         self._job = job
@@ -50,7 +56,13 @@ class SharedVariables:
         dim, dtype = self._layout.dim, self._layout.dtype.as_numpy_dtype
         self.half: Half
         if job.is_server:
-            self.half = server = job.serve(dim, self._read_flat, dtype)
+            self.half = server = job.serve(
+                dim,
+                self._read_flat,
+                dtype,
+                learning_rate=learning_rate,
+                validation=None if validations is None else validations.of(self._variables),
+            )
             round = functools.partial(self._serve, server)
         else:
             self.half = worker = job.work(dim, self._read_flat, dtype)

@@ -21,6 +21,7 @@ from aggregathor.dropin.deferred_variables import initialise
 from aggregathor.dropin.description import Group
 from aggregathor.dropin.functions import turns
 from aggregathor.dropin.shared_variables import SharedVariables
+from aggregathor.dropin.validation import Validations
 from aggregathor.flat import FlatLayout, is_number, places_of_trained
 from aggregathor.locking import Guard, name_of, variable_of
 
@@ -38,6 +39,7 @@ class Update(NamedTuple):
       follow: called on a worker once it has the server's variables, to keep its own state in step.
       counters: variables that all ranks begin with alike, beside those that are trained.
       state: returns the variables of the rule, for a checkpoint.
+      learning_rate: returns the step's; None where that is not known.
     """
 
     owner: Any
@@ -46,15 +48,19 @@ class Update(NamedTuple):
     follow: Callable[[], None] = lambda: None
     counters: Sequence[Any] = ()
     state: Callable[[], Sequence[Any]] = lambda: ()
+    learning_rate: Callable[[], float] | None = None
 
 
 class Updates:
     """The update rules that take part, and the variables that they share."""
 
-    def __init__(self, job: Job, checkpoints: Checkpoints, guard: Guard | None) -> None:
+    def __init__(
+        self, job: Job, checkpoints: Checkpoints, guard: Guard | None, validations: Validations
+    ) -> None:
         """Begins without any; a worker's ``guard`` locks the variables that take part."""
         self._job = job
         self._guard = guard
+        self._validations = validations
         self._checkpoints = checkpoints
         self._saved: dict[str, Group] = {}
         self._inside = threading.local()  # a rule is applied, which may call one that takes part
@@ -117,6 +123,7 @@ class Updates:
         # The current values, even while a function is being traced.
         with self._beginning, tf.init_scope():
             if key not in self._shared:
+                self._validations.check()
                 self._owners.append(update.owner)
                 initialise([variable_of(v) for v in variables])
                 if self._job.is_server:
@@ -124,7 +131,13 @@ class Updates:
                 if self._guard is not None:
                     self._guard.train(variables)
                 self.synchronise([*variables, *update.counters])
-                shared = SharedVariables(self._job, variables, self._guard)
+                shared = SharedVariables(
+                    self._job,
+                    variables,
+                    self._guard,
+                    learning_rate=update.learning_rate,
+                    validations=self._validations,
+                )
                 self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)

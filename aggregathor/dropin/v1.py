@@ -19,6 +19,7 @@ import tensorflow as tf
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.dropin.updates import Update, Updates
+from aggregathor.errors import UserError
 from aggregathor.flat import is_number, places_of_trained
 from aggregathor.internals.patching import as_method
 from aggregathor.internals.tensorflow import BaseSession, FuncGraph, wrapped_optimizer
@@ -138,7 +139,16 @@ class V1:
           apply: server: makes the op that applies the aggregate, given as such pairs.
           follow: worker: makes an op, or None, to run beside the assignment of the variables.
           name: of the op that is returned.
+
+        Raises:
+          UserError: the rule judges gradients by a loss, which graphs of sessions do not compute.
         """
+        rule = self._job.setting.rule
+        if rule.needs_validation:
+            raise UserError(
+                f"{rule.name} judges gradients by a loss on validation data, which is not computed "
+                "in graphs of tf.compat.v1: train by fit, or by a loop with tf.GradientTape"
+            )
         gradients, variables = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         pairs = [pairs[place] for place in places_of_trained(gradients, variables)]
         variables = [variable for _, variable in pairs]

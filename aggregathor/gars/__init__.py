@@ -31,6 +31,9 @@ from aggregathor.gars.distances import sq_distances
 from aggregathor.gars.geometric_median import geometric_median
 
 # isort: split
+from aggregathor.gars.zeno import zeno
+
+# isort: split
 from aggregathor.gars.composition import Rule, compose
 from aggregathor.gars.pre_aggregation import (
     PRE_AGGREGATIONS,
@@ -72,4 +75,5 @@ __all__ = [
     "pre_aggregation",
     "sq_distances",
     "trimmed_mean",
+    "zeno",
 ]

@@ -69,6 +69,9 @@ class Gar:
       parameters: name and default of what it takes beside ``f``.
       takes_arrays: whether its function also takes arrays, without TensorFlow.
       takes_columns: whether it can also be applied to some columns by themselves.
+      needs_validation: whether it judges gradients by ``Context.losses``, and so needs data that
+        only the server has.
+      note: what a table of conditions does not tell; "" for nothing.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Gar:
     parameters: dict[str, Any]
     takes_arrays: bool
     takes_columns: bool
+    needs_validation: bool
+    note: str
     _function: Callable[..., Any]
     _init: Callable[..., State] | None
     _lent: frozenset[str]  # which of "state" and "context" the function takes
@@ -241,7 +246,7 @@ class Gar:
         is_stack = stack_nd.dtype == np.float32 and stack_nd.ndim == 2 and stack_nd.size
         if not (is_stack and self.takes_arrays and has_arrays()):
             aggregated, state = self.apply(
-                _as_tensor(stack_nd),
+                as_tensor(stack_nd),
                 *(state, context),
                 **{"f": f, "unsafe": unsafe, "usage": usage, **parameters},
             )
@@ -269,6 +274,8 @@ def gar(
     source: str,
     takes_arrays: bool = False,
     takes_columns: bool = False,
+    needs_validation: bool = False,
+    note: str = "",
     init: Callable[..., State] | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., tf.Tensor]]:
@@ -291,6 +298,8 @@ def gar(
       source: the paper.
       takes_arrays: whether the function also takes an array float32 [n, d], and then gives arrays.
       takes_columns: whether it also takes ``Columns`` of one, which it may give to kernels only.
+      needs_validation: whether it asks ``context.losses``, which a server lends that has such data.
+      note: what users should know beside the condition, in a sentence.
       init: ``init(n, d, **parameters)`` gives the state of a rule that has any: arrays by name.
         Such a rule is applied to whole stacks only: it is neither ``coordinate_wise`` nor
         ``takes_columns``.
@@ -331,6 +340,8 @@ def gar(
             parameters=defaults_of(name, shown),
             takes_arrays=takes_arrays,
             takes_columns=takes_columns,
+            needs_validation=needs_validation,
+            note=note,
             _function=function,
             _init=init,
             _lent=lent,
@@ -430,7 +441,7 @@ def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     return stack_nd, int(stack_nd.shape[0])  # a v1.Dimension in scripts of v1
 
 
-def _as_tensor(stack_nd: np.ndarray) -> Values:
+def as_tensor(stack_nd: np.ndarray) -> Values:
     """Returns a tensor on the same memory, which ``tf.convert_to_tensor`` would copy, if it can."""
     if stack_nd.dtype not in (np.float32, np.float64) or not stack_nd.flags.carray:
         return tf.convert_to_tensor(stack_nd)

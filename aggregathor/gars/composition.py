@@ -68,6 +68,11 @@ class Rule:
         return self.gar.has_state
 
     @property
+    def needs_validation(self) -> bool:
+        """Whether it judges gradients by a loss on data that only the server has."""
+        return self.gar.needs_validation
+
+    @property
     def coordinate_wise(self) -> bool:
         """Whether a coordinate of the result depends on that of the rows alone."""
         return self.gar.coordinate_wise and not self._stages

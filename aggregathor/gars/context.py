@@ -27,9 +27,11 @@ class Context:
       params: gives the parameters that the gradients are of, [d]; None where nobody lends
         them.
       learning_rate: gives that of the server's optimizer in this step; None where nobody knows it.
-      losses: ``losses(candidates_nd) -> float64 [n + 1]``, for rules that judge gradients by data
-        that only the server has: the loss at the parameters, and at the parameters after each of n
-        gradients; None where there are no such data.
+      losses: ``losses(stack_nd, rows, gamma, n_r) -> float64 [k + 1]``, for rules that judge
+        gradients by data that only the server has: the loss on n_r of them, drawn anew each round,
+        at the parameters x, and at x - gamma u for each of the k rows u of an array [n, d] that
+        ``rows`` names. Missing coordinates count as 0; neither the array nor anything of the model
+        is changed. None where there are no such data.
       rng: ``rng(purpose)`` gives the round's generator for a purpose, the same one each time. Its
         seed is the server's alone: attackers that knew it would know what a random rule does.
     """
@@ -37,5 +39,5 @@ class Context:
     round: int = 0
     params: Callable[[], np.ndarray] | None = None
     learning_rate: Callable[[], float] | None = None
-    losses: Callable[[np.ndarray], np.ndarray] | None = None
+    losses: Callable[..., np.ndarray] | None = None
     rng: Callable[[str], np.random.Generator] = fixed_generator

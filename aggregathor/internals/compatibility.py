@@ -89,6 +89,11 @@ KERAS_NAMES = (
     PrivateName(_TRAINER, "TensorFlowTrainer._get_metrics_result_or_logs", "self logs"),
     PrivateName(_TRAINER, "TensorFlowTrainer.__init__", sets="_distribute_strategy"),
     PrivateName("keras.src.trainers.trainer", "Trainer.__init__", sets="_initial_epoch"),
+    PrivateName(
+        "keras.src.trainers.trainer",
+        "Trainer._compute_loss",
+        "self x y y_pred sample_weight training",
+    ),
     PrivateName(_TRAINER, "TFEpochIterator.tf_sync", "self"),
     PrivateName(_TRAINER, "TFEpochIterator.__next__", "self"),
     PrivateName(_EPOCHS, "EpochIterator._enumerate_iterator", "self"),
@@ -169,6 +174,7 @@ TENSORFLOW_NAMES = (
     PrivateName(_OPS, "Operation._set_attr", "self attr_name attr_value"),
     PrivateName(_OPS, "Operation._update_input", "self index tensor"),
     PrivateName("tensorflow.python.ops.ref_variable", "RefVariable._ref", "self"),
+    PrivateName("tensorflow.python.ops.handle_data_util", "get_handle_data", "source_t"),
     PrivateName("tensorflow.python.ops.script_ops", "_py_funcs.get", "token ..."),
     PrivateName(
         "tensorflow.python.ops.script_ops", "FuncRegistry.__call__", "self token device args"

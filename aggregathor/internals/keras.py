@@ -33,6 +33,26 @@ def is_distributed(model: Any) -> bool:
     return model._distribute_strategy is not None
 
 
+def inference_loss(model: Any, batch: tuple[Any, ...]) -> Any:
+    """Returns a model's compiled loss on a batch, computed as ``evaluate`` does.
+
+    Args:
+      model: a compiled one.
+      batch: inputs, targets and weights of the examples, the last two if there are any.
+
+    Raises:
+      ValueError: it has no loss.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return model._compute_loss(
+        x=x,
+        y=y,
+        y_pred=model(x, training=False),
+        sample_weight=sample_weight,
+        training=False,
+    )
+
+
 def replace_build(build: Callable[..., None]) -> Callable[..., None]:
     """Replaces what ``fit`` calls to build a model by its first batch, if it is distributed.
 
@@ -304,6 +324,7 @@ __all__ = [
     "built_variables",
     "change_default_seeds",
     "count_step",
+    "inference_loss",
     "is_distributed",
     "layers_of",
     "replace_build",

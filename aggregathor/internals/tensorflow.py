@@ -32,7 +32,7 @@ from tensorflow.python.eager.polymorphic_function import (
 from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
-from tensorflow.python.ops import script_ops
+from tensorflow.python.ops import handle_data_util, script_ops
 from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator
 
@@ -291,6 +291,17 @@ def resource_of(handle: Any) -> tuple[str, str] | None:
     return (found[2], found[1]) if found else None
 
 
+def spec_of_variable(tensor: Any) -> tf.TensorSpec | None:
+    """Returns shape and dtype of the variable that a tensor is the handle of; None if of none."""
+    if tensor.dtype != tf.resource:
+        return None
+    data = handle_data_util.get_handle_data(tensor)
+    if data is None or not data.is_set or len(data.shape_and_type) != 1:
+        return None
+    (of,) = data.shape_and_type
+    return tf.TensorSpec(of.shape, of.dtype)
+
+
 def reference_of(variable: Any) -> tf.Tensor:
     """Returns the reference to a variable of v1 that has no handle."""
     return variable._ref()
@@ -355,6 +366,7 @@ __all__ = [
     "replace_input",
     "resource_of",
     "set_attribute",
+    "spec_of_variable",
     "subgraph",
     "synchronous_execution",
     "watch_checkpoints",

@@ -20,6 +20,7 @@ from aggregathor.gars import Aggregated, Context, State
 from aggregathor.protocols.overlap import StreamingAggregate
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.validation import Validation
 from lossympi import Collected, fill
 from lossympi.rng import generator
 
@@ -51,6 +52,8 @@ class Aggregation:
         *,
         dtype: DTypeLike = np.float32,
         secret: int | None = None,
+        learning_rate: Callable[[], float] | None = None,
+        validation: Validation | None = None,
     ) -> None:
         """Begins before the first round.
 
@@ -60,6 +63,8 @@ class Aggregation:
           dtype: of the stacks, float32 or float64.
           secret: seed of the generators that rules get, 0..2^63-1; by default the setting's, which
             workers know too.
+          learning_rate: gives that of the server's optimizer in this step; None if unknown.
+          validation: the losses that the rule may judge gradients by; None where there are none.
         """
         self.setting = setting
         self._dim = dim
@@ -67,6 +72,8 @@ class Aggregation:
         self._rule = setting.rule
         self.rule_state = self._rule.init(setting.num_workers, dim)
         self._secret = setting.seed if secret is None else secret
+        self._learning_rate = learning_rate
+        self._validation = validation
         self._previous_nd: np.ndarray | None = None
         sampled = self._rule.coordinate_wise and dim > SAMPLED
         self._sample = _sample(dim) if sampled else None
@@ -88,11 +95,17 @@ class Aggregation:
         self._previous_nd = np.array(state["previous"]) if "previous" in state else None
 
     def context(self, round: int, params: Callable[[], np.ndarray] | None = None) -> Context:
-        """Returns what a round lends to the rule."""
+        """Returns what a round lends to the rule; without parameters it lends no losses."""
+
+        def rng(purpose: str) -> np.random.Generator:
+            return generator(f"rule {purpose}", self._secret, round)
+
         return Context(
             round=round,
             params=params,
-            rng=lambda purpose: generator(f"rule {purpose}", self._secret, round),
+            learning_rate=self._learning_rate,
+            losses=self._losses_at(params, rng),
+            rng=rng,
         )
 
     def fill(self, collected: Collected) -> None:
@@ -176,6 +189,18 @@ class Aggregation:
         usage_n = np.zeros(len(stack_nd))
         usage_n[present] = aggregated.usage_n
         return aggregated._replace(usage_n=usage_n)
+
+    def _losses_at(
+        self,
+        params: Callable[[], np.ndarray] | None,
+        rng: Callable[[str], np.random.Generator],
+    ) -> Callable[..., np.ndarray] | None:
+        validation = self._validation
+        if params is None or validation is None:
+            return None
+        return lambda stack_nd, rows, gamma, n_r: validation(
+            params(), stack_nd, rows, gamma, n_r, rng("validation")
+        )
 
     def _state_fits(self, n: int) -> bool:
         """Returns whether the rule's state is the same for n rows as for all."""

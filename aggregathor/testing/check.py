@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from aggregathor.errors import UserError
 from aggregathor.gars import Condition
 from aggregathor.testing.clauses import CLAUSES
 from aggregathor.testing.stacks import DTYPES
@@ -82,6 +83,7 @@ def check_gar(
 
     Raises:
       ContractError: the rule breaks a clause; the message lists all that it breaks.
+      UserError: the rule judges gradients by validation data, and here are none.
     """
     subject = Subject.of(
         gar,
@@ -96,6 +98,11 @@ def check_gar(
         threads=threads,
         parameters=parameters,
     )
+    if subject.needs_validation:
+        raise UserError(
+            f"{subject.name} judges gradients by the loss on validation data, and the stacks here "
+            "have none: give a function that applies it with a gars.Context of its own"
+        )
     failures, stacks = {}, {}
     for name, clause in CLAUSES.items():
         before = subject.num_stacks

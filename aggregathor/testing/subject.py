@@ -30,6 +30,7 @@ class Subject:
     condition: Condition
     robust: bool = True
     tolerates_missing: bool = True
+    needs_validation: bool = False
     dtypes: tuple[str, ...] = DTYPES
     largest_n: int = 100
     seed: int = 0
@@ -53,6 +54,7 @@ class Subject:
             "condition": Condition.parse(needed) if isinstance(needed, str) else needed,
             "robust": known.robust if known else True,
             "tolerates_missing": known is None or known.name != "average",
+            "needs_validation": known is not None and known.needs_validation,
         }
         own["name"] = "the rule" if own["name"] == "<lambda>" else own["name"]
         given = {key: value for key, value in fields.items() if value is not None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,6 +32,7 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
+    validation_of,
     values_of,
 )
 from lossympi.messages import MOST_BYTES, printable
@@ -59,6 +61,7 @@ class Server:
         optimizer: keras.Optimizer,
         batches: Batches,
         saves: Saves,
+        validation: Any = None,
     ) -> None:
         """Takes what a ``Simulation`` takes, the same on all ranks; ``connect`` comes next.
 
@@ -71,6 +74,10 @@ class Server:
           batches: what each worker draws.
           saves: ``saves(steps)`` says whether a checkpoint is made after so many steps. Workers
             then hand over what they keep from step to step.
+          validation: images and labels, arrays that no worker draws of, for rules that need them.
+
+        Raises:
+          UserError: the rule needs validation data.
         """
         self.setting = setting
         self.model = model
@@ -81,6 +88,7 @@ class Server:
         self._batches = batches
         self._saves = saves
         self._parameters = Parameters(model, optimizer)
+        self._validation = validation_of(setting, model, loss, validation)
         self._seeds = _seeds(model)
         self._forward = tf.function(self._loss_of, autograph=False)
         self._half: ServerHalf  # of `connect`
@@ -108,7 +116,13 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        self._half = self._job.serve(self.dim, self._parameters.read, self._parameters.dtype)
+        self._half = self._job.serve(
+            self.dim,
+            self._parameters.read,
+            self._parameters.dtype,
+            learning_rate=self._parameters.learning_rate,
+            validation=self._validation,
+        )
 
     def state(self) -> State:
         """Returns everything that the next steps depend on, as arrays for a checkpoint."""

@@ -8,6 +8,8 @@ restored from a checkpoint continues bit for bit.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -28,6 +30,7 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
+    validation_of,
     values_of,
 )
 from lossympi import Network, memory
@@ -58,6 +61,7 @@ class Simulation:
         loss: Loss,
         optimizer: keras.Optimizer,
         batches: Batches,
+        validation: Any = None,
     ) -> None:
         """Connects server and workers; changes nothing of the model yet.
 
@@ -67,6 +71,10 @@ class Simulation:
           loss: ``loss(labels, outputs) -> scalar``, the mean over a batch.
           optimizer: the server's; it is built for the model's trainable variables here.
           batches: what each worker draws; of ``setting.num_workers`` parts.
+          validation: images and labels, arrays that no worker draws of, for rules that need them.
+
+        Raises:
+          UserError: the setting cannot work, or its rule needs validation data.
         """
         setting.check()
         self.setting = setting
@@ -83,7 +91,13 @@ class Simulation:
         server, links = memory.connect(
             setting.num_workers, self.dim, network, dtype=self._parameters.dtype
         )
-        aggregation = Aggregation(setting, self.dim, dtype=self._parameters.dtype)
+        aggregation = Aggregation(
+            setting,
+            self.dim,
+            dtype=self._parameters.dtype,
+            learning_rate=self._parameters.learning_rate,
+            validation=validation_of(setting, model, loss, validation),
+        )
         self._server = RoundsServer(server, aggregation, self._parameters.read)
         self._halves = [WorkerHalf(link) for link in links]
         self._refusals = Refusals()
@@ -155,7 +169,10 @@ class Simulation:
             own_bd=rows_nd[self._num_honest :],
             f=self.setting.f,
             rng=generator("attack", self.setting.seed, self.steps),
-            aggregate=lambda stack_nd: aggregation.ask(stack_nd, context),
+            # What the server alone knows they cannot ask for.
+            aggregate=None
+            if self.setting.rule.needs_validation
+            else lambda stack_nd: aggregation.ask(stack_nd, context),
             state=self._memory,
         )
         try:

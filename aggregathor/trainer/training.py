@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from aggregathor.attacks import ATTACKS
+from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
 from aggregathor.gars import State
 from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RefusedError
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.validation import Examples, LossOnCopies, Validation
 from aggregathor.trainer.sampling import Batches
 
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -98,6 +100,11 @@ class Parameters:
     def assign(self, params_d: np.ndarray) -> None:
         """Replaces the values by these, [d]."""
         self._assign(tf.convert_to_tensor(params_d))
+
+    def learning_rate(self) -> float:
+        """Returns the optimizer's, as it is in the next step."""
+        assert self._optimizer is not None
+        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
 
     def _assign_all(self, params_d: tf.Tensor) -> None:
         for variable, value in zip(self.variables, self.layout.unflatten(params_d), strict=True):
@@ -222,6 +229,35 @@ class Refusals:
     def end(self) -> None:
         """Begins anew: the rule could be applied."""
         self.in_a_row = 0
+
+
+def validation_of(
+    setting: Setting, model: keras.Model, loss: Loss, arrays: Any
+) -> Validation | None:
+    """Returns what the rule judges gradients by, or None if it judges them by themselves.
+
+    Args:
+      setting: names the rule.
+      model: the server's; it is called as for inference.
+      loss: ``loss(labels, outputs) -> scalar``.
+      arrays: validation images and labels; None where there are none.
+
+    Raises:
+      UserError: the rule needs them.
+    """
+    if not setting.rule.needs_validation:
+        return None
+    if arrays is None:
+        raise UserError(
+            f"{setting.rule.name} judges gradients by the loss on validation data, which no worker "
+            "draws of, and there are none: give images and labels as validation="
+        )
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def loss_of(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return loss(labels, model(images, training=False))
+
+    return LossOnCopies(loss_of, variables, Examples(tuple(arrays)))
 
 
 def values_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, np.ndarray]:

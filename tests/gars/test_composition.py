@@ -12,7 +12,7 @@ from aggregathor.gars import GARS, Aggregated, ConditionError, Context, compose,
 from aggregathor.gars.base import registered
 from aggregathor.gars.pre_aggregation import Mixed, pre_aggregation
 from aggregathor.testing import check_gar
-from tests.gars.cases import ROBUST
+from tests.gars.cases import ALONE, ROBUST
 
 N, D = 19, 65
 TEXTS = ["nnm+median", "bucketing(s=2)+multi-krum(m=3)", "nnm+bucketing+krum"]
@@ -40,7 +40,7 @@ def drift():
     del registered["drift"]
 
 
-@pytest.mark.parametrize("name", GARS)
+@pytest.mark.parametrize("name", ALONE)
 def test_a_name_alone_is_the_rule(name, stack_nd, each_kernel):
     rule = compose(name)
     assert (rule.name, rule.gar) == (name, GARS[name])
@@ -234,7 +234,7 @@ def test_a_composition_keeps_the_contract(text, condition):
 # State.
 
 
-@pytest.mark.parametrize("name", GARS)
+@pytest.mark.parametrize("name", ALONE)
 def test_rules_without_state_have_none(name, stack_nd):
     rule = GARS[name]
     assert rule.init(N, D) == {}

@@ -244,4 +244,4 @@ def test_a_name_is_taken_once():
 
 def test_tables_list_the_rules_by_family():
     assert list(GARS)[:3] == ["average", "average-nan", "median"]
-    assert list(GARS)[-3:] == ["bulyan", "brute", "geometric-median"]
+    assert list(GARS)[-4:] == ["bulyan", "brute", "geometric-median", "zeno"]

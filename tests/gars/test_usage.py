@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from aggregathor.gars import GARS
-from tests.gars.cases import ROBUST
+from tests.gars.cases import ALONE, ROBUST
 from tests.warm.start import python as warm_python
 
 N, F, D = 11, 2, 65
@@ -27,7 +27,7 @@ def stack_nd(rng):
     return stack_nd
 
 
-@pytest.mark.parametrize("name", GARS)
+@pytest.mark.parametrize("name", ALONE)
 def test_usage_comes_with_the_aggregate(name, stack_nd, each_kernel):
     aggregated = GARS[name].aggregate(tf.constant(stack_nd), f=F)
     np.testing.assert_array_equal(aggregated.grad_d, GARS[name](stack_nd, f=F))
@@ -106,11 +106,12 @@ from aggregathor import ops
 from aggregathor.gars import GARS
 
 stack_nd = np.eye(7, 5, dtype=np.float32)
-before = {name: gar.aggregate(tf.constant(stack_nd), f=1) for name, gar in GARS.items()}
+alone = {name: gar for name, gar in GARS.items() if not gar.needs_validation}
+before = {name: gar.aggregate(tf.constant(stack_nd), f=1) for name, gar in alone.items()}
 tf.compat.v1.disable_v2_behavior()
 for kernels in ("native", "tensorflow"):
     with ops.using(kernels), context.eager_mode():
-        for name, gar in GARS.items():
+        for name, gar in alone.items():
             aggregated = gar.aggregate(tf.constant(stack_nd), f=1)
             for got, expected in zip(aggregated, before[name]):
                 np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-6, err_msg=name)

@@ -20,6 +20,21 @@ def clouds():
     return points.astype(np.float32), labels
 
 
+def held_out():
+    """Other points of the same clouds, as near to their centres."""
+    points, labels = clouds()
+    centres = np.stack([points[labels == label].mean(axis=0) for label in range(CLASSES)])
+    rng = np.random.default_rng(1)
+    labels = rng.integers(CLASSES, size=100).astype(np.int32)
+    points = centres[labels] + rng.standard_normal((100, FEATURES))
+    return points.astype(np.float32), labels
+
+
+def validation_for(setting, data=None):
+    """What rules get that judge gradients by a loss."""
+    return (data or held_out()) if setting.rule.needs_validation else None
+
+
 def network(*hidden):
     return keras.Sequential([keras.Input([FEATURES]), *hidden, layers.Dense(CLASSES)])
 
@@ -47,7 +62,8 @@ def simulate(
     setting = Setting(**{"num_workers": 7} | setting)
     parts = {"num_workers": setting.num_workers, "batch_size": 8, "seed": setting.seed}
     drawn = batches(*(data or clouds()), **parts)
-    return Simulation(setting, model(), objective, optimizer or sgd(), drawn)
+    validation = validation_for(setting, data)
+    return Simulation(setting, model(), objective, optimizer or sgd(), drawn, validation)
 
 
 def run(simulation, steps):

@@ -34,6 +34,7 @@ from aggregathor.dropin.keras.follow import (
 )
 from aggregathor.dropin.keras.optimizers import Optimizers
 from aggregathor.dropin.keras.resume import Checkpoints
+from aggregathor.dropin.validation import Validations
 from aggregathor.errors import UserError
 from aggregathor.internals.keras import (
     EpochSteps,
@@ -54,9 +55,16 @@ _logger = logging.getLogger(__name__)
 class Fit:
     """Patches ``fit`` and the train function."""
 
-    def __init__(self, job: Job, optimizers: Optimizers, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        job: Job,
+        optimizers: Optimizers,
+        checkpoints: Checkpoints,
+        validations: Validations,
+    ) -> None:
         """Patches Keras."""
         self._job = job
+        self._validations = validations
         self._optimizers = optimizers
         self._checkpoints = checkpoints
         self._without_data: Any = None  # the model that the server trains without any data
@@ -105,7 +113,8 @@ class Fit:
             self._job.begin()
             self._checkpoints.begin_fit()
             run = self._run_on_server if self._job.is_server else self._run_on_worker
-            return run(model, given, self._fits)
+            with self._validations.of_fit(model, given):
+                return run(model, given, self._fits)
         finally:
             self._leader, self._follower = outer
             self._job.doing = doing

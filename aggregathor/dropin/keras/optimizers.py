@@ -89,6 +89,7 @@ class Optimizers:
             follow=lambda: count_step(optimizer),
             counters=[step_counter(optimizer)],
             state=lambda: optimizer.variables,
+            learning_rate=lambda: float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
         )
 
     def _apply_unscaled(self, optimizer: Any, grads: Any, variables: Sequence[Any]) -> None:
