@@ -237,6 +237,12 @@ def step_counter(optimizer: Any) -> Any:
     return optimizer._iterations
 
 
+def learning_rate_of(optimizer: Any) -> float:
+    """Returns the learning rate of an optimizer's next step, of its schedule if it has one."""
+    rate = optimizer.learning_rate
+    return float(rate.numpy() if hasattr(rate, "numpy") else rate)
+
+
 def count_step(optimizer: Any) -> None:
     """Does what ``apply`` does beside changing the variables: counts, and averages the variables.
 
@@ -327,6 +333,7 @@ __all__ = [
     "inference_loss",
     "is_distributed",
     "layers_of",
+    "learning_rate_of",
     "replace_build",
     "reseed_global_generator",
     "restricted_fit",

@@ -14,6 +14,7 @@ from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
 from aggregathor.gars import State
+from aggregathor.internals.keras import learning_rate_of
 from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RefusedError
@@ -104,7 +105,7 @@ class Parameters:
     def learning_rate(self) -> float:
         """Returns the optimizer's, as it is in the next step."""
         assert self._optimizer is not None
-        return float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))
+        return learning_rate_of(self._optimizer)
 
     def _assign_all(self, params_d: tf.Tensor) -> None:
         for variable, value in zip(self.variables, self.layout.unflatten(params_d), strict=True):

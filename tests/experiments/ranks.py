@@ -20,6 +20,10 @@ RUNS = {
     },
     "any row": {"gar": "phocas", "f": 2, "attack": "gambler", "attack_args": {"probability": 0.1}},
     "local": {"gar": "geometric-median", "byzantine": 2, "attack": "gaussian", "optimizer": "adam"},
+    "judged": {
+        "gar": "zeno", "byzantine": 3, "attack": "label-flip", "gar_args": {"b": 4},
+        "validation_share": 0.1, "momentum": 0.5,
+    },
     "asks the rule": {"gar": "krum", "byzantine": 1, "attack": "hidden-coordinate"},
     "remembers": {
         "gar": "trimmed-mean", "byzantine": 2, "attack": "mimic", "fill": "previous",
@@ -27,7 +31,7 @@ RUNS = {
     },
     "dropout": {"gar": "median", "model": "phocas-cnn", "batch_size": 4},
 }  # fmt: skip
-RESUMED = ("remembers", "dropout")
+RESUMED = ("remembers", "dropout", "judged")
 TOO_MANY = {"gar": "krum", "f": 1, "byzantine": 3, "attack": "nan", "steps": 4}  # the last run
 
 

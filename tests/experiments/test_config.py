@@ -56,6 +56,11 @@ ATTACKED = {"byzantine": 2, "attack": "little", "gar": "median"}
         ({"loss": 1.5}, "in 0..1, got 1.5"),
         ({"transport": "upd"}, "no transport is called 'upd': did you mean 'udp'"),
         ({"transport": "mpi", "loss": 0.1}, "nothing is lost, and --loss is 0.1.*--transport=udp"),
+        ({"validation_share": 1.0}, r"0 <= share < 1, got 1\.0"),
+        ({"validation_share": -0.1}, r"0 <= share < 1, got -0\.1"),
+        ({"gar": "zeno"}, r"zeno judges gradients by .* with --validation_share=0\.1"),
+        ({"gar": "bucketing+zeno"}, "hold out a part of the training set"),
+        ({"gar": "zeno", "validation_share": 0.1, "f": 11}, r"zeno needs n >= f \+ 1 .* got 11"),
         ({"momentum": 1.0}, r"--momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": float("nan")}, "--momentum must be in"),
         ({"momentum": 2.0, "momentum_at": "worker"}, "--momentum must be in"),
@@ -81,6 +86,8 @@ def test_what_cannot_work_is_an_error(changes, message):
         {"transport": "udp", "loss": 0.1},
         {"momentum": 0.9, "momentum_at": "worker", "optimizer": "adam"},
         {"gar": "krum", "f": 8, "gar_args": {"unsafe": True}},
+        {"gar": "zeno", "f": 10, "validation_share": 0.1},
+        {"validation_share": 0.1},  # to compare with rules that need it
     ],
 )
 def test_what_is_odd_but_works_is_none(changes):

@@ -7,7 +7,8 @@ import pytest
 from aggregathor.errors import UserError
 from experiments import tasks
 from experiments.config import Config
-from experiments.run import run
+from experiments.dataset import hold_out
+from experiments.run import _load, run
 from tests.experiments.folders import data_dir
 
 
@@ -143,3 +144,45 @@ def test_data_that_are_not_prepared_leave_no_folder(tmp_path):
     with pytest.raises(UserError, match="is not prepared"):
         run(Config("mnist", data_dir=str(tmp_path)), tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_what_is_held_out_is_in_one_part_only():
+    """Each image is its own number."""
+    data = tasks.task("digits").load("")
+    numbered = np.arange(len(data.train_labels), dtype=np.int32).reshape(-1, 1, 1, 1)
+    data = dataclasses.replace(data, train_images=numbered)
+    rest, held_out = hold_out(data, 0.1, seed=3)
+    parts = [part.train_images.ravel() for part in (rest, held_out)]
+    assert [len(part) for part in parts] == [1260, 140]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), numbered.ravel())
+    for part in (rest, held_out):  # with their labels, and the test set as it was
+        numbers = part.train_images.ravel()
+        np.testing.assert_array_equal(part.train_labels, data.train_labels[numbers])
+        assert part.test_images is data.test_images
+    assert np.bincount(held_out.train_labels).min() > 3
+    again, other = (hold_out(data, 0.1, seed)[1].train_images for seed in (3, 4))
+    np.testing.assert_array_equal(again, held_out.train_images)
+    assert not np.array_equal(other, held_out.train_images)
+    assert hold_out(data, 0.0, seed=3) == (data, None)
+    assert len(hold_out(data, 1e-9, seed=3)[1].train_labels) == 1
+
+
+@pytest.mark.parametrize("partition", ["sampling", "shards", "dirichlet"])
+def test_no_worker_draws_what_the_server_judges_by(partition):
+    """Of the server's rank, a worker's and the simulation, which load alike."""
+    data = tasks.task("digits").load("")
+    data = dataclasses.replace(
+        data, train_images=data.train_images + np.arange(1400).reshape(-1, 1, 1, 1) * 17
+    )
+    config = Config(
+        gar="zeno", f=1, validation_share=0.2, partition=partition, batch_size=100, seed=5
+    )
+    loaded = _load(config, data)
+    judged = set(map(bytes, loaded.validation[0]))
+    assert len(judged) == 280
+    drawn = set()
+    for step in range(20):
+        images, _ = loaded.batches.at(step)
+        drawn |= set(map(bytes, images.reshape(-1, 8, 8, 1)))
+    assert len(drawn) > 1000
+    assert drawn.isdisjoint(judged)

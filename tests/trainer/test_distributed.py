@@ -20,7 +20,17 @@ from aggregathor.trainer.distributed import Server, Worker
 from aggregathor.trainer.sampling import batches
 from lossympi import Network, backend, memory
 from tests.cluster import fake_mpi
-from tests.trainer.toys import clouds, cross_entropy, linear, mlp, run, sgd, simulate, weights
+from tests.trainer.toys import (
+    clouds,
+    cross_entropy,
+    linear,
+    mlp,
+    run,
+    sgd,
+    simulate,
+    validation_for,
+    weights,
+)
 
 SETTING = Setting(num_workers=5, f=1, gar="krum")
 
@@ -36,7 +46,7 @@ class Job:
         self.ranks = self.meeting = self
         self.network = Losing()
 
-    def serve(self, dim, read, dtype):
+    def serve(self, dim, read, dtype, **_):
         server, self.links = memory.connect(5, dim, self.network, dtype=dtype)
         self.half = RoundsServer(server, Aggregation(SETTING, dim, dtype=dtype), read)
         return self.half
@@ -106,6 +116,10 @@ STEPS = 6
 ALIKE = {
     "a rule": {"gar": "multi-krum", "f": 1, "num_workers": 5},
     "a composition": {"gar": "bucketing(s=2)+median", "f": 1, "num_workers": 6},
+    "a rule that judges by a loss": {
+        "gar": "zeno", "f": 3, "byzantine": 3, "attack": "sign-flip", "gar_args": {"b": 4},
+        "num_workers": 5,
+    },
     "an attack with memory": {
         "gar": "median", "f": 1, "byzantine": 1, "num_workers": 3,
         "attack": "mimic", "attack_args": {"follow": "direction"},
@@ -134,6 +148,7 @@ def train_on_threads(setting, monkeypatch):
         connect_in_memory(setting, monkeypatch)
     config = Config(
         gar=setting.gar,
+        gar_args=setting.gar_args,
         f=setting.f,
         byzantine=setting.byzantine,
         attack=setting.attack,
@@ -149,7 +164,8 @@ def train_on_threads(setting, monkeypatch):
         arguments = (job, setting, models[comm.rank], cross_entropy)
         try:
             if job.is_server:
-                trained = Server(*arguments, sgd(), drawn, lambda step: False)
+                validation = validation_for(setting)
+                trained = Server(*arguments, sgd(), drawn, lambda step: False, validation)
                 trained.connect()
                 reports = run(trained, STEPS)
                 return trained, [report.round.delivered_n for report in reports]

@@ -298,6 +298,9 @@ RESUMED = {
     "gaussian": lambda: simulate(gar="median", f=2, byzantine=2, attack="gaussian"),
     "dropout": lambda: simulate(dropout),
     "batch norm": lambda: simulate(batch_norm),
+    "zeno": lambda: simulate(
+        dropout, gar="zeno", f=4, byzantine=4, attack="sign-flip", gar_args={"b": 5}
+    ),
     "all": lambda: simulate(
         dropout,
         optimizer=keras.optimizers.AdamW(0.01),
@@ -446,6 +449,60 @@ def test_a_setting_that_cannot_work_is_an_error(changes, message):
 @pytest.mark.parametrize("name", ["bit-flip", "gambler"])
 def test_attacks_on_the_way_need_no_byzantine_worker(name):
     Setting(num_workers=7, attack=name).check()
+
+
+def test_most_workers_may_lie_to_zeno_and_not_to_other_rules():
+    """4 of 7; the validation data are of the same clouds."""
+
+    def trained(**rule):
+        simulation = simulate(mlp, byzantine=4, attack="sign-flip", **rule)
+        run(simulation, 60)
+        return accuracy(simulation)
+
+    for rule in ({"gar": "average"}, {"gar": "median", "f": 3}, {"gar": "krum", "f": 2}):
+        assert trained(**rule) < 0.4, rule
+    assert trained(gar="zeno", f=4, gar_args={"b": 5, "n_r": 16}) > 0.9
+
+
+def test_zeno_judges_by_the_servers_learning_rate_and_by_examples_of_the_round():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.02])
+    simulation = simulate(optimizer=sgd(learning_rate=schedule), gar="zeno", f=1)
+    aggregation = simulation._server.aggregation
+    judge, asked = aggregation._validation, []
+
+    def noting(params_d, stack_nd, rows, gamma, n_r, rng):
+        asked.append((gamma, n_r, rng.bit_generator.state["state"]["counter"].tolist()))
+        np.testing.assert_array_equal(params_d, weights(simulation))
+        return judge(params_d, stack_nd, rows, gamma, n_r, rng)
+
+    aggregation._validation = noting
+    run(simulation, 5)
+    assert [each[0] for each in asked] == pytest.approx([0.1, 0.1, 0.1, 0.02, 0.02])
+    assert {each[1] for each in asked} == {4}
+    assert len({str(each[2]) for each in asked}) == 5
+
+
+@pytest.mark.parametrize("make", [dropout, batch_norm])
+def test_judging_changes_nothing_of_the_training(make):
+    """Zeno that leaves nobody out is the average: of the same batches, dropout and statistics."""
+    judged, plain = simulate(make, gar="zeno"), simulate(make)
+    for one, other in zip(run(judged, 5), run(plain, 5), strict=True):
+        np.testing.assert_allclose(one.round.grad_d, other.round.grad_d, rtol=1e-5, atol=1e-7)
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+    for one, other in zip(judged.model.variables, plain.model.variables, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6, err_msg=one.path)
+
+
+def test_zeno_without_validation_data_is_an_error():
+    drawn = batches(*clouds(), num_workers=7, batch_size=8)
+    with pytest.raises(UserError, match="zeno judges gradients by the loss on validation data"):
+        Simulation(Setting(num_workers=7, gar="zeno"), linear(), cross_entropy, sgd(), drawn)
+
+
+def test_attackers_cannot_ask_what_the_server_alone_knows():
+    simulation = simulate(gar="zeno", f=2, byzantine=2, attack="hidden-coordinate")
+    with pytest.raises(UserError, match="needs to ask the rule in use"):
+        simulation.step()
 
 
 def test_batches_of_another_number_of_workers_are_an_error():

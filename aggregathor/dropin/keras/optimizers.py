@@ -26,6 +26,7 @@ from aggregathor.internals.keras import (
     build_optimizer,
     built_variables,
     count_step,
+    learning_rate_of,
     step_counter,
 )
 from aggregathor.internals.patching import as_method
@@ -89,7 +90,7 @@ class Optimizers:
             follow=lambda: count_step(optimizer),
             counters=[step_counter(optimizer)],
             state=lambda: optimizer.variables,
-            learning_rate=lambda: float(keras.ops.convert_to_numpy(optimizer.learning_rate)),
+            learning_rate=lambda: learning_rate_of(optimizer),
         )
 
     def _apply_unscaled(self, optimizer: Any, grads: Any, variables: Sequence[Any]) -> None:
