@@ -85,8 +85,8 @@ class Config(Settings):
         setting.check()
         if setting.rule.needs_validation and not self.validation_share:
             raise UserError(
-                f"{self.gar} judges gradients by the loss on data that the server alone has: hold "
-                "out a part of the training set with --validation_share=0.1"
+                f"{setting.rule.gar.name} judges gradients by the loss on data that the server "
+                "alone has: hold out a part of the training set with --validation_share=0.1"
             )
         self.make_optimizer()
 

@@ -146,8 +146,9 @@ class V1:
         rule = self._job.setting.rule
         if rule.needs_validation:
             raise UserError(
-                f"{rule.name} judges gradients by a loss on validation data, which is not computed "
-                "in graphs of tf.compat.v1: train by fit, or by a loop with tf.GradientTape"
+                f"{rule.gar.name} judges gradients by a loss on validation data, which is not "
+                "computed in graphs of tf.compat.v1: train by fit, or by a loop with "
+                "tf.GradientTape"
             )
         gradients, variables = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         pairs = [pairs[place] for place in places_of_trained(gradients, variables)]

@@ -38,7 +38,7 @@ class Validations:
 
     def __init__(self, job: Job) -> None:
         """Begins without any."""
-        self._rule = job.setting.rule.name
+        self._rule = job.setting.rule.gar.name
         self._is_needed = job.is_server and job.setting.rule.needs_validation
         self._held_out: Any = None
         self._given: _Source | None = None

@@ -38,7 +38,7 @@ class Validation(Protocol):
           stack_nd: gradients, [n, d]; NaN counts as 0.
           rows: int64 [k], which of them.
           gamma: the step.
-          n_r: how many examples the loss is of.
+          n_r: how many examples the loss is of, the same in all rounds.
           rng: the round's generator, which draws them.
         """
 
@@ -107,7 +107,7 @@ class LossOnCopies:
         self._traced: Any = None
         self._trained: list[tuple[int, tf.Variable]] = []  # the place of each, and its copy
         self._others: list[tuple[Any, tf.TensorSpec, tf.Variable]] = []  # handles, and their copies
-        self._losses = tf.function(self._losses_of_all, autograph=False)
+        self._losses: Any = None
 
     def __call__(
         self,
@@ -166,6 +166,18 @@ class LossOnCopies:
             )
         traced.set_external_captures(captures)
         self._traced = traced
+        dim, dtype = self._layout.dim, self._layout.dtype
+        self._losses = tf.function(
+            self._losses_of_all,
+            input_signature=[
+                tf.TensorSpec([dim], dtype),
+                tf.TensorSpec([None, dim], dtype),
+                tf.TensorSpec([None], tf.int32),
+                tf.TensorSpec([], dtype),
+                specs,
+            ],
+            autograph=False,
+        )
 
     def _losses_of_all(
         self,

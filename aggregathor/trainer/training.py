@@ -250,8 +250,8 @@ def validation_of(
         return None
     if arrays is None:
         raise UserError(
-            f"{setting.rule.name} judges gradients by the loss on validation data, which no worker "
-            "draws of, and there are none: give images and labels as validation="
+            f"{setting.rule.gar.name} judges gradients by the loss on validation data, which no "
+            "worker draws of, and there are none: give images and labels as validation="
         )
     variables = [variable.value for variable in model.trainable_variables]
 

@@ -88,6 +88,23 @@ def test_losses_are_those_of_the_model_after_each_step(make, examples, rng):
     assert len(set(got.tolist())) == 5
 
 
+def test_any_number_of_rows_is_traced_once(rng):
+    x = tf.Variable([1.0, 2.0])
+    traces = []
+
+    def loss_of():
+        traces.append(1)
+        return tf.reduce_sum(x)
+
+    losses = LossOnCopies(loss_of, [x], None)
+    for n, k in [(3, 2), (3, 3), (2, 1), (5, 0)]:
+        stack_nd = np.ones((n, 2), np.float32)
+        got = losses(np.array([1, 2], np.float32), stack_nd, np.arange(k), 0.5, 4, rng)
+        np.testing.assert_array_equal(got, [3, *[2] * k])
+    assert len(traces) == 1
+    assert losses._losses.experimental_get_tracing_count() == 1
+
+
 def test_they_are_of_the_variables_as_they_are_and_of_the_rounds_examples(examples, rng):
     model = everything()
     variables = tf_variables(model)
