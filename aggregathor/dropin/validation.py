@@ -15,9 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import ops
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.internals.keras import inference_loss
+from aggregathor.ops.exchange import num_op_threads
 from aggregathor.protocols.validation import Examples, LossOnCopies, Validation
 
 _logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class Validations:
           UserError: the data cannot be drawn of.
         """
         if self._is_needed:
+            self._check_threads()
             self._given = _Source(loss_fn, None if data is None else examples_of(data))
 
     @contextlib.contextmanager
@@ -71,6 +74,7 @@ class Validations:
                 data, steps = self._held_out, None
             if data is not None:
                 self._of_fit = _Source(_compiled_loss(model), examples_of(data, steps))
+            self._check_threads()
             self.check()
         try:
             yield
@@ -108,6 +112,15 @@ class Validations:
             return made[0][1](params_d, stack_nd, rows, gamma, n_r, rng)
 
         return judge
+
+    def _check_threads(self) -> None:
+        """Raises ``UserError`` where the losses would wait for the step that waits for them."""
+        if ops.state().in_use == "tensorflow" and num_op_threads() < 2:
+            raise UserError(
+                f"{self._rule} computes losses while a step waits for them, and without the native "
+                "library that takes a second thread of TensorFlow's: set TF_NUM_INTEROP_THREADS=2, "
+                f"or {ops.REBUILD}"
+            )
 
     @property
     def _source(self) -> _Source | None:

@@ -37,6 +37,18 @@ def test_one_row_is_kept(judged):
     assert sorted(judged[0]["used"]) == [0, 0, 1]
 
 
+@pytest.mark.parametrize(("threads", "works"), [(1, False), (2, True)])
+def test_without_the_native_library_it_needs_a_second_thread(threads, works, tmp_path):
+    """With one the losses would wait for the step, and the step for them."""
+    environment = {
+        "AGGREGATHOR_KERNELS": "tensorflow", "TF_NUM_INTEROP_THREADS": str(threads),
+    }  # fmt: skip
+    done = train(4, SCRIPT, "rate known", RESULTS=str(tmp_path), **environment)
+    assert (done.returncode == 0) == works, done.stderr
+    said = "aggregathor: error: zeno computes losses while a step waits for them"
+    assert done.stderr.count(said) == (not works)
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [

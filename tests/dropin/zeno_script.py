@@ -1,6 +1,6 @@
 """Trains where 2 of 3 workers send what leads away, judged by a loss of the server's.
 
-zeno_script.py JOB. "judged" trains in every way; each of the others is to end with an error.
+zeno_script.py JOB. "judged" trains in every way, "rate known" in one; others end with an error.
 """
 
 import sys
@@ -146,6 +146,7 @@ JOBS = {
     "fit without": by_fit,
     "loop without": by_loop_without,
     "rate unknown": lambda: by_loop(by_own_rule),
+    "rate known": lambda: by_loop(by_optimizer),
     "session": in_a_session,
 }
 

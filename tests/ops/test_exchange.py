@@ -475,7 +475,7 @@ class TakesParts(FunctionsOfC):
 def small_parts(monkeypatch):
     """Lets tensors of 5 values leave early, though it has few threads."""
     monkeypatch.setattr("aggregathor.ops.exchange.exchange_op.LEAST_PART", 5)
-    monkeypatch.setattr("aggregathor.ops.exchange.exchange_op._num_op_threads", lambda: 2)
+    monkeypatch.setattr("aggregathor.ops.exchange.exchange_op.num_op_threads", lambda: 2)
 
 
 def step_with(function, channel):
@@ -569,7 +569,7 @@ def test_a_step_may_fail_after_a_part_has_come(mode, opened, small_parts, rng):
 @pytest.mark.parametrize("mode", ["eager", "one thread", "no function"])
 def test_where_nothing_is_won_there_are_no_parts(mode, opened, small_parts, rng, monkeypatch):
     if mode == "one thread":
-        monkeypatch.setattr("aggregathor.ops.exchange.exchange_op._num_op_threads", lambda: 1)
+        monkeypatch.setattr("aggregathor.ops.exchange.exchange_op.num_op_threads", lambda: 1)
     native = FunctionsOfC() if mode == "no function" else TakesParts()
     channel = opened("native", None, native=native)
     sent = values(rng)

@@ -7,6 +7,7 @@ from aggregathor.ops.exchange.exchange_op import (
     Function,
     NativeChannel,
     PythonChannel,
+    num_op_threads,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Function",
     "NativeChannel",
     "PythonChannel",
+    "num_op_threads",
 ]

@@ -83,7 +83,7 @@ class NativeChannel:
             raise ValueError(f"the native rounds are of vectors that have not {floats} floats")
         # With one thread TensorFlow runs what waits for a gradient after the last of them.
         sends_parts = library.aggregathor_channel_sends_parts(self._handle)
-        self._sends_parts = bool(sends_parts) and _num_op_threads() > 1
+        self._sends_parts = bool(sends_parts) and num_op_threads() > 1
         _open.append(self)
 
     def call(self, values: Sequence[tf.Tensor], specs: Sequence[tf.TensorSpec]) -> Any:
@@ -224,7 +224,7 @@ def _place(values: Sequence[tf.Tensor], dtype: np.dtype) -> list[_Part]:
     return parts
 
 
-def _num_op_threads() -> int:
+def num_op_threads() -> int:
     """How many ops TensorFlow runs at once."""
     told = os.environ.get("TF_NUM_INTEROP_THREADS", "")
     return (
