@@ -14,8 +14,8 @@ from aggregathor.gars.base import Aggregated, Values, gar, is_whole
 from aggregathor.gars.context import Context
 from aggregathor.gars.distances import mean_of_rows, usage_of
 
-# Of a row that is squared and added at a time: in float64 it fits into a core's own cache, and BLAS
-# adds so few on one thread, so that the sum does not depend on their number.
+# Values that are squared and added at a time: BLAS adds so few on one thread, so that the sum does
+# not depend on the number of threads; and the blocks' sums are added in float64.
 _BLOCK = 8192
 
 
@@ -177,11 +177,16 @@ def _look_at(row_d: np.ndarray) -> _Row:
 
 
 def _sq_norm(row_d: np.ndarray) -> float:
-    """Returns the squared norm, computed in float64; NaN where something is missing."""
+    """Returns the squared norm, which may be beyond float32; NaN where something is missing."""
     total = 0.0
-    for first in range(0, len(row_d), _BLOCK):
-        block = row_d[first : first + _BLOCK].astype(np.float64)
-        total += float(block @ block)
+    with np.errstate(over="ignore"):
+        for first in range(0, len(row_d), _BLOCK):
+            block = row_d[first : first + _BLOCK]
+            sq_norm = float(block @ block)
+            if sq_norm == math.inf:  # in float32, maybe
+                block = block.astype(np.float64)
+                sq_norm = float(block @ block)
+            total += sq_norm
     return total
 
 

@@ -7,16 +7,21 @@ writes, such as weights, statistics of batch normalisation, metrics and states o
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
 
 from aggregathor.errors import UserError
 from aggregathor.flat import FlatLayout
-from aggregathor.gars.base import as_tensor
 from aggregathor.internals.tensorflow import spec_of_variable
+
+# Values that are computed at a time: three blocks of them fit into a core's own cache.
+_BLOCK = 32768
 
 
 class Validation(Protocol):
@@ -81,7 +86,8 @@ class Examples:
 class LossOnCopies:
     """A ``Validation`` by a loss that TensorFlow computes; its own copies of the variables change.
 
-    Memory: one set of variables, and three vectors [d] while it computes.
+    Time: per row a forward pass, and one pass over x, u and x - gamma u. Memory: one more set of
+    the variables that are trained; of the stack nothing is copied if it lies in aligned memory.
     """
 
     def __init__(
@@ -104,10 +110,18 @@ class LossOnCopies:
         self._variables = [getattr(v, "values", [v])[0] for v in variables]  # the first replica
         self._examples = examples
         self._layout = FlatLayout(self._variables)
-        self._traced: Any = None
+        # A candidate x - gamma u, by variable: tensors, and arrays on the same memory.
+        with tf.device("/CPU:0"):
+            self._tensors = [tf.zeros([size], self._layout.dtype) for size in self._layout.sizes]
+        self._blocks = _blocks_of([_memory_of(tensor) for tensor in self._tensors])
+        num_threads = min(len(os.sched_getaffinity(0)), len(self._blocks))
+        self._threads = ThreadPoolExecutor(num_threads) if self._layout.dim > _BLOCK else None
+        self._shares = [self._blocks[first::num_threads] for first in range(num_threads)]
         self._trained: list[tuple[int, tf.Variable]] = []  # the place of each, and its copy
-        self._others: list[tuple[Any, tf.TensorSpec, tf.Variable]] = []  # handles, and their copies
-        self._losses: Any = None
+        self._others: list[_Other] = []
+        self._batch: Any = None  # variables that have the round's, in the structure of a batch
+        self._traced: Any = None
+        self._loss: Any = None  # of the candidate
 
     def __call__(
         self,
@@ -128,14 +142,34 @@ class LossOnCopies:
         batch = tf.nest.map_structure(tf.convert_to_tensor, drawn)
         if self._traced is None:
             self._trace(batch)
-        losses = self._losses(
-            as_tensor(params_d),
-            as_tensor(stack_nd),
-            tf.constant(rows, tf.int32),
-            tf.constant(gamma, stack_nd.dtype),
-            batch,
-        )
-        return losses.numpy()
+        tf.nest.map_structure(lambda variable, value: variable.assign(value), self._batch, batch)
+        # Read once: another thread may write them meanwhile, and all losses shall be of the same.
+        for other in self._others:
+            other.start.assign(_read(other.handle, other.spec))
+        losses = np.empty(len(rows) + 1)
+        for place, row in enumerate([None, *rows]):
+            self._step(params_d, None if row is None else stack_nd[row], gamma)
+            losses[place] = self._loss()
+        return losses
+
+    def _step(self, params_d: np.ndarray, grad_d: np.ndarray | None, gamma: float) -> None:
+        """Writes x - gamma u, or x, to the candidate."""
+
+        def write(blocks: list[_Block]) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                for block, here in blocks:
+                    if grad_d is None:
+                        block[:] = params_d[here]
+                        continue
+                    np.multiply(grad_d[here], -gamma, out=block)
+                    if np.isnan(block.min()):
+                        block[np.isnan(block)] = 0
+                    block += params_d[here]
+
+        if self._threads is None:
+            write(self._blocks)
+        else:
+            list(self._threads.map(write, self._shares))
 
     def _trace(self, batch: Any) -> None:
         """Traces the loss, and gives its graph the copies in place of all variables."""
@@ -152,12 +186,12 @@ class LossOnCopies:
             if spec is None:
                 captures.append(captured)
                 continue
-            value = tf.raw_ops.ReadVariableOp(resource=captured, dtype=spec.dtype)
-            copy = tf.Variable(value, trainable=False, shape=spec.shape)
+            copy = _variable(_read(captured, spec), spec)
             if id(captured) in places:
                 self._trained.append((places[id(captured)], copy))
             else:
-                self._others.append((captured, spec, copy))
+                start = _variable(_read(captured, spec), spec)
+                self._others.append(_Other(captured, spec, start, copy))
             captures.append(copy.handle)
         if not self._trained:
             raise UserError(
@@ -165,51 +199,70 @@ class LossOnCopies:
                 "compute it by the model that is trained"
             )
         traced.set_external_captures(captures)
-        self._traced = traced
-        dim, dtype = self._layout.dim, self._layout.dtype
-        self._losses = tf.function(
-            self._losses_of_all,
-            input_signature=[
-                tf.TensorSpec([dim], dtype),
-                tf.TensorSpec([None, dim], dtype),
-                tf.TensorSpec([None], tf.int32),
-                tf.TensorSpec([], dtype),
-                specs,
-            ],
-            autograph=False,
+        self._batch = tf.nest.map_structure(
+            lambda value, spec: _variable(value, spec), batch, specs
         )
+        self._traced = traced
+        # Called once a row: a loop within it would copy each row. It captures all that it needs, as
+        # arguments, and looking for the trace that fits them, take longer than a small model.
+        loss_of = tf.function(self._loss_of_candidate, autograph=False)
+        self._loss = loss_of.get_concrete_function()
 
-    def _losses_of_all(
-        self,
-        params_d: tf.Tensor,
-        stack_nd: tf.Tensor,
-        rows_k: tf.Tensor,
-        gamma: tf.Tensor,
-        batch: Any,
-    ) -> tf.Tensor:
-        """Makes the graph of all losses, one after the other."""
-        # Read once: another thread may write them meanwhile, and all losses shall be of the same.
-        others = [
-            (copy, tf.raw_ops.ReadVariableOp(resource=handle, dtype=spec.dtype))
-            for handle, spec, copy in self._others
+    def _loss_of_candidate(self) -> tf.Tensor:
+        """Makes the graph."""
+        parts = [
+            tf.cast(tf.reshape(part, spec.shape), spec.dtype)
+            for part, spec in zip(self._tensors, self._layout.specs, strict=True)
         ]
+        values = self._layout.restore(parts)
+        for place, copy in self._trained:
+            copy.assign(values[place])
+        for other in self._others:
+            other.copy.assign(other.start.read_value())
+        batch = tf.nest.map_structure(lambda variable: variable.read_value(), self._batch)
+        return tf.cast(tf.reshape(self._traced(*batch), []), tf.float64)
 
-        def loss_at(candidate_d: tf.Tensor) -> tf.Tensor:
-            values = self._layout.unflatten(candidate_d)
-            for place, copy in self._trained:
-                copy.assign(values[place])
-            for copy, value in others:
-                copy.assign(value)
-            return tf.cast(tf.reshape(self._traced(*batch), []), tf.float64)
 
-        def loss_after(row: tf.Tensor) -> tf.Tensor:
-            grad_d = stack_nd[row]
-            grad_d = tf.where(tf.math.is_nan(grad_d), tf.zeros_like(grad_d), grad_d)
-            return loss_at(params_d - gamma * grad_d)
+class _Block(NamedTuple):
+    """A piece of the candidate, and its place in the vector [d]."""
 
-        loss = loss_at(params_d)
-        with tf.control_dependencies([loss]):
-            loss_k = tf.map_fn(
-                loss_after, rows_k, fn_output_signature=tf.float64, parallel_iterations=1
-            )
-        return tf.concat([loss[tf.newaxis], loss_k], axis=0)
+    values: np.ndarray
+    place: slice
+
+
+class _Other(NamedTuple):
+    """A variable that is not trained: its handle, and where each loss of a round begins."""
+
+    handle: tf.Tensor
+    spec: tf.TensorSpec
+    start: tf.Variable
+    copy: tf.Variable
+
+
+def _blocks_of(parts: list[np.ndarray]) -> list[_Block]:
+    """Returns the parts of a vector in pieces, each with its place in the vector."""
+    blocks, first = [], 0
+    for part in parts:
+        for at in range(0, len(part), _BLOCK):
+            block = part[at : at + _BLOCK]
+            blocks.append(_Block(block, slice(first + at, first + at + len(block))))
+        first += len(part)
+    return blocks
+
+
+def _read(handle: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=spec.dtype)
+
+
+def _variable(value: tf.Tensor, spec: tf.TensorSpec) -> tf.Variable:
+    return tf.Variable(value, trainable=False, shape=spec.shape)
+
+
+def _memory_of(tensor: tf.Tensor) -> np.ndarray:
+    """Returns an array on a tensor's own memory, which may be written to.
+
+    It is TensorFlow's: of an array's it might let go when Python has ended, which never ends then.
+    """
+    shared = np.asarray(tensor)
+    memory: Any = (ctypes.c_char * shared.nbytes).from_address(shared.ctypes.data)
+    return np.frombuffer(memory, shared.dtype)
