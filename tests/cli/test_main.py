@@ -99,8 +99,20 @@ def test_gars_lists_all_that_is_known_of_each_rule(capsys):
     for name, rule in GARS.items():
         parameters = ", ".join(f"{k}={v}" for k, v in rule.parameters.items()) or "none"
         assert shown[name] == [str(rule.condition), rule.cost, rule.source, parameters]
+    assert shown[GARS["zeno"].note] == []
     assert shown["nnm"] == ["n >= 2f + 1", "n", "O(n^2 d)", "Allouah et al. 2023", "none"]
     assert shown["bucketing"] == ["n >= 1", "ceil(n/2)", "O(nd)", "Karimireddy et al. 2022", "s=2"]
+
+
+def test_advise_says_that_more_than_half_may_be_byzantine_where_they_may(capsys):
+    assert cli.main(["advise", "--n=20", "--f=12"]) == 0
+    shown = cells(capsys.readouterr().out)
+    assert shown["zeno"] == ["n >= f + 1", "19", "sound"]
+    assert shown[GARS["zeno"].note] == []
+    assert "(f >= n/2)" in GARS["zeno"].note
+    assert "b > f is safer" in GARS["zeno"].note
+    assert cli.main(["advise", "--n=20", "--f=12", "--gar=median"]) == 0
+    assert GARS["zeno"].note not in capsys.readouterr().out
 
 
 def test_attacks_lists_all_that_is_known_of_each_attack(capsys):
