@@ -28,7 +28,11 @@ from aggregathor.protocols.checks import check_training
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
-OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run", "--check_gar")
+OPTIONS = (
+    *("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run"),
+    *("--check", "--check_gar"),
+)
+CHECKED_ROUNDS = 3
 # TensorFlow uses a thread per core in each process. With more processes than cores, one thread each
 # keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
@@ -55,6 +59,8 @@ def main(words: Sequence[str]) -> int:
     """
     args, unknown = _parse(words)
     ranks = _ranks(args.n)
+    if args.check:
+        args.job = [*args.job, ("check_rounds", str(CHECKED_ROUNDS))]
     told = flags.to_environment(args.job, unknown)
     named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
@@ -138,6 +144,12 @@ def _parser() -> flags.Parser:
         *("--check_gar", "--check-gar"),
         action="store_true",
         help="try the rule against the contract of a rule first; a minute or more",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"make {CHECKED_ROUNDS} rounds only, and say what of the script is shared, private, "
+        "seeded, written, locked and compiled, and what to look at",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_job_flags(shown=False)
