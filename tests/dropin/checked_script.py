@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 import aggregathor as agt
 
 os.chdir(sys.argv[1])
+tempfile.tempdir = "/dev/shm"  # as temporary files are passed over
 agt.init(gar="median", f=1)
 keras.utils.set_random_seed(3)
 rng = np.random.default_rng(0)
