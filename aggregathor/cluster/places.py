@@ -70,6 +70,8 @@ class Places:
             own = self.names[half]
             here = f"waits to train {_listed(_without(own, theirs))}"
             there = _listed(_without(theirs, own))
+            if here.endswith(there):
+                there = "them by another optimizer"
         return UserError(
             f"rank {rank} {here}, and the server waits for it to train {there}. All ranks must "
             "train the same variables in the same order: choose alike on all of them, as by a "
