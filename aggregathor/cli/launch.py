@@ -10,6 +10,7 @@ import argparse
 import difflib
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ FEW_THREADS = {
     "TF_NUM_INTEROP_THREADS": "1",
 }
 SERVER_THREADS = "AGGREGATHOR_SERVER_THREADS"  # of one operation on rank 0
+# Sets of texts have the same order in all processes: scripts iterate over them.
+HASH_SEED = "PYTHONHASHSEED"
 OUR_VARIABLES = ("AGGREGATHOR_", "LOSSYMPI_")
 NAMES_HOSTS = ("--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile")
 
@@ -98,7 +101,7 @@ def main(words: Sequence[str]) -> int:
     sys.stdout.flush()
     return supervise.run(
         command,
-        os.environ,
+        {HASH_SEED: str(secrets.randbelow(2**32)), **os.environ},
         can_ask=mpi.family_of(version) == mpi.OPEN_MPI,
         is_one_host=is_one_host,
     )
@@ -347,6 +350,7 @@ def _open_mpi_options(
             for name in sorted(os.environ)
             if name in FEW_THREADS or name.startswith(OUR_VARIABLES)
         ]
+        variables.append(HASH_SEED)
     options += [
         ("--mca", name, value)
         for name, value in parameters.items()

@@ -154,6 +154,7 @@ def test_several_hosts_speak_tcp_and_see_our_variables(here, capsys, monkeypatch
     (here / "hosts").write_text("a slots=1\nb slots=8\n")
     tcp = "--mca pml ob1 --mca btl self,tcp"
     variables = "-x AGGREGATHOR_KERNELS -x LOSSYMPI_ADDRESS -x OMP_NUM_THREADS"
+    variables += " -x PYTHONHASHSEED"
     for given in ("--host a:1,b:8", "--hostfile hosts"):
         options = planned(capsys, *given.split(), "-n9", "train.py")[1]
         assert options == f"--bind-to none --with-ft ulfm {given} {tcp} {variables}"
@@ -352,6 +353,10 @@ if told == "--monitor=read":
 if told.startswith("--monitor=stop"):
     rank = comm.rank
     stopping.listen(lambda: rank == 0)
+if told == "--monitor=hash":
+    print(hash("text"), flush=True)
+    comm.barrier()
+    os._exit(0)
 pids = comm.gather(os.getpid())
 if comm.rank == 0:
     print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
@@ -479,6 +484,17 @@ def test_every_rank_reads_all_of_standard_input(size, tmp_path):
     out, err = started.communicate(text, timeout=60)
     assert (started.returncode, without_warnings(err)) == (0, "")
     assert sorted(out.splitlines()) == [f"{rank}: {text!r} {tmp_path}" for rank in range(5)]
+
+
+def test_sets_have_the_same_order_on_all_ranks(tmp_path):
+    orders = set()
+    for _ in range(2):
+        started = start(tmp_path, "--monitor=hash")
+        lines = started.communicate(timeout=60)[0].split()
+        assert len(lines) == 5
+        assert len(set(lines)) == 1
+        orders |= set(lines)
+    assert len(orders) == 2  # as Python chooses anew, too
 
 
 def test_a_standard_input_that_does_not_end_keeps_nobody_waiting(tmp_path):
