@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lossympi.messages import printable
+
 Notes = dict[str, list[str]]  # by kind, in the order in which they came
 
 SHARED, PRIVATE, SEEDED, WRITTEN = "shared", "private", "seeded", "written"
@@ -49,6 +51,17 @@ def add(kind: str, text: str) -> None:
 def kept() -> Notes:
     """Returns the notes of this process."""
     return {} if _kept is None else {kind: list(texts) for kind, texts in _kept.items()}
+
+
+def checked(said: Notes) -> Notes:
+    """Returns what a worker says as it may be shown: of a known kind, not too much, escaped."""
+    return {
+        kind: [
+            printable(" ".join(text.split()), _MOST_LETTERS) for text in said[kind][:_MOST_NOTES]
+        ]
+        for kind in (*_KINDS, OPENED)
+        if kind in said
+    }
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

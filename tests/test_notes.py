@@ -65,6 +65,17 @@ def test_files_that_are_opened_to_write_are_seen(kept, tmp_path, monkeypatch):
     assert notes.kept() == {notes.OPENED: ["new", "bytes"]}
 
 
+def test_what_a_worker_says_is_bounded_and_escaped():
+    lies = {notes.SHARED: ["\x1b[2J" + "a" * 10**5] * 1000, "root": ["#"], notes.OPENED: ["a\nb"]}
+    checked = notes.checked(lies)
+    assert set(checked) == {notes.SHARED, notes.OPENED}
+    assert len(checked[notes.SHARED]) == 40
+    report = notes.report({0: {}, 1: checked})
+    assert len(report) < 40 * 400
+    assert "\x1b" not in report
+    assert "\n" not in checked[notes.OPENED][0]
+
+
 def test_warnings_are_kept(kept):
     handler = notes._Warnings(logging.WARNING)
     handler.handle(logging.LogRecord("aggregathor.x", logging.WARNING, "", 1, "%d", (3,), None))

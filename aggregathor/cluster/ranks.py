@@ -30,7 +30,6 @@ from lossympi.messages import (
     decode,
     encode,
     pack_arrays,
-    printable,
     read,
     unpack_arrays,
     wait_for,
@@ -179,10 +178,7 @@ class Ranks:
 
     def notes(self) -> dict[int, notes.Notes]:
         """Server: returns what workers have found out about the script, by rank."""
-        return {
-            rank: {kind: [printable(text) for text in texts] for kind, texts in said.notes.items()}
-            for rank, said in sorted(self._goodbyes.items())
-        }
+        return {rank: notes.checked(said.notes) for rank, said in sorted(self._goodbyes.items())}
 
     def describe_end(self, rank: int) -> str:
         """Server: returns how a worker that is gone has ended."""
