@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.deferred_variables import initialise
@@ -138,6 +139,7 @@ class Updates:
                     learning_rate=update.learning_rate,
                     validations=self._validations,
                 )
+                _note(update, self._guard)
                 self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)
@@ -218,6 +220,18 @@ class Updates:
         grad_d = FlatLayout(update.variables).flatten(gradients)
         replicas.merge_call(replace, args=(grad_d,))
         update.follow()
+
+
+def _note(update: Update, guard: Guard | None) -> None:
+    """Notes what an update rule shares."""
+    rule = getattr(update.owner, "name", None) or getattr(update.owner, "__qualname__", "agt.apply")
+    layout = FlatLayout([variable_of(v) for v in update.variables])
+    names = notes.listed(map(name_of, update.variables))
+    notes.add(
+        notes.SHARED, f"{layout.dim} values in {layout.dtype.name}, trained by {rule}: {names}"
+    )
+    if guard is not None:
+        notes.add(notes.LOCKED, f"on workers: {names}, {guard.describe()}")
 
 
 def _of_trained(update: Update, gradients: Sequence[Any]) -> tuple[Update, Sequence[Any]]:
