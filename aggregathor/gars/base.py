@@ -246,7 +246,7 @@ class Gar:
         is_stack = stack_nd.dtype == np.float32 and stack_nd.ndim == 2 and stack_nd.size
         if not (is_stack and self.takes_arrays and has_arrays()):
             aggregated, state = self.apply(
-                as_tensor(stack_nd),
+                _as_tensor(stack_nd),
                 *(state, context),
                 **{"f": f, "unsafe": unsafe, "usage": usage, **parameters},
             )
@@ -441,7 +441,7 @@ def as_stack(name: str, stack_nd: Any) -> tuple[tf.Tensor, int]:
     return stack_nd, int(stack_nd.shape[0])  # a v1.Dimension in scripts of v1
 
 
-def as_tensor(stack_nd: np.ndarray) -> Values:
+def _as_tensor(stack_nd: np.ndarray) -> Values:
     """Returns a tensor on the same memory, which ``tf.convert_to_tensor`` would copy, if it can."""
     if stack_nd.dtype not in (np.float32, np.float64) or not stack_nd.flags.carray:
         return tf.convert_to_tensor(stack_nd)
