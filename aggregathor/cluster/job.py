@@ -21,13 +21,16 @@ from aggregathor.cluster.ranks import Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
+from aggregathor.protocols import draco
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
+from aggregathor.protocols.wide import wide_server, wide_worker
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
@@ -85,17 +88,18 @@ class Job:
             **shared(config),
         )
         self.setting.check()
+        _check_wire(config)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
-        tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
-        f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
+        f = min(config.f, ranks.topology.workers - 1) if self.setting.robust else 0
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server:
-            for doubt in doubts(config, robust=self.setting.rule.robust):
+            for doubt in doubts(config, robust=self.setting.robust):
                 _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
-        if ranks.is_server and loses_to_nan and config.gar == "average":
+        has_rule = PROTOCOLS[config.protocol].has_rule
+        if ranks.is_server and loses_to_nan and has_rule and config.gar == "average":
             _log.warning(
                 "a value that UDP loses is NaN, and so is their average: see --gar=average-nan"
             )
@@ -141,7 +145,8 @@ class Job:
         Raises:
           UserError: on every rank, with the same words.
         """
-        link = cast(ServerLink, self._connect(dim, dtype))
+        width = self._width(dtype)
+        link = wide_server(cast(ServerLink, self._connect(width * dim, dtype)), width)
         waits = ServerWaits(self.ranks)
         with waits.context():
             aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
@@ -165,12 +170,18 @@ class Job:
         self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
     ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
-        link = cast(WorkerLink, self._connect(dim, dtype))
+        width = self._width(dtype)
+        link = wide_worker(cast(WorkerLink, self._connect(width * dim, dtype)), width)
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
         attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self.halves.append(worker)
         return worker
+
+    def _width(self, dtype: DTypeLike) -> int:
+        """Returns how many values travel for each coordinate of a gradient."""
+        code = code_of(self.setting, dtype)
+        return 1 if code is None else code.width
 
     def _connect(self, dim: int, dtype: DTypeLike) -> ServerLink | WorkerLink:
         self.begin()
@@ -291,6 +302,17 @@ class Job:
         for half in self.halves:
             half.close()
         self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
+
+
+def _check_wire(config: Config) -> None:
+    """Raises ``UserError`` where what travels is rounded more coarsely than a decoder tolerates."""
+    wire = config.link_args.get("wire", "float32")
+    is_cyclic = config.protocol == "draco" and draco.is_cyclic(config.protocol_args)
+    if is_cyclic and wire != "float32":
+        raise UserError(
+            f"draco's cyclic codes need all digits of what travels, and wire={wire} drops some: "
+            f"leave the wire out, or take code={draco.REPETITION}"
+        )
 
 
 def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:

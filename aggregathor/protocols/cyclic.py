@@ -2,11 +2,11 @@ r"""DRACO's cyclic codes: worker k sends a combination of the gradients of batch
 
 .. math:: z_k = \sum_j W_{jk} g_j, \quad H W^T = 0, \quad W c = 1
 
-W [n, n] has a row a batch and a column a worker; row j is 0 but at j, ..., j + 2s modulo n. H [2s, n]
-are the checks: rows of the discrete Fourier transform for 2s frequencies that follow each other, so
-any 2s of its columns are independent, and what up to s workers add to their z can be found from H z.
-The sum over all batches is z b for every b with W b = 1, one of which needs none of the columns of
-the wrong workers.
+W [n, n] has a row a batch and a column a worker; row j is 0 but at j, ..., j + 2s modulo n. H
+[2s, n] are the checks: rows of the discrete Fourier transform for 2s frequencies that follow each
+other, so any 2s of its columns are independent, and what up to s workers add to their z can be
+found from H z. The sum over all batches is z b for every b with W b = 1, one of which needs none of
+the columns of the wrong workers.
 
 The wrong workers are found on projections of what came, on directions that the server draws after
 it came: who knew them could add what they do not see. See ``Cyclic.decode`` for how likely it is
@@ -36,7 +36,8 @@ _TOLERANCE = 4.0
 # A sum that may be less exact than this, relatively to itself, is not verified.
 _ACCURACY = 1e-5
 _PROJECTIONS = 8  # of each block
-_POOLED = 16  # projections of all blocks together, to find wrong rows by
+_POOLED = 16  # projections of several blocks together, to find wrong rows by
+_MOST_POOLED = 64  # blocks: others show what these do not once that is known
 # Beside an error this many times as large, others are found only once that one is known.
 _CONTRAST = 1e-10
 _LARGEST_SQ_NORM = 1e280  # of a block; beyond, it is lost: its square overflows float64
@@ -121,8 +122,13 @@ class Cyclic:
         # How exactly float64 has the code: what its checks see of what is encoded without an error.
         seen = np.linalg.norm(self.checks_pn @ self.encoder_nn.T)
         self._inexact = float(seen / np.linalg.norm(self.encoder_nn) * np.sqrt(n))
+        # The same checks in other combinations, orthonormal too: real ones where the code is real.
+        self._basis_pn = self.checks_pn
+        if form == REAL:
+            parts = np.concatenate([self.checks_pn.real, self.checks_pn.imag])
+            self._basis_pn = np.linalg.svd(parts, full_matrices=False)[2][: 2 * s]
         # The shortest b with W b = 1; all others differ by combinations of the checks.
-        self._shortest_n = plain_n - self.checks_pn.T @ (self.checks_pn.conj() @ plain_n)
+        self._shortest_n = plain_n - self._basis_pn.T @ (self._basis_pn.conj() @ plain_n)
 
     def batches_of(self, worker: int) -> list[int]:
         """Returns the numbers of the batches that a worker computes: k - 2s, ..., k modulo n."""
@@ -158,17 +164,18 @@ class Cyclic:
     def decode(self, stack_nd: np.ndarray, rng: np.random.Generator, block: int = 352) -> Decoded:
         r"""Returns the mean over all batches.
 
-        What is lost in a block of a row, wherever in it a value is not finite, is an erasure of that
-        block; blocks of which the same rows are lost are decoded together. Wrong rows are looked
-        for until the checks of a block are explained by rounding, and are left out of all blocks.
+        A block of a row in which a value is not finite is lost; blocks of which the same rows are
+        lost are decoded together. Wrong rows are looked for until rounding explains the checks of
+        every block, and are left out of all blocks.
 
-        Each block has m = 8 Gaussian directions. Let what is wrong in one of its checks, a vector in
-        the block's coordinates, be t times as long as the tolerance. It is missed with probability
+        Each block has m = 8 Gaussian directions. Let what is wrong in one of its checks, a vector
+        in the block's coordinates, be t times as long as the tolerance. It is missed with
+        probability
 
         .. math:: P(\chi^2_m \le m / t^2) \le (e / t^2)^{m/2}
 
-        which is 6e-7 for t = 10 and 6e-15 for t = 100. So what is missed is a few roundings, but for
-        that probability, and the sum is off by no more than the code makes of such.
+        which is 6e-7 for t = 10 and 6e-15 for t = 100. So what is missed is a few roundings, but
+        for that probability, and the sum is off by no more than the code makes of such.
 
         Args:
           stack_nd: float32 or float64 [n, width * d], what the workers sent; NaN is lost.
@@ -222,34 +229,34 @@ class Cyclic:
             if not open_c.any():
                 return erased_cn, is_sound_c
             lost_n = erased_cn[np.argmin(np.where(open_c, erased_cn.sum(axis=1), len(wrong_n) + 1))]
-            pool_c = open_c & (erased_cn == lost_n).all(axis=1)
-            found_n = self._find(*seen.pool(pool_c, rng), lost_n)
+            pool = np.flatnonzero(open_c & (erased_cn == lost_n).all(axis=1))[:_MOST_POOLED]
+            found_n = self._find(*seen.pool(pool, rng), lost_n)
             if found_n is not None and found_n.any():
                 wrong_n = wrong_n | found_n
                 continue
             failures += 1
-            given_up_c |= open_c if failures >= _MOST_FAILURES else pool_c
+            given_up_c[open_c if failures >= _MOST_FAILURES else pool] = True
 
     def _holds(self, seen: _Seen, erased_cn: np.ndarray) -> np.ndarray:
         """Returns whether the checks of each block hold without these rows, bool [c]."""
         holds_c = np.zeros(len(erased_cn), bool)
-        kept_ncm = np.where(erased_cn.T[:, :, None], 0, seen.projected_ncm)
-        syndrome_cpm = np.moveaxis(np.tensordot(self.checks_pn, kept_ncm, 1), 0, 1)
-        noise_cn = np.where(erased_cn, 0, seen.noise_cn)
         for size, blocks, patterns_gn, which in _by_size(erased_cn):
             if size >= 2 * self.most_wrong:
                 continue
             geometry = self._geometry(patterns_gn)
-            left_gqp, share_gn = geometry.left_gqp, geometry.share_gn
-            if len(patterns_gn) == 1:  # of all blocks: no copies of it
-                rest_cqm = left_gqp[0] @ syndrome_cpm[blocks]
-                explained_c = noise_cn[blocks] @ share_gn[0]
+            projected_nkm = seen.of_blocks(blocks)
+            k, m = projected_nkm.shape[1:]
+            if len(patterns_gn) == 1:  # of all blocks: a product of matrices
+                rest_qkm = (geometry.checks_gqn[0] @ projected_nkm.reshape(-1, k * m)).reshape(
+                    -1, k, m
+                )
+                sq_rest_k = _sq_sum(rest_qkm, axis=(0, 2)) / m
             else:
-                rest_cqm = left_gqp[which] @ syndrome_cpm[blocks]
-                explained_c = np.einsum("cn,cn->c", noise_cn[blocks], share_gn[which])
+                rest_kqm = geometry.checks_gqn[which] @ projected_nkm.swapaxes(0, 1)
+                sq_rest_k = _sq_sum(rest_kqm, axis=(1, 2)) / m
             # Each of the m projections has that variance.
-            sq_rest_c = _sq_sum(rest_cqm, axis=(1, 2)) / rest_cqm.shape[2]
-            holds_c[blocks] = sq_rest_c <= _TOLERANCE**2 * explained_c
+            explained_k = _dot(seen.noise_cn[blocks], geometry.share_gn, which)
+            holds_c[blocks] = sq_rest_k <= _TOLERANCE**2 * explained_k
         return holds_c
 
     def _is_exact(self, seen: _Seen, erased_cn: np.ndarray) -> np.ndarray:
@@ -265,23 +272,26 @@ class Cyclic:
             if size >= 2 * self.most_wrong:
                 continue
             geometry = self._geometry(patterns_gn)
-            weights_cn = (geometry.weights_gn if size else self.plain_n[None])[which]
-            rounding_cn = np.where(erased_cn[blocks], 0, seen.rounding_cn[blocks])
-            share_cn = geometry.share_gn[which]
+            weights_gn = geometry.weights_gn if size else self.plain_n[None]
+            sq_weights_gn = np.abs(weights_gn) ** 2
+            rounding_kn = seen.rounding_cn[blocks]
             with np.errstate(divide="ignore", invalid="ignore"):
-                reach_cn = np.where(erased_cn[blocks], 0, np.abs(weights_cn) ** 2 / share_cn)
-            explained_c = np.einsum("cn,cn->c", rounding_cn, share_cn)
-            missed_c = _TOLERANCE * np.sqrt(explained_c * reach_cn.max(axis=1)) * more_c[blocks]
-            rounded_c = np.sqrt(np.einsum("cn,cn->c", rounding_cn, np.abs(weights_cn) ** 2))
+                reach_gn = np.where(patterns_gn, 0, sq_weights_gn / geometry.share_gn)
+            sq_seen_k = _dot(rounding_kn, geometry.share_gn, which) * reach_gn.max(axis=1)[which]
+            missed_k = _TOLERANCE * np.sqrt(sq_seen_k) * more_c[blocks]
+            rounded_k = np.sqrt(_dot(rounding_kn, sq_weights_gn, which))
             # As long as the sum is, or would be if the rows were independent.
-            sum_cm = np.einsum("cn,ncm->cm", weights_cn, seen.projected_ncm[:, blocks])
-            sq_rows_c = np.einsum("cn,cn->c", seen.sq_norm_cn[blocks], ~erased_cn[blocks])
-            size_c = np.sqrt(np.maximum(_sq_sum(sum_cm, axis=1) / sum_cm.shape[1], sq_rows_c))
+            projected_nkm = seen.of_blocks(blocks)
+            k, m = projected_nkm.shape[1:]
+            if len(patterns_gn) == 1:
+                sum_km = (weights_gn[0] @ projected_nkm.reshape(-1, k * m)).reshape(k, m)
+            else:
+                sum_km = np.einsum("kn,nkm->km", weights_gn[which], projected_nkm)
+            sq_rows_k = _dot(seen.sq_norm_cn[blocks], ~patterns_gn, which)
+            size_k = np.sqrt(np.maximum(_sq_sum(sum_km, axis=1) / m, sq_rows_k))
             # What is too small for the digits of a float is as exact as it can be.
-            least_c = np.sqrt(
-                seen.least * (reach_cn.max(axis=1) + (np.abs(weights_cn) ** 2).sum(1))
-            )
-            is_exact_c[blocks] = rounded_c + missed_c <= _ACCURACY * size_c + 20 * least_c
+            least_g = np.sqrt(seen.least * (reach_gn.max(axis=1) + sq_weights_gn.sum(axis=1)))
+            is_exact_c[blocks] = rounded_k + missed_k <= _ACCURACY * size_k + 20 * least_g[which]
         return is_exact_c
 
     def _find(
@@ -296,7 +306,7 @@ class Cyclic:
         """
         out_n = lost_n.copy()
         while not self._rest(projected_nm, noise_n, out_n).is_explained:
-            left = 2 * self.most_wrong - np.count_nonzero(out_n)
+            left = 2 * self.most_wrong - int(np.count_nonzero(out_n))
             guess_n = self._guess(projected_nm, noise_n, out_n, left)
             if guess_n is None:
                 guess_n = self._search(projected_nm, noise_n, out_n, left)
@@ -360,18 +370,16 @@ class Cyclic:
         if np.count_nonzero(out_n) >= 2 * self.most_wrong:
             return _Rest(np.inf, False)
         geometry = self._geometry(out_n[None])
-        kept_nm = np.where(out_n[:, None], 0, projected_nm)
-        rest_qm = geometry.left_gqp[0] @ (self.checks_pn @ kept_nm)
+        rest_qm = geometry.checks_gqn[0] @ projected_nm
         sq_norm = float(_sq_sum(rest_qm) / rest_qm.shape[1])
-        explained = float(geometry.share_gn[0] @ np.where(out_n, 0, noise_n))
+        explained = float(geometry.share_gn[0] @ noise_n)
         return _Rest(sq_norm, sq_norm <= _TOLERANCE**2 * explained)
 
     def _rest_without_each(self, projected_nm: np.ndarray, out_n: np.ndarray) -> np.ndarray:
         """Returns for each further row what is left without it, a check; inf for those out."""
-        left_qp = self._geometry(out_n[None]).left_gqp[0]
-        kept_nm = np.where(out_n[:, None], 0, projected_nm)
-        rest_qm = left_qp @ (self.checks_pn @ kept_nm)
-        seen_qn = left_qp @ self.checks_pn  # how the checks that are left see each row
+        # How the checks that are left see each row.
+        seen_qn = self._geometry(out_n[None]).checks_gqn[0]
+        rest_qm = seen_qn @ projected_nm
         sq_seen_n = _sq_sum(seen_qn, axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             sq_along_n = _sq_sum(seen_qn.conj().T @ rest_qm, axis=1) / sq_seen_n
@@ -381,26 +389,22 @@ class Cyclic:
         """Returns what decoding without some rows needs, for sets of rows that are equally many."""
         g, n = patterns_gn.shape
         size = int(np.count_nonzero(patterns_gn[0]))
-        plain_gn = np.broadcast_to(self._shortest_n, (g, n))
+        basis_pn = self._basis_pn
         if size == 0:
-            left_gqp = np.broadcast_to(np.eye(len(self.checks_pn)), (g, *[len(self.checks_pn)] * 2))
-            share_gn = np.broadcast_to(_sq_sum(self.checks_pn, axis=0), (g, n))
-            return _Geometry(left_gqp, share_gn, self._as_weights(plain_gn))
+            checks_gpn = np.broadcast_to(basis_pn, (g, *basis_pn.shape))
+            plain_gn = np.broadcast_to(self._shortest_n, (g, n))
+            return _Geometry(checks_gpn, _sq_sum(checks_gpn, axis=1), plain_gn)
         at_ge = np.nonzero(patterns_gn)[1].reshape(g, size)
-        columns_gpe = np.moveaxis(self.checks_pn[:, at_ge], 0, 1)
+        columns_gpe = np.moveaxis(basis_pn[:, at_ge], 0, 1)
         u_gpp, sigma_ge, vh_gee = np.linalg.svd(columns_gpe, full_matrices=True)
-        left_gqp = u_gpp[:, :, size:].conj().swapaxes(1, 2)
-        share_gn = np.where(patterns_gn, 0, _sq_sum(left_gqp @ self.checks_pn, axis=1))
-        if size > len(self.checks_pn):
-            return _Geometry(left_gqp, share_gn, np.full((g, n), np.nan))
+        checks_gqn = u_gpp[:, :, size:].conj().swapaxes(1, 2) @ basis_pn
+        checks_gqn[np.broadcast_to(patterns_gn[:, None], checks_gqn.shape)] = 0  # exactly
+        share_gn = _sq_sum(checks_gqn, axis=1)
         # b - H^T w is as good as b; w makes it 0 at the erased rows, and is the shortest that does.
-        wanted_ge1 = np.take_along_axis(plain_gn, at_ge, axis=1)[:, :, None]
+        wanted_ge1 = self._shortest_n[at_ge][:, :, None]
         w_gp1 = u_gpp[:, :, :size].conj() @ ((vh_gee.conj() @ wanted_ge1) / sigma_ge[:, :, None])
-        weights_gn = plain_gn - (self.checks_pn.T @ w_gp1)[:, :, 0]
-        return _Geometry(left_gqp, share_gn, self._as_weights(np.where(patterns_gn, 0, weights_gn)))
-
-    def _as_weights(self, weights_gn: np.ndarray) -> np.ndarray:
-        return weights_gn.real if self.width == 1 else weights_gn
+        weights_gn = self._shortest_n - (basis_pn.T @ w_gp1)[:, :, 0]
+        return _Geometry(checks_gqn, share_gn, np.where(patterns_gn, 0, weights_gn))
 
     def _add(
         self,
@@ -427,12 +431,12 @@ class _Geometry(NamedTuple):
     """Of sets of rows to decode without.
 
     Attributes:
-      left_gqp: complex [g, 2s - e, 2s]: the checks that do not look at them, of H's rows.
-      share_gn: [g, n]: the squared share of each row in those, added over them.
+      checks_gqn: [g, 2s - e, n]: orthonormal checks that do not look at them.
+      share_gn: [g, n]: how much the checks see of each row: squares, added over the checks.
       weights_gn: [g, n]: the weights of the rows in the sum.
     """
 
-    left_gqp: np.ndarray
+    checks_gqn: np.ndarray
     share_gn: np.ndarray
     weights_gn: np.ndarray
 
@@ -474,9 +478,10 @@ class _Seen(NamedTuple):
         delta: float,
     ) -> _Seen:
         """Sorts what came; ``projected_ncm`` is taken over."""
-        lost_nc = ~(np.isfinite(projected_ncm).all(axis=2) & (sq_norm_nc < _LARGEST_SQ_NORM))
-        projected_ncm[lost_nc] = 0
-        sq_norm_nc = np.where(lost_nc, 0, sq_norm_nc)
+        lost_nc = ~(sq_norm_nc < _LARGEST_SQ_NORM)  # NaN too
+        if lost_nc.any():
+            projected_ncm[lost_nc] = 0
+            sq_norm_nc = np.where(lost_nc, 0, sq_norm_nc)
         info = np.finfo(dtype)
         relative = float(info.eps) / 2
         if dtype == np.float64:  # the projections are rounded like the values: they add `block`
@@ -488,17 +493,23 @@ class _Seen(NamedTuple):
         return cls(
             projected_ncm,
             *(sq_norm_nc.T, rounding_nc.T, least),
-            *(np.where(lost_nc, 0, noise_nc).T, lost_nc.T),
+            *(noise_nc.T, lost_nc.T),
         )
 
-    def pool(self, blocks_c: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def of_blocks(self, blocks: np.ndarray) -> np.ndarray:
+        """Returns the projections of some blocks, in increasing order: [n, k, m]."""
+        if len(blocks) == self.projected_ncm.shape[1]:
+            return self.projected_ncm
+        return self.projected_ncm[:, blocks]
+
+    def pool(self, blocks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns projections of several blocks together, and their variances: [n, m'], [n].
 
         Of one block they are its own.
         """
-        projected_nkm = self.projected_ncm[:, blocks_c]
+        projected_nkm = self.projected_ncm[:, blocks]
         n, k, m = projected_nkm.shape
-        noise_n = self.noise_cn[blocks_c].sum(axis=0)
+        noise_n = self.noise_cn[blocks].sum(axis=0)
         if k == 1:
             return projected_nkm[:, 0], noise_n
         mixing = rng.standard_normal((k * m, _POOLED)) / np.sqrt(m)
@@ -523,6 +534,13 @@ def _by_size(
         packed = np.packbits(sets_cn[here], axis=1)
         _, first, which = np.unique(packed, axis=0, return_index=True, return_inverse=True)
         yield int(size), here, sets_cn[here[first]], which.reshape(-1)
+
+
+def _dot(rows_kn: np.ndarray, weights_gn: np.ndarray, which_k: np.ndarray) -> np.ndarray:
+    """Returns the inner product of each row with the weights that it has: [k]."""
+    if len(weights_gn) == 1:
+        return rows_kn @ weights_gn[0]
+    return np.einsum("kn,kn->k", rows_kn, weights_gn[which_k])
 
 
 def _runs(numbers: np.ndarray) -> np.ndarray:

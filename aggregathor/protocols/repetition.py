@@ -27,7 +27,7 @@ def median_of_present(copies_rd: np.ndarray) -> np.ndarray:
 
 
 class Repetition:
-    r"""Workers l r, ..., l r + r - 1 are group l: all send the mean of the r batches of these numbers.
+    """Workers l r to l r + r - 1 are group l: all send the mean of the batches of these numbers.
 
     The decoder takes the coordinate-wise median of each group, and the mean of those. Where more
     than half of a group's copies are equal to the bit, the median is that value exactly, so the
