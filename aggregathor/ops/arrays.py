@@ -144,11 +144,11 @@ def geometric_median(
 def project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inner products of each row with m directions, in blocks of b columns, and squared norms.
 
-    m is a multiple of 8. Float64 [n, c, m] and [n, c], for c blocks.
+    m is a multiple of 4. Float64 [n, c, m] and [n, c], for c blocks.
     """
     n, d = stack_nd.shape
     b, m = table_bm.shape
-    assert m % 8 == 0
+    assert m % 4 == 0
     assert b > 0
     table_mb = np.ascontiguousarray(table_bm.T, np.float64)
     out_ncm = np.empty((n, -(-d // b), m))

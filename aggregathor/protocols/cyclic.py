@@ -18,7 +18,7 @@ Source: Chen et al., DRACO, ICML 2018 (the code ``PAPER``, its encoder and its g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ MOST_IN_FLOAT32 = 19
 _TOLERANCE = 4.0
 # A sum that may be less exact than this, relatively to itself, is not verified.
 _ACCURACY = 1e-5
-_PROJECTIONS = 8  # of each block
+_PROJECTIONS = 4  # of each block
 _POOLED = 16  # projections of several blocks together, to find wrong rows by
 _MOST_POOLED = 64  # blocks: others show what these do not once that is known
 # Beside an error this many times as large, others are found only once that one is known.
@@ -168,14 +168,15 @@ class Cyclic:
         lost are decoded together. Wrong rows are looked for until rounding explains the checks of
         every block, and are left out of all blocks.
 
-        Each block has m = 8 Gaussian directions. Let what is wrong in one of its checks, a vector
+        Each block has m >= 4 Gaussian directions. Let what is wrong in one of its checks, a vector
         in the block's coordinates, be t times as long as the tolerance. It is missed with
         probability
 
         .. math:: P(\chi^2_m \le m / t^2) \le (e / t^2)^{m/2}
 
-        which is 6e-7 for t = 10 and 6e-15 for t = 100. So what is missed is a few roundings, but
-        for that probability, and the sum is off by no more than the code makes of such.
+        which for m = 4 is 7e-4 for t = 10, 7e-8 for t = 100 and 7e-16 for t = 10^4. So what is
+        missed is a few roundings, but for that probability, and the sum is off by no more than the
+        code makes of such.
 
         Args:
           stack_nd: float32 or float64 [n, width * d], what the workers sent; NaN is lost.
@@ -196,39 +197,41 @@ class Cyclic:
         values_nd = stack_nd if self.width == 1 else np.ascontiguousarray(stack_nd).view(wide)
         dim = values_nd.shape[1]
         blocks = -(-dim // b)
-        m = max(_PROJECTIONS, -(-_POOLED // blocks))
+        m = max(_PROJECTIONS, _POOLED // blocks // 4 * 4)
         table_bm = rng.standard_normal((b, m))
         projected_ncm, sq_norm_nc = self._tools.project(values_nd, table_bm)
         seen = _Seen.of(projected_ncm, sq_norm_nc, dtype, b, self._inexact, self._delta)
-        erased_cn, is_sound_c = self._explain(seen, rng)
-        is_verified_c = is_sound_c & self._is_exact(seen, erased_cn)
-        mean_d = np.zeros(dim, dtype)
-        self._add(values_nd, erased_cn, is_sound_c, b, mean_d)
+        sets, is_sound_c = self._explain(seen, rng)
+        is_verified_c = is_sound_c & self._is_exact(seen, sets)
+        mean_d = np.empty(dim, dtype) if is_sound_c.all() else np.zeros(dim, dtype)
+        self._add(values_nd, sets, is_sound_c, b, mean_d)
         size_c = np.full(blocks, b)
         size_c[-1] = dim - b * (blocks - 1)
         return Decoded(
             mean_d,
-            size_c @ ~erased_cn / dim,
+            size_c @ ~sets.erased_cn / dim,
             float(size_c @ ~is_verified_c / dim),
         )
 
-    def _explain(self, seen: _Seen, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _explain(self, seen: _Seen, rng: np.random.Generator) -> tuple[_Sets, np.ndarray]:
         """Finds the wrong rows.
 
         Returns:
-          Which rows each block is decoded without, bool [c, n], and whether its checks hold then,
-          bool [c].
+          Which rows each block is decoded without, and whether its checks hold then, bool [c].
         """
         wrong_n = np.zeros(self.num_workers, bool)
         given_up_c = np.zeros(len(seen.lost_cn), bool)
         failures = 0
         while True:
-            erased_cn = seen.lost_cn | wrong_n
-            is_sound_c = self._holds(seen, erased_cn)
-            open_c = ~is_sound_c & ~given_up_c & (erased_cn.sum(axis=1) < 2 * self.most_wrong)
+            sets = _Sets.of(seen.lost_cn | wrong_n)
+            is_sound_c = self._holds(seen, sets)
+            if is_sound_c.all():
+                return sets, is_sound_c
+            erased_cn, size_c = sets.erased_cn, sets.erased_cn.sum(axis=1)
+            open_c = ~is_sound_c & ~given_up_c & (size_c < 2 * self.most_wrong)
             if not open_c.any():
-                return erased_cn, is_sound_c
-            lost_n = erased_cn[np.argmin(np.where(open_c, erased_cn.sum(axis=1), len(wrong_n) + 1))]
+                return sets, is_sound_c
+            lost_n = erased_cn[np.argmin(np.where(open_c, size_c, len(wrong_n) + 1))]
             pool = np.flatnonzero(open_c & (erased_cn == lost_n).all(axis=1))[:_MOST_POOLED]
             found_n = self._find(*seen.pool(pool, rng), lost_n)
             if found_n is not None and found_n.any():
@@ -237,10 +240,10 @@ class Cyclic:
             failures += 1
             given_up_c[open_c if failures >= _MOST_FAILURES else pool] = True
 
-    def _holds(self, seen: _Seen, erased_cn: np.ndarray) -> np.ndarray:
+    def _holds(self, seen: _Seen, sets: _Sets) -> np.ndarray:
         """Returns whether the checks of each block hold without these rows, bool [c]."""
-        holds_c = np.zeros(len(erased_cn), bool)
-        for size, blocks, patterns_gn, which in _by_size(erased_cn):
+        holds_c = np.zeros(len(sets.erased_cn), bool)
+        for size, blocks, patterns_gn, which in sets.groups:
             if size >= 2 * self.most_wrong:
                 continue
             geometry = self._geometry(patterns_gn)
@@ -259,16 +262,18 @@ class Cyclic:
             holds_c[blocks] = sq_rest_k <= _TOLERANCE**2 * explained_k
         return holds_c
 
-    def _is_exact(self, seen: _Seen, erased_cn: np.ndarray) -> np.ndarray:
+    def _is_exact(self, seen: _Seen, sets: _Sets) -> np.ndarray:
         """Returns of which blocks the sum is as exact as ``_ACCURACY`` says, bool [c].
 
         It is off by the rounding of what came, times its weights; and, where so many rows may still
         be wrong, by the largest error in a row that the checks take for rounding.
         """
-        is_exact_c = np.zeros(len(erased_cn), bool)
-        found_c = np.count_nonzero(erased_cn & ~seen.lost_cn, axis=1)
-        more_c = self.most_wrong - found_c - np.count_nonzero(seen.lost_cn, axis=1) / 2 >= 1
-        for size, blocks, patterns_gn, which in _by_size(erased_cn):
+        is_exact_c = np.zeros(len(sets.erased_cn), bool)
+        # Of those left out, what was found wrong counts twice against what may still be.
+        lost_c = np.count_nonzero(seen.lost_cn, axis=1)
+        out_c = np.count_nonzero(sets.erased_cn, axis=1)
+        more_c = 2 * out_c - lost_c <= 2 * self.most_wrong - 2
+        for size, blocks, patterns_gn, which in sets.groups:
             if size >= 2 * self.most_wrong:
                 continue
             geometry = self._geometry(patterns_gn)
@@ -409,16 +414,21 @@ class Cyclic:
     def _add(
         self,
         values_nd: np.ndarray,
-        erased_cn: np.ndarray,
+        sets: _Sets,
         is_sound_c: np.ndarray,
         b: int,
         mean_d: np.ndarray,
     ) -> None:
         """Writes the mean over the batches into the columns of blocks that are sound."""
         n, dim = values_nd.shape
-        for _, blocks, patterns_gn, which in _by_size(erased_cn, is_sound_c):
+        for _, blocks, patterns_gn, which in sets.groups:
+            sound_k = is_sound_c[blocks]
+            blocks, which = blocks[sound_k], which[sound_k]
+            if not len(blocks):
+                continue
             weights_gn = self._geometry(patterns_gn).weights_gn
-            for g, pattern_n in enumerate(patterns_gn):
+            for g in np.unique(which):
+                pattern_n = patterns_gn[g]
                 rows = np.flatnonzero(~pattern_n)
                 is_plain = len(rows) == n
                 weights = (self.plain_n if is_plain else weights_gn[g])[rows] / n
@@ -489,7 +499,10 @@ class _Seen(NamedTuple):
         least = (float(info.smallest_subnormal) / 2) ** 2 * block
         rounding_nc = relative**2 * sq_norm_nc + least
         # Copies that differ do so relatively to the whole gradient, not block by block.
-        noise_nc = rounding_nc + delta**2 * (sq_norm_nc + sq_norm_nc.mean(axis=1, keepdims=True))
+        noise_nc = rounding_nc
+        if delta:
+            mean_n1 = sq_norm_nc.mean(axis=1, keepdims=True)
+            noise_nc = rounding_nc + delta**2 * (sq_norm_nc + mean_n1)
         return cls(
             projected_ncm,
             *(sq_norm_nc.T, rounding_nc.T, least),
@@ -516,24 +529,33 @@ class _Seen(NamedTuple):
         return projected_nkm.reshape(n, k * m) @ mixing, noise_n
 
 
-def _by_size(
-    sets_cn: np.ndarray, of_c: np.ndarray | None = None
-) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Groups blocks by how many rows their sets have.
+class _Sets(NamedTuple):
+    """Which rows each block is decoded without.
 
-    Yields:
-      The size; the blocks [k]; their distinct sets, bool [g, n]; and which of those each block has.
+    Attributes:
+      erased_cn: bool [c, n].
+      groups: of the blocks whose sets have equally many rows: that number; the blocks [k]; their
+        distinct sets, bool [g, n]; and which of those each block has, int [k].
     """
-    blocks = np.arange(len(sets_cn)) if of_c is None else np.flatnonzero(of_c)
-    size_k = np.count_nonzero(sets_cn[blocks], axis=1)
-    for size in np.unique(size_k):
-        here = blocks[size_k == size]
-        if size == 0:
-            yield 0, here, sets_cn[here[:1]], np.zeros(len(here), np.int64)
-            continue
-        packed = np.packbits(sets_cn[here], axis=1)
-        _, first, which = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-        yield int(size), here, sets_cn[here[first]], which.reshape(-1)
+
+    erased_cn: np.ndarray
+    groups: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(cls, erased_cn: np.ndarray) -> _Sets:
+        """Groups the blocks."""
+        if (erased_cn == erased_cn[0]).all():
+            blocks = np.arange(len(erased_cn))
+            size = int(np.count_nonzero(erased_cn[0]))
+            return cls(erased_cn, [(size, blocks, erased_cn[:1], np.zeros_like(blocks))])
+        groups = []
+        size_c = np.count_nonzero(erased_cn, axis=1)
+        for size in np.unique(size_c):
+            blocks = np.flatnonzero(size_c == size)
+            packed = np.packbits(erased_cn[blocks], axis=1)
+            _, first, which = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+            groups.append((int(size), blocks, erased_cn[blocks[first]], which.reshape(-1)))
+        return cls(erased_cn, groups)
 
 
 def _dot(rows_kn: np.ndarray, weights_gn: np.ndarray, which_k: np.ndarray) -> np.ndarray:

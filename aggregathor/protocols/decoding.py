@@ -138,7 +138,7 @@ def _median(copies_rd: np.ndarray, s: int) -> np.ndarray:
 
 def _project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``linear.project``, by the kernel where there is one."""
-    if _has_kernel(stack_nd) and table_bm.shape[1] % 8 == 0:
+    if _has_kernel(stack_nd) and table_bm.shape[1] % 4 == 0:
         return ops.arrays.project(stack_nd, table_bm)
     return linear.project(stack_nd, table_bm)
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from aggregathor import ops
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.gars import Context
+from aggregathor.protocols import linear
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.decoding import code_of
@@ -277,3 +279,27 @@ def test_the_server_goes_on_while_enough_workers_are_left():
     aggregation.check(6)  # 3 of 2s = 4 checks are used up
     with pytest.raises(UserError, match=r"needs 6 of n=9 gradients, got 5\. Start 1 more worker"):
         aggregation.check(5)
+
+
+@pytest.mark.skipif(not ops.has_arrays(), reason="no native library")
+@pytest.mark.parametrize(
+    ("n", "d", "b", "m"),
+    [(1, 1, 352, 4), (3, 352, 352, 16), (15, 1001, 352, 8), (7, 5000, 176, 4), (9, 5000, 13, 4)],
+)
+def test_kernels_do_what_numpy_does(n, d, b, m, rng):
+    stack_nd = rng.standard_normal((n, d)).astype(np.float32)
+    stack_nd[-1, d // 2] = np.nan
+    stack_nd[0, 0] = 1e30
+    table_bm = rng.standard_normal((b, m))
+    for mine, its in zip(
+        ops.arrays.project(stack_nd, table_bm), linear.project(stack_nd, table_bm), strict=True
+    ):
+        assert mine.shape == its.shape
+        np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-12)
+    rows, weights = np.arange(n - 1), rng.standard_normal(n - 1)
+    ranges_k2 = np.array([[0, d // 3], [d // 3 + 1, d]])
+    mine_d, its_d = np.full((2, d), 7, np.float32)
+    ops.arrays.weighted_sum(ops.Columns(stack_nd, ranges_k2, mine_d), rows, weights)
+    linear.add_rows(stack_nd, rows, weights, ranges_k2, its_d)
+    np.testing.assert_allclose(mine_d, its_d, rtol=1e-6)
+    assert mine_d[d // 3] == 7 or d == 1

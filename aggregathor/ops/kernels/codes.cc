@@ -6,10 +6,10 @@
 namespace aggregathor::AGGREGATHOR_ISA {
 namespace {
 
-// Directions at a time, of two rows: 2 (kAtOnce + 1) sums in registers, of which AVX-512 has 32 and
-// the others 16. That hides the latency of their additions, and a direction that is loaded serves
-// both rows.
-constexpr int64_t kAtOnce = kRegisterBytes == 64 ? 8 : 4;
+// Directions and rows at a time: kRowsAtOnce (kAtOnce + 1) sums in registers, of which AVX-512 has
+// 32 and the others 16. That hides the latency of their additions, and a direction that is loaded
+// serves all rows.
+constexpr int64_t kAtOnce = 4, kRowsAtOnce = kRegisterBytes == 64 ? 4 : 2;
 
 // Where rows of values, and what is made of them, begin after each other.
 struct Strides {
@@ -67,25 +67,29 @@ template <typename T>
 void Project(Stack<T> stack, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
              double* sq_norm_nc, Parallel parallel) {
   const int64_t blocks = (stack.d + b - 1) / b;
-  const int64_t pairs = (stack.n + 1) / 2;
+  const int64_t groups = (stack.n + kRowsAtOnce - 1) / kRowsAtOnce;
   const Strides strides{stack.stride, b, blocks * m, blocks};
   // Aligned, so that no register of it lies in two cache lines if b is a multiple of 8.
   const Scratch<double> table(m * b);
   std::memcpy(table.get(), table_mb, static_cast<size_t>(m * b) * sizeof(double));
-  // m + 1 sums of b values for two rows, of which 4 to 16 are added in a cycle.
-  For(parallel, pairs * blocks, b * (m + 1) / 4, [&](int64_t begin, int64_t end) {
+  // m + 1 sums of b values a row, of which 4 to 16 are added in a cycle.
+  For(parallel, groups * blocks, kRowsAtOnce * b * (m + 1) / 8, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
-      const int64_t row = u / blocks * 2, block = u % blocks;
-      const T* values = stack.data + row * stack.stride + block * b;
-      const int64_t count = Min(b, stack.d - block * b);
-      double* sq_norm = sq_norm_nc + row * blocks + block;
-      for (int64_t i = 0; i < m; i += kAtOnce) {
-        const double* directions = table.get() + i * b;
-        double* out = out_ncm + (row * blocks + block) * m + i;
-        if (row + 1 < stack.n) {
-          ProjectBlock<2>(values, count, directions, out, sq_norm, strides);
-        } else {
-          ProjectBlock<1>(values, count, directions, out, sq_norm, strides);
+      const int64_t block = u % blocks, count = Min(b, stack.d - block * b);
+      int64_t row = u / blocks * kRowsAtOnce;
+      const int64_t end_row = Min(row + kRowsAtOnce, stack.n);
+      for (int64_t rows; row < end_row; row += rows) {
+        rows = row + kRowsAtOnce <= end_row ? kRowsAtOnce : 1;
+        const T* values = stack.data + row * stack.stride + block * b;
+        double* sq_norm = sq_norm_nc + row * blocks + block;
+        for (int64_t i = 0; i < m; i += kAtOnce) {
+          const double* directions = table.get() + i * b;
+          double* out = out_ncm + (row * blocks + block) * m + i;
+          if (rows == 1) {
+            ProjectBlock<1>(values, count, directions, out, sq_norm, strides);
+          } else {
+            ProjectBlock<kRowsAtOnce>(values, count, directions, out, sq_norm, strides);
+          }
         }
       }
     }

@@ -94,7 +94,7 @@ struct Kernels {
 
   // For each row and each block of b columns, the last of which may be short: out_ncm[.., i] = its
   // inner product with direction i of table_mb, sq_norm_nc = its squared norm. m is a multiple
-  // of 8. Neither is finite where a value of the block is not.
+  // of 4. Neither is finite where a value of the block is not.
   void (*project)(Stack<T> stack, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
                   double* sq_norm_nc, Parallel);
 
