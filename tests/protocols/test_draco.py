@@ -5,13 +5,17 @@ import pytest
 
 from aggregathor import ops
 from aggregathor.attacks import ATTACKS
+from aggregathor.cluster.config import Config
+from aggregathor.cluster.job import _check_wire
 from aggregathor.errors import UserError
 from aggregathor.gars import Context
+from aggregathor.monitor.observer import RoundsObserver, summary
 from aggregathor.protocols import linear
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.checks import doubts
 from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.registry import PROTOCOLS
+from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
 from lossympi import Network, memory
@@ -303,3 +307,39 @@ def test_kernels_do_what_numpy_does(n, d, b, m, rng):
     linear.add_rows(stack_nd, rows, weights, ranges_k2, its_d)
     np.testing.assert_allclose(mine_d, its_d, rtol=1e-6)
     assert mine_d[d // 3] == 7 or d == 1
+
+
+@pytest.mark.parametrize("code", ["cyclic", "cyclic-paper"])
+def test_cyclic_codes_need_all_digits_on_the_wire(code):
+    def config(code, wire):
+        return Config(
+            protocol="draco",
+            protocol_args={"code": code},
+            transport="udp",
+            link_args={"wire": wire},
+        )
+
+    for wire in ("float16", "bfloat16"):
+        with pytest.raises(UserError, match=f"wire={wire} drops some: leave the wire out, or take"):
+            _check_wire(config(code, wire))
+        _check_wire(config("repetition", wire))
+    _check_wire(config(code, "float32"))
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_summary_names_the_protocol_and_who_attacked(moves):
+    setting = Setting(
+        protocol="draco", num_workers=7, f=1, byzantine=1, attack="nan", byzantine_moves=moves
+    )
+    rounds = RoundsObserver(setting)
+    zeros_d = np.zeros(3, np.float32)
+    for unverified in (0.0, 0.25, 1.0):
+        ones = np.ones(7)
+        rounds.published(
+            RoundReport(np.zeros((7, 3), np.float32), zeros_d, ones, ones, unverified=unverified)
+        )
+    told = summary(setting, [rounds])
+    who = "1, drawn anew each round, used nan" if moves else "worker 6 attacked with nan"
+    assert told == (
+        f"3 rounds, draco f=1; nobody was suspected; {who}; in 2 rounds not all sums were verified"
+    )
