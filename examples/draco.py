@@ -44,7 +44,7 @@ def main():
     optimizer = keras.optimizers.Adam(2e-3)
     optimizer = agt.DistributedOptimizer(optimizer)  # aggregathor
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(dataset, steps_per_epoch=40, epochs=args.epochs, verbose=2)
+    model.fit(dataset, steps_per_epoch=40, epochs=args.epochs, shuffle=False, verbose=2)
     _, accuracy = model.evaluate(test_pixels, test_labels, verbose=0)
     print(f"draco: accuracy {accuracy:.3f}")
     return model

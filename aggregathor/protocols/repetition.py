@@ -133,16 +133,30 @@ class Repetition:
 def _compare(copies_rd: np.ndarray, median_d: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns which copies agree with the median, bool [r], and what is lost, None for nothing."""
     agrees_r = np.array([np.array_equal(copy_d, median_d) for copy_d in copies_rd])
-    if agrees_r.all():
-        return agrees_r, None
-    missing_rd = np.isnan(copies_rd)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for i in np.flatnonzero(~agrees_r):
+    missing_rd = None
+    for i in np.flatnonzero(~agrees_r):
+        sq_distance, sq_norm = _distance(copies_rd[i], median_d)
+        if np.isnan(sq_distance):
+            if missing_rd is None:
+                missing_rd = np.isnan(copies_rd)
             here_d = ~missing_rd[i]
-            wide_d = median_d[here_d].astype(np.float64)
-            distance = np.linalg.norm(copies_rd[i, here_d] - wide_d)
-            agrees_r[i] = here_d.any() and distance <= AGREE * np.linalg.norm(wide_d)
-    return agrees_r, missing_rd if missing_rd.any() else None
+            sq_distance, sq_norm = _distance(copies_rd[i, here_d], median_d[here_d])
+            if not here_d.any():
+                continue
+        agrees_r[i] = sq_distance <= AGREE**2 * sq_norm
+    return agrees_r, missing_rd
+
+
+def _distance(copy_d: np.ndarray, median_d: np.ndarray) -> tuple[float, float]:
+    """Returns the squared distance, NaN where a value is, and the squared norm of the median."""
+    sq_distance = sq_norm = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for begin in range(0, len(copy_d), _CHUNK):
+            median = median_d[begin : begin + _CHUNK].astype(np.float64)
+            difference = copy_d[begin : begin + _CHUNK] - median
+            sq_distance += float(difference @ difference)
+            sq_norm += float(median @ median)
+    return sq_distance, sq_norm
 
 
 def _mean(rows: Sequence[np.ndarray]) -> np.ndarray:
