@@ -70,3 +70,11 @@ def test_truths_are_words_or_digits(text, truth):
         Config.of({}, {"AGGREGATHOR_BYZANTINE_MOVES": f"{text}?"})
     with pytest.raises(UserError, match="byzantine_moves must be True or False, got 1"):
         Config.of({"byzantine_moves": 1}, {})
+
+
+def test_f_is_byzantine_where_nobody_says():
+    assert Config.of({"byzantine": 2}, {}).f == 2
+    assert Config.of({}, {"AGGREGATHOR_BYZANTINE": "2"}).f == 2
+    assert Config.of({"f": 0}, {"AGGREGATHOR_BYZANTINE": "2"}).f == 0
+    config = Config.of({"f": 0, "byzantine": 1}, {})
+    assert Config.of({}, config.to_environment()).f == 0
