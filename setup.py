@@ -43,7 +43,8 @@ INSTALL_TENSORFLOW = f"pip install 'tensorflow~={SERIES}.0'"
 # Compiled once per instruction set; these files include neither TensorFlow nor standard templates.
 KERNEL_SOURCES = tuple(
     f"kernels/{name}.cc"
-    for name in ("bulyan", "columns", "distances", "means", "weiszfeld", "table")  # slowest first
+    # The slowest first.
+    for name in ("bulyan", "columns", "distances", "means", "weiszfeld", "codes", "table")
 )
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # g++ 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of ours.

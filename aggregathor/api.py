@@ -252,7 +252,8 @@ def lock(model_or_variables: Any, *, on_violation: str | None = None) -> None:
 def shard(data: Any) -> Any:
     """Returns this worker's own part of the data: element i goes to worker i mod n.
 
-    The server, which trains on nothing, gets the part of the last worker: no part is shorter, so no
+    Workers that compute the same in groups, as with ``protocol="draco"``, have a part a group. The
+    server, which trains on nothing, gets the part of the last worker: no part is shorter, so no
     worker finishes its data before the server does. In a process that was started alone the data
     are returned as they are.
 
@@ -267,8 +268,9 @@ def shard(data: Any) -> Any:
         return data
     from aggregathor.dropin.data import part_of
 
-    n = _job.ranks.topology.workers
-    return part_of(data, n, n - 1 if _job.is_server else _job.ranks.row)
+    size = _job.setting.group
+    n = _job.ranks.topology.workers // size
+    return part_of(data, n, n - 1 if _job.is_server else _job.ranks.row // size)
 
 
 def _leave_to_parent() -> None:

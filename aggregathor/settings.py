@@ -35,7 +35,8 @@ def setting(
     Args:
       default: of the field; ``dataclasses.MISSING`` where it has none.
       text: what the setting is, in a few words or sentences, for ``--help`` and documentation.
-      kind: str, int, float, or dict for parameters as name=value; by default the default's type.
+      kind: str, int, float, bool, or dict for parameters as name=value; by default the default's
+        type.
       choices: the values that it may have, where they are known here.
       later: whether experiments were named before it was there: while it is the default, their
         folders keep their names.
@@ -76,6 +77,9 @@ class Training:
         "nan", f"what replaces lost coordinates: {', '.join(FILLS)}.", choices=FILLS
     )
     byzantine: int = setting(0, "how many workers attack, for experiments: the last ones.")
+    byzantine_moves: bool = setting(
+        False, "whether those that attack are drawn anew in each step, from the seed.", later=True
+    )
     attack: str = setting("", "what the Byzantine workers do: see `aggregathor attacks`.")
     attack_args: Mapping[str, Any] = setting(
         {}, 'the attack\'s parameters, as name=value: --attack_args="z=1.5" for little.'

@@ -37,6 +37,7 @@ def define_flags() -> None:
         str: flags.DEFINE_string,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
+        bool: flags.DEFINE_boolean,
     }
     for name, field in FIELDS.items():
         kind, text = field.metadata["kind"], field.metadata["help"].removesuffix(".")

@@ -16,6 +16,7 @@ import keras
 from aggregathor import settings
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.sampling import PARTITIONS
 from experiments import tasks
@@ -111,7 +112,7 @@ class Config(Settings):
 
     def label(self) -> str:
         """Returns a name for tables and legends, such as "krum, little"."""
-        return f"{self.gar}, {self.attack or 'no attack'}"
+        return f"{self._method()}, {self.attack or 'no attack'}"
 
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
@@ -161,4 +162,11 @@ class Config(Settings):
 
     def rule_slug(self) -> str:
         """Returns the rule's name for a folder, without the brackets that a shell would read."""
-        return re.sub(r"[^\w.=+-]+", "-", self.gar.replace(")", ""))
+        return re.sub(r"[^\w.=+-]+", "-", self._method().replace(")", ""))
+
+    def _method(self) -> str:
+        """Returns what aggregates: the rule, or the protocol that has none, with its code."""
+        if PROTOCOLS[self.protocol].has_rule:
+            return self.gar
+        parameters = {**PROTOCOLS[self.protocol].parameters, **self.protocol_args}
+        return f"{self.protocol} {parameters['code']}"

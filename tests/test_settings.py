@@ -14,7 +14,7 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.settings import Simulation, Training, setting
 from experiments.config import Config as Experiment
 
-OTHER = {str: "other", int: 7, float: 0.25, dict: {"a": 1}}
+OTHER = {str: "other", int: 7, float: 0.25, bool: True, dict: {"a": 1}}
 
 
 def other_than_default(kind):

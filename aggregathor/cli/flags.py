@@ -22,7 +22,7 @@ ABOUT = """\
 Runs a TensorFlow script, unchanged, as one rank of a job: rank 0 is the server, the others are
 workers. Every optimizer of the script takes part.
 """
-_METAVARS = {str: "TEXT", int: "N", float: "NUMBER", dict: "NAME=VALUE"}
+_METAVARS = {str: "TEXT", int: "N", float: "NUMBER", bool: "BOOL", dict: "NAME=VALUE"}
 
 Flags = list[tuple[str, str]]  # names of fields, each with the text of its value
 

@@ -55,12 +55,16 @@ class Attacker:
         self._attack = ATTACKS[setting.attack]
         self._honest = setting.num_workers - setting.byzantine
         self._row = ranks.row
-        self._attacks = self._row >= self._honest
-        self._rows_nd = np.zeros((setting.num_workers, dim), dtype) if self._attacks else None
+        # Where attackers move, all are shown everything in each round: who has skipped the rounds
+        # that another one attacks in would wait for what was never sent.
+        n = setting.num_workers
+        self._shown = range(0 if setting.byzantine_moves else self._honest, n)
+        self._sees = self._row in self._shown
+        self._rows_nd = np.zeros((n, dim), dtype) if self._sees else None
         # The round that each row is of: that of a worker which has skipped rounds is ahead of ours.
         self._round_n = np.full(setting.num_workers, _NONE, np.int64)
         # The rule as the server has it, for attacks that ask what it would do.
-        self._rule = Aggregation(setting, dim, dtype=dtype) if self._attacks else None
+        self._rule = Aggregation(setting, dim, dtype=dtype) if self._sees else None
         self._memory: np.ndarray | None = None
         self._sending: list[Any] = []
 
@@ -71,16 +75,20 @@ class Attacker:
         if self._rows_nd is None or rule is None:
             return grad_d
         self._see(round, grad_d)
+        order = self._setting.honest_first(round)
+        place = int(np.flatnonzero(order == self._row)[0]) - self._honest
+        if place < 0:
+            return grad_d
         context = rule.context(round, self._read)
         view = View(
-            honest_hd=self._rows_nd[: self._honest],
-            own_bd=self._rows_nd[self._honest :],
+            honest_hd=self._rows_nd[order[: self._honest]],
+            own_bd=self._rows_nd[order[self._honest :]],
             f=self._setting.f,
             rng=generator("attack", self._setting.seed, round),
             # What the server alone knows they cannot ask for.
             aggregate=None
             if self._setting.rule.needs_validation
-            else lambda stack_nd: rule.ask(stack_nd, context),
+            else lambda stack_nd: rule.ask(stack_nd, context, order),
             state=self._memory,
         )
         try:
@@ -92,7 +100,7 @@ class Attacker:
             return grad_d
         if self._attack.update is not None:
             self._memory = self._attack.update(view)
-        return sent_bd[self._row - self._honest]
+        return sent_bd[place]
 
     def state(self) -> State:
         """Returns what the next rounds depend on: the attack's memory, and the rule's state."""
@@ -120,7 +128,7 @@ class Attacker:
         self._sent = np.array([round], np.int64), np.array(grad_d)
         self._sending = [
             self._ranks.comm.Isend(sent, dest=self._ranks.topology.rank_of(row), tag=tag)
-            for row in range(self._honest, self._setting.num_workers)
+            for row in self._shown
             if row != self._row
             for sent, tag in zip(self._sent, self._tags, strict=True)
         ]

@@ -12,6 +12,7 @@ from aggregathor import compositions, settings
 from aggregathor.arguments import parse_arguments
 from aggregathor.errors import UserError, near
 from aggregathor.log import LEVELS
+from aggregathor.protocols import draco
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.settings import setting
 from lossympi.options import Options
@@ -138,7 +139,7 @@ class Config(settings.Training):
         for name, value in dataclasses.asdict(self).items():
             kind = KINDS[name]
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or isinstance(value, bool):
+            if not fits or isinstance(value, bool) != (kind is bool):
                 raise UserError(f"{name} must be {_WORDS[kind]}, got {value!r}")
         settings.check_choices(self)
         if "off" in self.locks:
@@ -155,6 +156,12 @@ class Config(settings.Training):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
         compositions.check(self.gar, self.gar_args)
         PROTOCOLS[self.protocol].check_parameters(**self.protocol_args)
+        if self.protocol == "draco" and draco.is_cyclic(self.protocol_args):
+            raise UserError(
+                "draco's cyclic codes take the gradients of several batches a step, and a script's "
+                f"step gives one: take --protocol_args=code={draco.REPETITION}, whose workers "
+                "compute the same in groups of r"
+            )
         options_of = Options.of if self.transport == "udp" else Options.of_lossless
         try:
             options_of(self.link_args)
@@ -180,8 +187,10 @@ _WORDS = {
     str: "a string",
     int: "a whole number",
     float: "a number",
+    bool: "True or False",
     dict: "a dict of parameters",
 }
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_text(name: str, text: str, where: str) -> Any:
@@ -198,8 +207,8 @@ def read_text(name: str, text: str, where: str) -> Any:
             raise UserError(f"{where} takes name=value, got {text!r}: {error}") from None
         return parse_arguments(where, words)
     try:
-        return kind(text)
-    except ValueError:
+        return _TRUTHS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
         raise UserError(f"{where} must be {_WORDS[kind]}, got {text!r}") from None
 
 

@@ -25,14 +25,17 @@ from aggregathor.cluster.ranks import CheckDone, Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
+from aggregathor.protocols import draco
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.validation import Validation
+from aggregathor.protocols.wide import wide_server, wide_worker
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
@@ -94,17 +97,18 @@ class Job:
             **shared(config),
         )
         self.setting.check()
+        _check_wire(config)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
-        tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
-        f = min(config.f, ranks.topology.workers - 1) if tolerates else 0
+        f = min(config.f, ranks.topology.workers - 1) if self.setting.robust else 0
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
         if ranks.is_server:
-            for doubt in doubts(config, robust=self.setting.rule.robust):
+            for doubt in doubts(config, robust=self.setting.robust):
                 _log.warning("%s", doubt)
         loses_to_nan = config.transport == "udp" and config.fill == "nan"
-        if ranks.is_server and loses_to_nan and config.gar == "average":
+        has_rule = PROTOCOLS[config.protocol].has_rule
+        if ranks.is_server and loses_to_nan and has_rule and config.gar == "average":
             _log.warning(
                 "a value that UDP loses is NaN, and so is their average: see --gar=average-nan"
             )
@@ -161,7 +165,8 @@ class Job:
         Raises:
           UserError: on every rank, with the same words.
         """
-        link = cast(ServerLink, self._connect(dim, dtype))
+        width = self._width(dtype)
+        link = wide_server(cast(ServerLink, self._connect(width * dim, dtype)), width)
         number = len(self.halves)
         waits = ServerWaits(self.ranks, lambda: self._places.tell(number))
         with waits.context():
@@ -198,7 +203,8 @@ class Job:
         names: Sequence[str] = (),
     ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
-        link = cast(WorkerLink, self._connect(dim, dtype))
+        width = self._width(dtype)
+        link = wide_worker(cast(WorkerLink, self._connect(width * dim, dtype)), width)
         number = len(self.halves)
         waits = WorkerWaits(
             self.ranks,
@@ -210,6 +216,11 @@ class Job:
         self._places.names.append(list(names))
         self.halves.append(worker)
         return worker
+
+    def _width(self, dtype: DTypeLike) -> int:
+        """Returns how many values travel for each coordinate of a gradient."""
+        code = code_of(self.setting, dtype)
+        return 1 if code is None else code.width
 
     def _connect(self, dim: int, dtype: DTypeLike) -> ServerLink | WorkerLink:
         self.begin()
@@ -363,6 +374,17 @@ class Job:
         self.ranks.shutdown("" if is_over or not self.is_server else str(self.failure))
         if self.is_server and self.config.check_rounds:
             sys.stdout.write(notes.report({0: notes.kept(), **self.ranks.notes()}))
+
+
+def _check_wire(config: Config) -> None:
+    """Raises ``UserError`` where what travels is rounded more coarsely than a decoder tolerates."""
+    wire = config.link_args.get("wire", "float32")
+    is_cyclic = config.protocol == "draco" and draco.is_cyclic(config.protocol_args)
+    if is_cyclic and wire != "float32":
+        raise UserError(
+            f"draco's cyclic codes need all digits of what travels, and wire={wire} drops some: "
+            f"leave the wire out, or take code={draco.REPETITION}"
+        )
 
 
 def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:

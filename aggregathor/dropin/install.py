@@ -48,8 +48,10 @@ class Dropin:
         self._updates = Updates(job, checkpoints, self.guard, self.validations)
         self._optimizers = Optimizers(self._updates)
         Fit(job, self._optimizers, checkpoints, self.validations)
+        # Workers whose gradients shall be copies draw the same.
+        group = job.setting.group
         seeds = Seeds(
-            job.ranks.rank,
+            0 if job.is_server else 1 + job.ranks.row // group,
             is_server=job.is_server,
             entropy=job.meeting.bcast(secrets.randbits(31), int),
             rounds=lambda: sum(half.round for half in job.halves),

@@ -84,6 +84,7 @@ class RoundsObserver:
     Attributes:
       suspicion: its judgement of the workers.
       refused_rounds: how many rounds the rule could not be applied to.
+      unverified_rounds: in how many others a decoder has not verified the sum of all coordinates.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class RoundsObserver:
         """Passes what it sees to files and a status line, if there are any."""
         self.suspicion = Suspicion(setting.num_workers)
         self.refused_rounds = 0
-        self._rule = setting.rule
+        self._setting = setting
+        self.unverified_rounds = 0
         self._has_warned = False
         self._attendance = Attendance(setting.topology)
         self._files = files
@@ -105,6 +107,7 @@ class RoundsObserver:
     def published(self, report: RoundReport) -> RoundReport:
         """Adds a round that was published; returns the report with the suspects."""
         suspected_n = self.suspicion.see(report.usage_n, report.delivered_n)
+        self.unverified_rounds += report.unverified > 0
         self._warn_of_infinity(report)
         report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
         if self._files is not None:
@@ -125,12 +128,12 @@ class RoundsObserver:
                 "round %d: the aggregate of %s is not finite in %d of %d coordinates, and so will "
                 "be the model. %s",
                 self.suspicion.rounds,
-                self._rule.name,
+                self._setting.method,
                 bad,
                 len(report.grad_d),
                 "The workers' own gradients may be: look at the loss and the learning rate."
-                if self._rule.robust
-                else f"{self._rule.name} gives no protection: see `aggregathor advise`.",
+                if self._setting.robust
+                else f"{self._setting.method} gives no protection: see `aggregathor advise`.",
             )
 
     def refused(self) -> None:
@@ -268,27 +271,32 @@ def new_folder(path: Path) -> Path:
 
 def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     """Returns how many rounds there were, who was suspected and who was missing, in a line."""
-    rule = setting.rule
+    robust, method = setting.robust, setting.method
     rounds = sum(each.suspicion.rounds for each in optimizers)
     refused = sum(each.refused_rounds for each in optimizers)
     nobody = np.zeros(setting.num_workers, np.int64)
     suspected_n = sum((each.suspicion.suspected_n for each in optimizers), nobody)
     missing_n = sum((each.suspicion.missing_n for each in optimizers), nobody)
-    parts = [f"{_rounds(rounds)}, {rule.name} f={setting.f}" if rule.robust else _rounds(rounds)]
+    parts = [f"{_rounds(rounds)}, {method} f={setting.f}" if robust else _rounds(rounds)]
     if suspected_n.any():
         parts.append(f"suspected: {_counted(suspected_n)}")
     else:
-        parts.append("nobody was suspected" if rule.robust else f"{rule.name} suspects nobody")
+        parts.append("nobody was suspected" if robust else f"{method} suspects nobody")
     if setting.attack:
         first = setting.num_workers - setting.byzantine
         attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
-        if setting.byzantine:
+        if setting.byzantine_moves:
+            parts.append(f"{setting.byzantine}, drawn anew each round, used {setting.attack}")
+        elif setting.byzantine:
             many = "s" if setting.byzantine > 1 else ""
             parts.append(f"worker{many} {attackers} attacked with {setting.attack}")
         else:  # one on coordinates of any worker's
             parts.append(f"{setting.attack} hit what arrived")
     if missing_n.any():
         parts.append(f"nothing came from {_counted(missing_n)}")
+    unverified = sum(each.unverified_rounds for each in optimizers)
+    if unverified:
+        parts.append(f"in {_rounds(unverified)} not all sums were verified")
     if refused:
         parts.append(f"too little came in {_rounds(refused)} more, which changed nothing")
     return "; ".join(parts)

@@ -141,6 +141,42 @@ def geometric_median(
     return grad_d, weight_n
 
 
+def project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products of each row with m directions, in blocks of b columns, and squared norms.
+
+    m is a multiple of 4. Float64 [n, c, m] and [n, c], for c blocks.
+    """
+    n, d = stack_nd.shape
+    b, m = table_bm.shape
+    assert m % 4 == 0
+    assert b > 0
+    table_mb = np.ascontiguousarray(table_bm.T, np.float64)
+    out_ncm = np.empty((n, -(-d // b), m))
+    sq_norm_nc = np.empty(out_ncm.shape[:2])
+    _function("project")(
+        *_stack(stack_nd),
+        _pointer(table_mb),
+        *(ctypes.c_int64(b), ctypes.c_int64(m)),
+        *(_pointer(out_ncm), _pointer(sq_norm_nc)),
+    )
+    return out_ncm, sq_norm_nc
+
+
+def weighted_sum(columns: Columns, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sum of the given rows, each times its weight; in float64, rounded once."""
+    some, grad_d = _columns(columns)
+    assert rows.dtype == np.int64
+    assert weights.dtype == np.float64
+    assert rows.flags.c_contiguous
+    assert weights.flags.c_contiguous
+    assert len(rows) == len(weights)
+    assert not len(rows) or 0 <= rows.min() <= rows.max() < len(columns.stack_nd)
+    _function("weighted_sum")(
+        *some, _pointer(rows), _pointer(weights), ctypes.c_int64(len(rows)), _pointer(grad_d)
+    )
+    return grad_d
+
+
 def _function(name: str) -> Any:
     return getattr(_library, f"aggregathor_{name}")
 

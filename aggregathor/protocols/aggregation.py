@@ -1,5 +1,7 @@
 """From what arrived in a round to the aggregate: holes are filled, the rule is applied.
 
+Where workers send encodings, a decoder stands in the place of the rule.
+
 Both keep something from round to round: the fill "previous" the last stack, a rule its state.
 """
 
@@ -16,7 +18,8 @@ import tensorflow as tf
 from numpy.typing import DTypeLike
 
 from aggregathor.errors import UserError
-from aggregathor.gars import Aggregated, Context, State
+from aggregathor.gars import Aggregated, Context, Rule, State
+from aggregathor.protocols.decoding import Decoder, UndecodableError, code_of
 from aggregathor.protocols.overlap import StreamingAggregate
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
@@ -43,6 +46,9 @@ class Aggregation:
     Attributes:
       setting: the fill, the rule and f.
       rule_state: what the rule keeps from round to round.
+      width: values that travel for each coordinate of the aggregate.
+      unverified: of the last stack, the share of coordinates whose decoded mean is not verified,
+        0..1; 0 of rules.
     """
 
     def __init__(
@@ -59,17 +65,23 @@ class Aggregation:
 
         Args:
           setting: is taken as checked.
-          dim: d.
+          dim: values in a row of the stack: d, or ``width`` times d.
           dtype: of the stacks, float32 or float64.
           secret: seed of the generators that rules get, 0..2^63-1; by default the setting's, which
             workers know too.
           learning_rate: gives that of the server's optimizer in this step; None if unknown.
           validation: the losses that the rule may judge gradients by; None where there are none.
+
+        Raises:
+          UserError: see ``code_of``.
         """
         self.setting = setting
         self._dim = dim
         self._dtype = np.dtype(dtype)
-        self._rule = setting.rule
+        code = code_of(setting, dtype)
+        self._decoder = None if code is None else Decoder(code)
+        self._rule: Rule | Decoder = self._decoder or setting.rule
+        self.width = 1 if code is None else code.width
         self.rule_state = self._rule.init(setting.num_workers, dim)
         self._secret = setting.seed if secret is None else secret
         self._learning_rate = learning_rate
@@ -78,7 +90,11 @@ class Aggregation:
         sampled = self._rule.coordinate_wise and dim > SAMPLED
         self._sample = _sample(dim) if sampled else None
         self._fits: dict[int, bool] = {setting.num_workers: True}
-        self._warned_s = -math.inf
+        self._warned_s = self._warned_of_unverified_s = -math.inf
+
+    @property
+    def unverified(self) -> float:  # noqa: D102 - see the class
+        return 0.0 if self._decoder is None else self._decoder.unverified
 
     def state(self) -> State:
         """Returns what the next rounds depend on."""
@@ -110,6 +126,8 @@ class Aggregation:
 
     def fill(self, collected: Collected) -> None:
         """Replaces, in place, what did not arrive."""
+        if self._decoder is not None:
+            self._decoder.block = collected.floats_per_datagram
         keeps = self.setting.fill == "previous"
         fill(
             collected.stack_nd,
@@ -131,9 +149,12 @@ class Aggregation:
         Not where there are too few columns to gain anything, nor in float64, for which there are no
         kernels on columns.
         """
-        if self._dim <= SAMPLED or self._dtype != np.float32 or not self._rule.by_columns():
+        if self._dim <= SAMPLED or self._dtype != np.float32:
             return None
-        return StreamingAggregate(self._rule, self.setting.f, self._dim)
+        rule = self._rule
+        if isinstance(rule, Decoder) or not rule.by_columns():
+            return None
+        return StreamingAggregate(rule, self.setting.f, self._dim)
 
     def aggregate(
         self,
@@ -162,6 +183,8 @@ class Aggregation:
         Cost: that of the rule; where rows are missing, a copy of the others, unless they lie side
           by side.
         """
+        if self._decoder is not None:
+            return self._decode(stack_nd, missing, context)
         if not len(missing):
             aggregated, self.rule_state = self._apply(stack_nd, self.rule_state, context, streaming)
             return aggregated
@@ -202,6 +225,22 @@ class Aggregation:
             params(), stack_nd, rows, gamma, n_r, rng("validation")
         )
 
+    def _decode(self, stack_nd: np.ndarray, missing: np.ndarray, context: Context) -> Aggregated:
+        """Decodes a round: missing rows keep their places."""
+        assert self._decoder is not None
+        try:
+            aggregated, _ = self._apply(stack_nd, {}, context)
+        except RuleError as error:
+            if not len(missing):
+                raise
+            whom = self.setting.topology.describe_rows(missing)
+            raise RuleError(f"nothing came from {whom}, and {error}") from None
+        now_s = time.monotonic()
+        if self.unverified and now_s - self._warned_of_unverified_s >= _BETWEEN_WARNINGS_S:
+            self._warned_of_unverified_s = now_s
+            _logger.warning("round %d: %s", context.round, self._decoder.warning)
+        return aggregated
+
     def _state_fits(self, n: int) -> bool:
         """Returns whether the rule's state is the same for n rows as for all."""
         if n not in self._fits:
@@ -225,14 +264,24 @@ class Aggregation:
         """Raises ``UserError`` where the rule cannot be applied to n gradients."""
         self._rule.check(n=n, f=self.setting.f)
 
-    def ask(self, stack_nd: np.ndarray, context: Context) -> Aggregated:
+    def ask(
+        self, stack_nd: np.ndarray, context: Context, order: np.ndarray | None = None
+    ) -> Aggregated:
         """Returns what the rule would make of a stack [n, d'], and changes nothing.
 
         Where d' is not d, the state of a rule does not fit: the rule is then as in its first round.
+
+        Args:
+          stack_nd: [n, d'].
+          context: of the round.
+          order: int [n], which worker's each row is; as they are if not given.
         """
         n, dim = stack_nd.shape
         state = self.rule_state if dim == self._dim else self._rule.init(n, dim)
-        return self._apply(stack_nd, state, context)[0]
+        if order is None:
+            return self._apply(stack_nd, state, context)[0]
+        aggregated = self._apply(stack_nd[np.argsort(order)], state, context)[0]
+        return aggregated._replace(usage_n=np.asarray(aggregated.usage_n)[order])
 
     def follow(self, stack_nd: np.ndarray, context: Context) -> None:
         """Moves the rule's state on as a round with this stack does, if the rule keeps any."""
@@ -256,6 +305,8 @@ class Aggregation:
             if sample is not None:  # of a coordinate-wise rule, which has no state
                 shown = rule.apply(stack_nd[:, sample], {}, context, f=f)[0]
                 aggregated = aggregated._replace(usage_n=shown.usage_n)
+        except UndecodableError as error:
+            raise RuleError(str(error)) from None
         except tf.errors.InvalidArgumentError as error:  # more bad rows than the rule can tolerate
             raise RuleError(re.sub(r"^\{\{.*?\}\} | \[Op:.*$", "", error.message)) from None
         if np.may_share_memory(aggregated.grad_d, stack_nd):  # the link will write there

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.protocols.registry import PROTOCOLS
-from aggregathor.settings import Training
+from aggregathor.settings import Training, defaults
 
 
 def check_training(values: Training, n: int, check_rule: Callable[[int, int], None]) -> None:
@@ -27,6 +27,8 @@ def check_training(values: Training, n: int, check_rule: Callable[[int, int], No
     protocol.check(n=n, f=values.f, **values.protocol_args)
     if protocol.has_rule:
         check_rule(n, values.f)
+    else:
+        _check_no_rule(values)
     if values.attack:
         attack = ATTACKS[values.attack]
         attack.check(**values.attack_args)
@@ -34,10 +36,21 @@ def check_training(values: Training, n: int, check_rule: Callable[[int, int], No
             raise UserError(f"the attack {values.attack} needs Byzantine workers, and there are 0")
         if b == n:
             raise UserError(f"all {n} workers are Byzantine: no honest gradient is left")
+        if values.byzantine_moves and attack.form == "coordinates":
+            raise UserError(
+                f"the attack {values.attack} hits any worker's gradient: leave byzantine_moves out"
+            )
+        if values.byzantine_moves and attack.update is not None:
+            raise UserError(
+                f"the attack {values.attack} remembers, which needs the same workers in each step: "
+                "leave byzantine_moves out"
+            )
     elif b > 0:
         raise UserError(f"{b} workers are Byzantine and no attack is named for them")
     elif values.attack_args:
         raise UserError("attack parameters are given and no attack is named")
+    if values.byzantine_moves and b == 0:
+        raise UserError("byzantine_moves draws Byzantine workers, and there are 0")
 
 
 def doubts(values: Training, *, robust: bool) -> list[str]:
@@ -48,15 +61,30 @@ def doubts(values: Training, *, robust: bool) -> list[str]:
       robust: whether its rule tolerates Byzantine workers at all.
     """
     found: list[str] = []
-    if not PROTOCOLS[values.protocol].has_rule:
-        return found
-    if values.f > 0 and not robust:
+    protocol = PROTOCOLS[values.protocol]
+    if protocol.has_rule and values.f > 0 and not robust:
         found.append(
             f"f={values.f} is declared, and {values.gar} tolerates no Byzantine worker: choose "
             "another rule with --gar, see `aggregathor advise`"
         )
     if values.byzantine > values.f:
         found.append(
-            f"{values.byzantine} workers attack, and {values.gar} expects at most f={values.f}"
+            f"{values.byzantine} workers attack, and "
+            f"{values.gar if protocol.has_rule else protocol.name} expects at most f={values.f}"
         )
     return found
+
+
+def _check_no_rule(values: Training) -> None:
+    """Raises ``UserError`` for what is told of a rule where the protocol has none."""
+    usual = defaults(Training)
+    for name, why in (
+        ("gar", "decides what is applied, not a rule"),
+        ("gar_args", "decides what is applied, not a rule"),
+        ("fill", "must know what is lost"),
+    ):
+        if getattr(values, name) != usual[name]:
+            raise UserError(
+                f"the protocol {values.protocol} {why}: leave {name} out, got "
+                f"{getattr(values, name)!r}"
+            )

@@ -8,6 +8,7 @@ from typing import Any
 
 from aggregathor.compositions import check_names
 from aggregathor.errors import Registry, UserError
+from aggregathor.protocols import draco
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,4 +84,15 @@ protocol(
     about="rounds: all gradients, one aggregate, one model for all",
     link=("collect", "broadcast"),
     source="Damaskinos et al. 2019",
+)
+
+protocol(
+    "draco",
+    about="rounds: each batch is computed r times, and the exact mean over all is decoded",
+    condition=draco.CONDITION,
+    link=("collect", "broadcast"),
+    source="Chen et al. 2018",
+    parameters=draco.PARAMETERS,
+    has_rule=False,
+    check=draco.check,
 )

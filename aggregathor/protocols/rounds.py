@@ -129,8 +129,8 @@ class RoundsServer:
             except RuleError as error:
                 if self._observer is not None:
                     self._observer.refused()
-                raise _refused(error, collected) from None
-        self._report = _report_of(collected, aggregated)
+                raise self._refused(error, collected) from None
+        self._report = self._report_of(collected, aggregated)
         return self._report
 
     def aggregate(self) -> RoundReport:
@@ -213,21 +213,19 @@ class RoundsServer:
             return True
         return False
 
+    def _report_of(self, collected: Collected, aggregated: Aggregated) -> RoundReport:
+        return RoundReport(
+            collected.stack_nd[:, :: self.aggregation.width],
+            np.asarray(aggregated.grad_d),
+            np.asarray(aggregated.usage_n),
+            collected.delivered_n,
+            collected.stats,
+            unverified=self.aggregation.unverified,
+        )
 
-def _report_of(collected: Collected, aggregated: Aggregated) -> RoundReport:
-    return RoundReport(
-        collected.stack_nd,
-        np.asarray(aggregated.grad_d),
-        np.asarray(aggregated.usage_n),
-        collected.delivered_n,
-        collected.stats,
-    )
-
-
-def _refused(error: RuleError, collected: Collected) -> RefusedError:
-    n, d = collected.stack_nd.shape
-    refused = RefusedError(str(error))
-    refused.report = _report_of(
-        collected, Aggregated(np.zeros(d, collected.stack_nd.dtype), np.zeros(n))
-    )
-    return refused
+    def _refused(self, error: RuleError, collected: Collected) -> RefusedError:
+        n, values = collected.stack_nd.shape
+        zeros_d = np.zeros(values // self.aggregation.width, collected.stack_nd.dtype)
+        refused = RefusedError(str(error))
+        refused.report = self._report_of(collected, Aggregated(zeros_d, np.zeros(n)))
+        return refused

@@ -19,6 +19,7 @@ import tensorflow as tf
 from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
 from aggregathor.gars import State
+from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.rounds import RefusedError
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
@@ -32,6 +33,7 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
+    seeds_of,
     validation_of,
     values_of,
 )
@@ -89,7 +91,8 @@ class Server:
         self._saves = saves
         self._parameters = Parameters(model, optimizer)
         self._validation = validation_of(setting, model, loss, validation)
-        self._seeds = _seeds(model)
+        code_of(setting, self._parameters.dtype)  # which may refuse the type
+        self._seeds = seeds_of(model)
         self._forward = tf.function(self._loss_of, autograph=False)
         self._half: ServerHalf  # of `connect`
         # What the workers keep, as of the step at which they were asked last.
@@ -236,7 +239,7 @@ class Server:
         if self._momentum_nd is not None:
             wanted["workers/momentum"] = f"{self._parameters.dtype} [1, {self.dim}]"
         rest = theirs.keys() - wanted.keys()
-        if row >= self.setting.num_workers - self.setting.byzantine:
+        if row in self.setting.attackers(self.steps):
             rest = {name for name in rest if not name.startswith("attack/")}
         if rest or not wanted.keys() <= theirs.keys():
             names = ", ".join(printable(name, 80) for name in sorted(theirs)[:9])
@@ -281,7 +284,8 @@ class Worker:
         self._parameters = Parameters(model)
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
-        self._seeds = _seeds(model)
+        self._code = code_of(setting, self._parameters.dtype)
+        self._seeds = seeds_of(model)
         self._first_seeds = [np.array(v.numpy()) for v in self._seeds]
         self._draws = self._warm_up(model)
         self._half: WorkerHalf  # of `connect`
@@ -307,15 +311,26 @@ class Worker:
             self._workers.restore({"momentum": state["momentum"][self._row :][:1]})
         self._half.restore({**state, "round": state["step"]})
         while step < steps:
-            self._place_seeds(step)
-            rows_nd, _ = self._workers.compute(step)
+            sent = self._compute(step)
             # A copy: the link writes the next model where this one is, and tensors may share it.
-            self._parameters.assign(np.array(self._half.exchange(rows_nd[0])))
+            self._parameters.assign(np.array(self._half.exchange(sent)))
             # More than one step further where the server has left it behind.
             for made in range(step + 1, self._half.round + 1):
                 if self._saves(made) and _keep(self._setting):
                     self._tell(made)
             step = self._half.round
+
+    def _compute(self, step: int) -> np.ndarray:
+        """Returns what the worker sends: its gradient, or an encoding of those of its batches."""
+        if self._code is None:
+            self._place_seeds(step, self._row)
+            return self._workers.compute(step)[0][0]
+        flips_n = np.isin([self._row], self._setting.attackers(step))
+        rows = []
+        for j in self._code.batches_of(self._row):
+            self._place_seeds(step, j)
+            rows.append(self._workers.gradients(step, [j], flips_n)[0][0])
+        return self._code.encode(rows, self._row)
 
     def _tell(self, step: int) -> None:
         self._job.ranks.send_worker_state(
@@ -341,9 +356,9 @@ class Worker:
         self._workers.restore(momentum)
         return draws
 
-    def _place_seeds(self, step: int) -> None:
+    def _place_seeds(self, step: int, batch: int) -> None:
         """Sets the seeds of dropout to where a simulation has them, whose workers share a model."""
-        gradients = step * self._setting.num_workers + self._row
+        gradients = step * self._setting.num_workers + batch
         for seed, first, draw in zip(self._seeds, self._first_seeds, self._draws, strict=True):
             seed.assign(first + draw * np.array(gradients).astype(first.dtype))  # modulo 2^32
 
@@ -352,8 +367,3 @@ def _keep(setting: Setting) -> bool:
     """Whether workers keep something from step to step."""
     remembers = setting.attack and ATTACKS[setting.attack].update is not None
     return bool(setting.worker_momentum or remembers)
-
-
-def _seeds(model: keras.Model) -> list[keras.Variable]:
-    """Returns the states of its random number generators."""
-    return [v for v in model.non_trainable_variables if "seed_generator_state" in v.path]

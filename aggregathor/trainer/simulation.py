@@ -18,9 +18,11 @@ from aggregathor.attacks import ATTACKS, View
 from aggregathor.attacks import apply as rows_sent
 from aggregathor.gars import State
 from aggregathor.protocols.aggregation import Aggregation, RuleError
+from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.wide import wide_server, wide_worker
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
 from aggregathor.trainer.training import (
@@ -30,6 +32,7 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
+    seeds_of,
     validation_of,
     values_of,
 )
@@ -87,20 +90,23 @@ class Simulation:
         self._memory: np.ndarray | None = None  # of a stateful attack
         rows = range(setting.num_workers)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
+        self._code = code_of(setting, self._parameters.dtype)
+        width = 1 if self._code is None else self._code.width
         network = Network(loss=setting.loss, seed=setting.seed)
         server, links = memory.connect(
-            setting.num_workers, self.dim, network, dtype=self._parameters.dtype
+            setting.num_workers, width * self.dim, network, dtype=self._parameters.dtype
         )
         aggregation = Aggregation(
             setting,
-            self.dim,
+            server.dim,
             dtype=self._parameters.dtype,
             learning_rate=self._parameters.learning_rate,
             validation=validation_of(setting, model, loss, validation),
         )
-        self._server = RoundsServer(server, aggregation, self._parameters.read)
-        self._halves = [WorkerHalf(link) for link in links]
+        self._server = RoundsServer(wide_server(server, width), aggregation, self._parameters.read)
+        self._halves = [WorkerHalf(wide_worker(link, width)) for link in links]
         self._refusals = Refusals()
+        self._seeds = seeds_of(model)
 
     @property
     def dim(self) -> int:
@@ -137,7 +143,7 @@ class Simulation:
         Raises:
           RuleError: see ``Refusals``; or an attack asks the rule what it cannot be applied to.
         """
-        rows_nd, loss_n = self._workers.compute(self.steps)
+        rows_nd, loss_n = self._compute()
         for half, row_d in zip(self._halves, self._sent(rows_nd), strict=True):
             half.send(row_d)
         try:
@@ -151,12 +157,38 @@ class Simulation:
         for half in self._halves:  # they compute on the server's variables: nothing to assign
             half.receive()
         self.steps += 1
-        # A Byzantine worker may report any loss, so only the honest ones are asked.
-        return StepReport(self.steps, float(np.mean(loss_n[: self._num_honest])), report)
+        return StepReport(self.steps, float(np.mean(loss_n)), report)
 
-    @property
-    def _num_honest(self) -> int:
-        return self.setting.num_workers - self.setting.byzantine
+    def _compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what each worker would send if nothing happened to it, and honest losses.
+
+        Where workers encode, each batch is computed once for all of them. Those whose labels an
+        attack changes compute it on these.
+        """
+        step, code = self.steps, self._code
+        honest_n = ~np.isin(np.arange(self.setting.num_workers), self.setting.attackers(step))
+        if code is None:
+            rows_nd, loss_n = self._workers.compute(step)
+            # A Byzantine worker may report any loss, so only the honest ones are asked.
+            return rows_nd, loss_n[honest_n]
+        batches = range(self.setting.num_workers)
+        no, yes = np.zeros(len(batches), bool), np.ones(len(batches), bool)
+        before = [np.array(v.numpy()) for v in self._seeds]
+        right_jd, loss_j = self._workers.gradients(step, batches, no)
+        wrong_jd = right_jd
+        if self._attack is not None and self._attack.labels is not None:
+            changed = self.model.non_trainable_variables
+            after = [np.array(v.numpy()) for v in changed]
+            for seed, value in zip(self._seeds, before, strict=True):
+                seed.assign(value)
+            wrong_jd, _ = self._workers.gradients(step, batches, yes)
+            for variable, value in zip(changed, after, strict=True):
+                variable.assign(value)
+        sent = [
+            code.encode([(right_jd if honest_n[k] else wrong_jd)[j] for j in code.batches_of(k)], k)
+            for k in batches
+        ]
+        return np.stack(sent), loss_j
 
     def _sent(self, rows_nd: np.ndarray) -> np.ndarray:
         """What leaves the workers: the honest rows, and what the attack makes of the others."""
@@ -164,19 +196,22 @@ class Simulation:
             return rows_nd
         aggregation = self._server.aggregation
         context = aggregation.context(self.steps, self._parameters.read)
+        order = self.setting.honest_first(self.steps)  # as attacks take them
+        num_honest = self.setting.num_workers - self.setting.byzantine
         view = View(
-            honest_hd=rows_nd[: self._num_honest],
-            own_bd=rows_nd[self._num_honest :],
+            honest_hd=rows_nd[order[:num_honest]],
+            own_bd=rows_nd[order[num_honest:]],
             f=self.setting.f,
             rng=generator("attack", self.setting.seed, self.steps),
             # What the server alone knows they cannot ask for.
             aggregate=None
             if self.setting.rule.needs_validation
-            else lambda stack_nd: aggregation.ask(stack_nd, context),
+            else lambda stack_nd: aggregation.ask(stack_nd, context, order),
             state=self._memory,
         )
         try:
             sent_nd = rows_sent(self._attack, view, **self.setting.attack_args)
+            sent_nd = sent_nd[np.argsort(order)]
         except RuleError as error:  # of an attack that asks
             raise RuleError(f"step {self.steps + 1}: {error}") from None
         if self._attack.update is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -145,8 +145,21 @@ class Workers:
 
     def compute(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns each worker's gradient, or momentum, on its batch: [rows, d]; losses [rows]."""
-        images, labels = self._batches.at(step, self._rows)
-        rows_nd, loss_n = self._gradients(images, self._labels_as_sent(labels))
+        flips_n = np.isin(self._rows, self._setting.attackers(step))
+        return self.gradients(step, self._rows, flips_n)
+
+    def gradients(
+        self, step: int, batches: Sequence[int], flips_n: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns gradients on some of the step's batches, one after the other.
+
+        Args:
+          step: 0, 1, ...
+          batches: their numbers, 0..n-1; with momentum those of the workers.
+          flips_n: bool, which are computed on the labels of an attack, if it has any.
+        """
+        images, labels = self._batches.at(step, batches)
+        rows_nd, loss_n = self._gradients(images, self._labels_as_sent(labels, flips_n))
         return rows_nd.numpy(), loss_n.numpy()
 
     def state(self) -> dict[str, np.ndarray]:
@@ -192,13 +205,12 @@ class Workers:
         grad_d = self._parameters.layout.flatten(tape.gradient(objective, variables))
         return grad_d, tf.cast(loss, tf.float32)  # of a model in float64 too
 
-    def _labels_as_sent(self, labels: np.ndarray) -> np.ndarray:
-        if self._attack is None or self._attack.labels is None:
+    def _labels_as_sent(self, labels: np.ndarray, flips_n: np.ndarray) -> np.ndarray:
+        if self._attack is None or self._attack.labels is None or not flips_n.any():
             return labels
-        honest = self._setting.num_workers - self._setting.byzantine
-        here = min(max(honest - self._rows.start, 0), len(labels))
-        flipped = self._attack.labels(labels[here:], self._num_classes)
-        return np.concatenate([labels[:here], flipped.astype(labels.dtype)])
+        labels = labels.copy()
+        labels[flips_n] = self._attack.labels(labels[flips_n], self._num_classes)
+        return labels
 
 
 class Refusals:
@@ -259,6 +271,11 @@ def validation_of(
         return loss(labels, model(images, training=False))
 
     return LossOnCopies(loss_of, variables, Examples(tuple(arrays)))
+
+
+def seeds_of(model: keras.Model) -> list[keras.Variable]:
+    """Returns the states of a model's random number generators."""
+    return [v for v in model.non_trainable_variables if "seed_generator_state" in v.path]
 
 
 def values_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, np.ndarray]:

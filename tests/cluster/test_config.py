@@ -54,6 +54,24 @@ def test_an_unknown_variable_is_told():
         Config.of({}, {"AGGREGATHOR_GRA": "krum"})
 
 
+def test_a_script_takes_the_code_whose_workers_compute_one_gradient():
+    told = {"AGGREGATHOR_PROTOCOL": "draco", "AGGREGATHOR_F": "1"}
+    for code in ("", "code=cyclic", "code=cyclic-paper redundancy=5"):
+        with pytest.raises(UserError, match=r"script's step gives one: take .*=code=repetition"):
+            Config.of({}, {**told, "AGGREGATHOR_PROTOCOL_ARGS": code})
+    config = Config.of({}, {**told, "AGGREGATHOR_PROTOCOL_ARGS": "code=repetition"})
+    assert config.protocol_args == {"code": "repetition"}
+
+
+@pytest.mark.parametrize(("text", "truth"), [("true", True), ("True", True), ("0", False)])
+def test_truths_are_words_or_digits(text, truth):
+    assert Config.of({}, {"AGGREGATHOR_BYZANTINE_MOVES": text}).byzantine_moves is truth
+    with pytest.raises(UserError, match="AGGREGATHOR_BYZANTINE_MOVES must be True or False, got"):
+        Config.of({}, {"AGGREGATHOR_BYZANTINE_MOVES": f"{text}?"})
+    with pytest.raises(UserError, match="byzantine_moves must be True or False, got 1"):
+        Config.of({"byzantine_moves": 1}, {})
+
+
 def test_f_is_byzantine_where_nobody_says():
     assert Config.of({"byzantine": 2}, {}).f == 2
     assert Config.of({}, {"AGGREGATHOR_BYZANTINE": "2"}).f == 2

@@ -30,8 +30,16 @@ RUNS = {
         "attack_args": {"follow": "direction"}, "momentum": 0.5, "momentum_at": "worker",
     },
     "dropout": {"gar": "median", "model": "phocas-cnn", "batch_size": 4},
+    "cyclic": {
+        "protocol": "draco", "byzantine": 1, "attack": "constant", "byzantine_moves": True,
+        "model": "phocas-cnn", "batch_size": 4,
+    },
+    "repetition": {
+        "protocol": "draco", "protocol_args": {"code": "repetition"}, "byzantine": 2,
+        "attack": "label-flip", "optimizer": "adam",
+    },
 }  # fmt: skip
-RESUMED = ("remembers", "dropout", "judged")
+RESUMED = ("remembers", "dropout", "judged", "cyclic")
 TOO_MANY = {"gar": "krum", "f": 1, "byzantine": 3, "attack": "nan", "steps": 4}  # the last run
 
 

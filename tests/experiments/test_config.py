@@ -187,3 +187,11 @@ def test_arguments_are_literals_or_else_strings(text, value):
 def test_an_argument_without_name_or_value_is_an_error(pair):
     with pytest.raises(UserError, match="--gar_args takes name=value, got"):
         parse_arguments("--gar_args", [pair])
+
+
+def test_a_run_without_a_rule_is_named_by_its_protocol_and_code():
+    config = Config(protocol="draco", byzantine=1, attack="nan", protocol_args={"redundancy": 5})
+    config.check()
+    assert (config.label(), config.rule_slug()) == ("draco cyclic, nan", "draco-cyclic")
+    moving = dataclasses.replace(config, byzantine_moves=True)
+    assert moving.digest() != config.digest()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lossympi
+from aggregathor import settings
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.job import Job as ClusterJob
 from aggregathor.cluster.ranks import Ranks
@@ -129,6 +130,25 @@ ALIKE = {
         "attack": "mimic", "attack_args": {"follow": "direction"},
         "fill": "previous", "loss": 0.3,
     },
+    "attackers that move": {
+        "gar": "krum", "f": 1, "byzantine": 1, "num_workers": 5, "attack": "hidden-coordinate",
+        "byzantine_moves": True,
+    },
+    "repetition": {
+        "protocol": "draco", "protocol_args": {"code": "repetition"}, "f": 1, "byzantine": 1,
+        "num_workers": 6, "attack": "omniscient", "byzantine_moves": True,
+    },
+    "cyclic": {
+        "protocol": "draco", "f": 2, "byzantine": 2, "num_workers": 5, "attack": "label-flip",
+    },
+    "cyclic, losses": {
+        "protocol": "draco", "f": 1, "protocol_args": {"redundancy": 5}, "byzantine": 1,
+        "num_workers": 6, "attack": "sign-flip", "loss": 0.1, "byzantine_moves": True,
+    },
+    "the paper's code": {
+        "protocol": "draco", "protocol_args": {"code": "cyclic-paper"}, "f": 1, "byzantine": 1,
+        "num_workers": 4, "attack": "constant",
+    },
 }  # fmt: skip
 
 
@@ -146,18 +166,7 @@ def train_on_threads(setting, monkeypatch):
         models.append(mlp())
     if setting.loss:
         connect_in_memory(setting, monkeypatch)
-    config = Config(
-        gar=setting.gar,
-        gar_args=setting.gar_args,
-        f=setting.f,
-        byzantine=setting.byzantine,
-        attack=setting.attack,
-        attack_args=setting.attack_args,
-        fill=setting.fill,
-        seed=setting.seed,
-        transport="shm",
-        link_args={"timeout_s": 30.0},
-    )
+    config = Config(transport="shm", link_args={"timeout_s": 30.0}, **settings.shared(setting))
 
     def on_one(comm):
         job = ClusterJob(Ranks(comm), config, secret=setting.seed)
@@ -189,9 +198,8 @@ def connect_in_memory(setting, monkeypatch):
 
     def connect(ranks, dim, **_):
         if ranks.rank == 0:
-            server, workers = memory.connect(
-                setting.num_workers, dim, Network(loss=setting.loss, seed=setting.seed)
-            )
+            network = Network(loss=setting.loss, seed=setting.seed)
+            server, workers = memory.connect(setting.num_workers, dim, network)
             collect = server.collect
 
             def collect_all(round, ahead=None):

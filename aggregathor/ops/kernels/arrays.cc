@@ -129,5 +129,21 @@ AGGREGATHOR_EXPORT void aggregathor_geometric_median(const float* stack_nd, int6
   GeometricMedian<float>({stack_nd, n, d}, f, nu, tol, max_iter, out_d, weight_n, Threads());
 }
 
+AGGREGATHOR_EXPORT void aggregathor_project(const float* stack_nd, int64_t n, int64_t d,
+                                            const double* table_mb, int64_t b, int64_t m,
+                                            double* out_ncm, double* sq_norm_nc) {
+  Table().project({stack_nd, n, d}, table_mb, b, m, out_ncm, sq_norm_nc, Threads());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_weighted_sum(const float* stack_nd, int64_t n, int64_t d,
+                                                 const int64_t* ranges_k2, int64_t k,
+                                                 const int64_t* rows, const double* weights,
+                                                 int64_t m, float* out_d) {
+  ForColumns({stack_nd, n, d}, ranges_k2, k,
+             [&](Stack<float> columns, int64_t first, Parallel threads) {
+               Table().weighted_sum(columns, rows, weights, m, out_d + first, threads);
+             });
+}
+
 }  // namespace
 }  // namespace aggregathor

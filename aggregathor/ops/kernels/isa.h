@@ -88,6 +88,11 @@ void BulyanTail(Stack<T>, const int64_t* groups, int64_t theta, int64_t m, int64
 template <typename T>
 void WeiszfeldStep(Stack<T>, const double* weight_n, int unit, T* v_d, double* sq_dist_n, Step*,
                    Parallel);
+template <typename T>
+void Project(Stack<T>, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
+             double* sq_norm_nc, Parallel);
+template <typename T>
+void WeightedSum(Stack<T>, const int64_t* rows, const double* weights, int64_t m, T* out, Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

@@ -91,6 +91,17 @@ struct Kernels {
   // sq_distances. It and `step` are in units of 2^unit, |unit| <= 1000; for floats 0.
   void (*weiszfeld_step)(Stack<T> stack, const double* weight_n, int unit, T* v_d,
                          double* sq_dist_n, Step* step, Parallel);
+
+  // For each row and each block of b columns, the last of which may be short: out_ncm[.., i] = its
+  // inner product with direction i of table_mb, sq_norm_nc = its squared norm. m is a multiple
+  // of 4. Neither is finite where a value of the block is not.
+  void (*project)(Stack<T> stack, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
+                  double* sq_norm_nc, Parallel);
+
+  // out[d] = sum of weights[k] times row rows[k], k = 0 .. m - 1, in that order, rounded once.
+  // Other rows are not read.
+  void (*weighted_sum)(Stack<T> stack, const int64_t* rows, const double* weights, int64_t m,
+                       T* out, Parallel);
 };
 
 // The table of the best instruction set that this processor has, or of the one that

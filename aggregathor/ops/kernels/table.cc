@@ -24,6 +24,7 @@ const Kernels<T>& Table() {
       &InIeeeMode<&Mean<T>>::Call,        &InIeeeMode<&WindowMean<T>>::Call,
       &InIeeeMode<&SqDistances<T>>::Call, &InIeeeMode<&MeanOfRows<T>>::Call,
       &InIeeeMode<&BulyanTail<T>>::Call,  &InIeeeMode<&WeiszfeldStep<T>>::Call,
+      &InIeeeMode<&Project<T>>::Call,     &InIeeeMode<&WeightedSum<T>>::Call,
   };
   return kTable;
 }
