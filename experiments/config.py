@@ -16,7 +16,10 @@ import keras
 from aggregathor import settings
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
+from aggregathor.protocols.checks import check_transport
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
+from aggregathor.trainer.delays import check_delays
 from aggregathor.trainer.sampling import PARTITIONS
 from experiments import tasks
 from experiments.settings import Settings
@@ -66,6 +69,11 @@ class Config(Settings):
             raise UnknownNameError(f"no partition is called {self.partition!r}: {hint}")
         if not 0 < self.alpha < math.inf:
             raise UserError(f"--alpha must be positive, got {self.alpha}")
+        if not 0 <= self.validation_share < 1:
+            raise UserError(
+                f"--validation_share is a share of the training set, 0 <= share < 1, got "
+                f"{self.validation_share}"
+            )
         if self.momentum_at not in ("worker", "server"):
             raise UserError(f"--momentum_at is worker or server, got {self.momentum_at!r}")
         if self.transport not in ("", *TRANSPORTS):
@@ -76,8 +84,29 @@ class Config(Settings):
                 f"with --transport={self.transport} nothing is lost, and --loss is {self.loss}. "
                 "Take --transport=udp, or leave --loss out."
             )
-        self.setting().check()
+        setting = self.setting()
+        setting.check()
+        self._check_protocol(setting)
         self.make_optimizer()
+
+    def _check_protocol(self, setting: Setting) -> None:
+        protocol = PROTOCOLS[self.protocol]
+        if protocol.needs_validation and not self.validation_share:
+            raise UserError(
+                f"--protocol={self.protocol} judges gradients by data that the server alone has: "
+                "hold out a part of the training set with --validation_share=0.05"
+            )
+        if protocol.takes:
+            check_transport(self.protocol, self.transport)
+            check_delays(self.delays, self.delay_args, setting.num_workers)
+            if self.schedule and self.transport:
+                raise UserError("a simulation follows a schedule, real ranks make their own")
+        for name in ("delays", "delay_args", "schedule"):
+            if not protocol.takes and getattr(self, name) != settings.defaults(Settings)[name]:
+                raise UserError(
+                    f"--{name} is for protocols without rounds, not for {self.protocol}: see "
+                    "`aggregathor protocols`"
+                )
 
     def make_optimizer(self) -> keras.Optimizer:
         """Returns the server's optimizer."""
@@ -100,7 +129,10 @@ class Config(Settings):
 
     def label(self) -> str:
         """Returns a name for tables and legends, such as "krum, little"."""
-        return f"{self.gar}, {self.attack or 'no attack'}"
+        protocol = PROTOCOLS[self.protocol]
+        parts = [self.gar] if protocol.has_rule else []
+        parts += [] if self.protocol == "sync" else [self.protocol]
+        return f"{' '.join(reversed(parts))}, {self.attack or 'no attack'}"
 
     def to_json(self) -> str:
         """Returns the text of ``config.json``."""
@@ -149,5 +181,8 @@ class Config(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def rule_slug(self) -> str:
-        """Returns the rule's name for a folder, without the brackets that a shell would read."""
-        return re.sub(r"[^\w.=+-]+", "-", self.gar.replace(")", ""))
+        """Returns protocol and rule for a folder, without the brackets that a shell would read."""
+        rule = re.sub(r"[^\w.=+-]+", "-", self.gar.replace(")", ""))
+        if self.protocol == "sync":
+            return rule
+        return f"{self.protocol}-{rule}" if PROTOCOLS[self.protocol].has_rule else self.protocol

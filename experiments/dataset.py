@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from aggregathor.errors import UserError
+from lossympi.rng import generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,34 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         """Height, width and channels of an image."""
         return self.train_images.shape[1:]
+
+
+def hold_out(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Takes a share of the training set out of it, at random.
+
+    Args:
+      dataset: stays as it is.
+      share: 0 <= share < 1; what it comes to is rounded, to one example at least unless it is 0.
+      seed: of the choice.
+
+    Returns:
+      The data set without them, and one that has them to train on, None for a share of 0: no
+      example is in both.
+    """
+    if not share:
+        return dataset, None
+    count = len(dataset.train_labels)
+    order = generator("validation", seed, 0).permutation(count)
+    held_out, rest = np.split(order, [max(1, round(share * count))])
+    parts = [
+        dataclasses.replace(
+            dataset,
+            train_images=dataset.train_images[np.sort(part)],
+            train_labels=dataset.train_labels[np.sort(part)],
+        )
+        for part in (rest, held_out)
+    ]
+    return parts[0], parts[1]
 
 
 def load_tfds(name: str, version: str, data_dir: str, *, offset: float = 0.0) -> Dataset:

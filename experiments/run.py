@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -18,20 +19,24 @@ from aggregathor import files
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.trainer.distributed import Server, Worker
+from aggregathor.trainer.distributed_arrivals import ServerOfArrivals, WorkerOfArrivals
 from aggregathor.trainer.sampling import Batches, batches
+from aggregathor.trainer.schedule import read_schedule
+from aggregathor.trainer.simulated_arrivals import SimulatedArrivals
 from aggregathor.trainer.simulation import Simulation
 from aggregathor.trainer.training import Training
 from experiments import models, tasks
 from experiments.config import Config
-from experiments.dataset import Dataset
+from experiments.dataset import Dataset, hold_out
 from experiments.evaluation import cross_entropy, evaluator
 from experiments.plots import plot_accuracy
 from experiments.progress import Progress
 from experiments.recorder import Recorder, cannot_write, writing
 
 # All that a run writes into its folder; what else lies there is the user's.
-FILES = ("config.json", "metrics.csv", "workers.csv", "accuracy.png")
+FILES = ("config.json", "metrics.csv", "workers.csv", "schedule.csv", "accuracy.png")
 FOLDERS = ("checkpoints", "events")
 
 
@@ -109,17 +114,20 @@ def run(
     return result
 
 
-def worker_of(config: Config, job: Job) -> Worker:
+def worker_of(config: Config, job: Job) -> Worker | WorkerOfArrivals:
     """Returns this process's part of what ``run`` does on the server: its ``run`` comes next.
 
     Raises:
       UserError: as there.
     """
 
-    def build() -> Worker:
+    def build() -> Worker | WorkerOfArrivals:
         with _enough_memory(config):
-            model, drawn, _ = _load(config, None)
-            return Worker(job, config.setting(), model, cross_entropy, drawn, config.saves_at)
+            loaded = _load(config, None)
+            common = (job, config.setting(), loaded.model, cross_entropy, loaded.batches)
+            if PROTOCOLS[config.protocol].takes:
+                return WorkerOfArrivals(*common)
+            return Worker(*common, config.saves_at)
 
     worker = job.meeting.together(build)
     worker.connect()
@@ -128,35 +136,66 @@ def worker_of(config: Config, job: Job) -> Worker:
 
 def _begin(config: Config, dataset: Dataset | None, job: Job | None) -> tuple[Training, Dataset]:
     """Returns a simulation, or the server of the job, and the data."""
+    takes = PROTOCOLS[config.protocol].takes
     if job is None:
         with _enough_memory(config):
-            model, drawn, data = _load(config, dataset)
-            optimizer = config.make_optimizer()
-            return Simulation(config.setting(), model, cross_entropy, optimizer, drawn), data
+            loaded = _load(config, dataset)
+            simulation = _simulation_of_arrivals if takes else _simulation_of_rounds
+            return simulation(config, loaded), loaded.dataset
 
-    def build() -> tuple[Server, Dataset]:
+    def build() -> tuple[Server | ServerOfArrivals, Dataset]:
         with _enough_memory(config):
-            model, drawn, data = _load(config, dataset)
-            server = Server(
-                job,
-                config.setting(),
-                model,
-                cross_entropy,
-                config.make_optimizer(),
-                drawn,
-                config.saves_at,
+            loaded = _load(config, dataset)
+            common = (
+                *(job, config.setting(), loaded.model, cross_entropy),
+                *(config.make_optimizer(), loaded.batches),
             )
-            return server, data
+            if takes:
+                return ServerOfArrivals(*common, loaded.validation), loaded.dataset
+            return Server(*common, config.saves_at), loaded.dataset
 
     server, data = job.meeting.together(build)
     server.connect()
     return server, data
 
 
-def _load(config: Config, dataset: Dataset | None) -> tuple[keras.Model, Batches, Dataset]:
+def _simulation_of_rounds(config: Config, loaded: _Loaded) -> Training:
+    optimizer = config.make_optimizer()
+    return Simulation(config.setting(), loaded.model, cross_entropy, optimizer, loaded.batches)
+
+
+def _simulation_of_arrivals(config: Config, loaded: _Loaded) -> Training:
+    schedule = read_schedule(Path(config.schedule)) if config.schedule else []
+    if config.schedule and len(schedule) < config.steps:
+        raise UserError(
+            f"{config.schedule} has {len(schedule)} arrivals: --steps={len(schedule)} at the most, "
+            f"got {config.steps}"
+        )
+    return SimulatedArrivals(
+        config.setting(),
+        loaded.model,
+        cross_entropy,
+        config.make_optimizer(),
+        loaded.batches,
+        loaded.validation,
+        schedule,
+    )
+
+
+class _Loaded(NamedTuple):
+    """What a training is made of; the data set is without what is held out for validation."""
+
+    model: keras.Model
+    batches: Batches
+    dataset: Dataset
+    validation: tuple[np.ndarray, np.ndarray] | None
+
+
+def _load(config: Config, dataset: Dataset | None) -> _Loaded:
     config.check()
     task = tasks.task(config.experiment)
     dataset = dataset or task.load(config.data_dir)
+    dataset, held_out = hold_out(dataset, config.validation_share, config.seed)
     keras.utils.set_random_seed(config.seed)
     drawn = batches(
         dataset.train_images,
@@ -167,7 +206,9 @@ def _load(config: Config, dataset: Dataset | None) -> tuple[keras.Model, Batches
         alpha=config.alpha,
         seed=config.seed,
     )
-    return models.of_task(task, config.model, dataset), drawn, dataset
+    model = models.of_task(task, config.model, dataset)
+    validation = (held_out.train_images, held_out.train_labels) if held_out else None
+    return _Loaded(model, drawn, dataset, validation)
 
 
 def _train(
@@ -198,7 +239,7 @@ def _train(
                     recorder.evaluated(training.steps, float("nan"), *evaluate())
                 break
             durations_s.append(time.perf_counter() - begin_s)
-            recorder.record(report.round)
+            recorder.record(report.step, report.round)
             if report.step % config.eval_every == 0 or report.step == config.steps:
                 recorder.evaluated(report.step, report.loss, *evaluate())
                 recorder.workers(report.step, report.round)

@@ -38,6 +38,18 @@ class Settings(settings.Simulation):
     alpha: float = setting(
         1.0, "for --partition=dirichlet: the smaller, the more the workers' data differ."
     )
+    validation_share: float = setting(
+        0.0,
+        "share of the training set, 0..1, that the server alone has and no worker draws of, for "
+        "rules such as zeno, which judge gradients by it.",
+        later=True,
+    )
+    schedule: str = setting(
+        "",
+        "a schedule.csv of a training without rounds: a simulation follows it and computes the "
+        "same.",
+        later=True,
+    )
     seed: int = setting(0, "seed of all randomness.")
     eval_every: int = setting(50, "steps between evaluations on the test set.")
     checkpoint_every: int = setting(500, "steps between checkpoints.")

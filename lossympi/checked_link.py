@@ -52,7 +52,7 @@ class CheckedServerLink(ABC):
         self._unanswered: set[int] = set()  # rows that were taken
         self._last_taken = num_workers - 1
         self._dropped_of: list[Counter[str]] = [Counter() for _ in range(num_workers)]
-        self._verbs: tuple[str, str] | None = None
+        self._verbs: tuple[str, ...] | None = None  # those that it is used with
         self._closed = False
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
@@ -231,8 +231,7 @@ class CheckedServerLink(ABC):
             raise ValueError(f"rows are 0..{self.num_workers - 1}, got {row}.")
 
     def _check_verbs(self, *verbs: str) -> None:
-        if self._verbs not in (None, verbs):
-            assert self._verbs is not None
+        if self._verbs is not None and self._verbs != verbs:
             used, others = " and ".join(self._verbs), " or ".join(verbs)
             raise ValueError(f"this link is used with {used}, and not with {others}.")
         self._verbs = verbs

@@ -145,7 +145,13 @@ class Config(settings.Training):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
         compositions.check(self.gar, self.gar_args)
-        PROTOCOLS[self.protocol].check_parameters(**self.protocol_args)
+        protocol = PROTOCOLS[self.protocol]
+        protocol.check_parameters(**self.protocol_args)
+        if protocol.takes:
+            raise UserError(
+                f"protocol={self.protocol!r} is not in agt.init and aggregathor run yet, which "
+                f"train in rounds: see python -m experiments --protocol={self.protocol}"
+            )
         options_of = Options.of if self.transport == "udp" else Options.of_lossless
         try:
             options_of(self.link_args)

@@ -22,13 +22,16 @@ from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols.aggregation import Aggregation
-from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.arrival_rules import Validate, arrival_rule, need_of
+from aggregathor.protocols.arrivals import ArrivalsServer
+from aggregathor.protocols.checks import check_transport, doubts
+from aggregathor.protocols.local_attacker import local_attacker_of
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
-from aggregathor.protocols.worker import WorkerHalf
+from aggregathor.protocols.worker import Attacker, WorkerHalf
 from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
@@ -43,7 +46,7 @@ _ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
 # Of a name that Keras has made: a rank that makes more models counts differently.
 _NUMBER = re.compile(r"_\d+\b")
 
-Half = ServerHalf | WorkerHalf
+Half = ServerHalf | ArrivalsServer | WorkerHalf
 
 
 class Job:
@@ -85,6 +88,7 @@ class Job:
             **shared(config),
         )
         self.setting.check()
+        check_transport(config.protocol, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
         tolerates = not PROTOCOLS[config.protocol].has_rule or self.setting.rule.robust
@@ -161,13 +165,66 @@ class Job:
         self.halves.append(server)
         return server
 
+    def serve_arrivals(
+        self,
+        dim: int,
+        apply: Callable[[np.ndarray], None],
+        read: Callable[[], np.ndarray],
+        dtype: DTypeLike = np.float32,
+        *,
+        learning_rate: Callable[[], float] | None = None,
+        validate: Validate | None = None,
+    ) -> ArrivalsServer:
+        """Opens the arrivals of an optimizer's variables on the server; collective with ``work``.
+
+        Args:
+          dim: d, coordinates of all of them.
+          apply: makes a step [d] with the optimizer.
+          read: gives their values as they are, [d].
+          dtype: of all that travels, float32 or float64.
+          learning_rate: gives the optimizer's in the next step; for Zeno++.
+          validate: for Zeno++: see ``arrival_rule``.
+        Raises:
+          UserError: on every rank, with the same words.
+        """
+        link = cast(ServerLink, self._connect(dim, dtype))
+        waits = ServerWaits(self.ranks)
+        with waits.context():
+            rule = arrival_rule(
+                self.setting,
+                link.dim,
+                dtype=link.dtype,
+                secret=self._secret,
+                learning_rate=learning_rate,
+                validate=validate,
+            )
+            server = ArrivalsServer(
+                link,
+                rule,
+                apply,
+                read,
+                need=need_of(self.setting),
+                waiting=waits.context,
+                first_limit_s=self.config.start_s,
+                limit_s=self.config.stop_after_s,
+            )
+        waits.begin(server)
+        self.at_close(lambda _: waits.close())
+        self.halves.append(server)
+        return server
+
     def work(
         self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
     ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
         link = cast(WorkerLink, self._connect(dim, dtype))
         waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
-        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
+        attack: Attacker | None
+        if PROTOCOLS[self.setting.protocol].takes:
+            attack = local_attacker_of(self.setting, self.ranks.row)
+        else:
+            number = len(self.halves)
+            attack = attacker_of(self.ranks, self.setting, link.dim, read, number, link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self.halves.append(worker)
         return worker
@@ -179,11 +236,17 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self.config.transport,
+                transport=self._transport,
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
+
+    @property
+    def _transport(self) -> str:
+        """The one that is chosen, where "auto" may choose one that cannot do what is needed."""
+        takes = PROTOCOLS[self.setting.protocol].takes
+        return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the server's arrays of the same names, on every rank; collective.

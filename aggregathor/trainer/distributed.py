@@ -24,6 +24,7 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
+from aggregathor.trainer.seeds import Seeds, seeds_of
 from aggregathor.trainer.training import (
     Loss,
     Parameters,
@@ -81,7 +82,7 @@ class Server:
         self._batches = batches
         self._saves = saves
         self._parameters = Parameters(model, optimizer)
-        self._seeds = _seeds(model)
+        self._seeds = seeds_of(model)
         self._forward = tf.function(self._loss_of, autograph=False)
         self._half: ServerHalf  # of `connect`
         # What the workers keep, as of the step at which they were asked last.
@@ -267,9 +268,10 @@ class Worker:
         self._parameters = Parameters(model)
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
-        self._seeds = _seeds(model)
-        self._first_seeds = [np.array(v.numpy()) for v in self._seeds]
-        self._draws = self._warm_up(model)
+        momentum = self._workers.state()
+        # Traces and compiles: the server waits for the first round no longer than for any other.
+        self._seeds = Seeds(model, lambda: self._workers.compute(0))
+        self._workers.restore(momentum)
         self._half: WorkerHalf  # of `connect`
 
     def connect(self) -> None:
@@ -293,7 +295,8 @@ class Worker:
             self._workers.restore({"momentum": state["momentum"][self._row :][:1]})
         self._half.restore({**state, "round": state["step"]})
         while step < steps:
-            self._place_seeds(step)
+            # Where a simulation has them, whose workers share a model.
+            self._seeds.place(step * self._setting.num_workers + self._row)
             rows_nd, _ = self._workers.compute(step)
             # A copy: the link writes the next model where this one is, and tensors may share it.
             self._parameters.assign(np.array(self._half.exchange(rows_nd[0])))
@@ -312,34 +315,8 @@ class Worker:
             }
         )
 
-    def _warm_up(self, model: keras.Model) -> list[np.ndarray]:
-        """Traces and compiles; returns how far a gradient moves each seed.
-
-        The server waits for the first round no longer than for any other.
-        """
-        changed = model.non_trainable_variables
-        before = [np.array(v.numpy()) for v in changed]
-        momentum = self._workers.state()
-        self._workers.compute(0)
-        draws = [v.numpy() - first for v, first in zip(self._seeds, self._first_seeds, strict=True)]
-        for variable, value in zip(changed, before, strict=True):
-            variable.assign(value)
-        self._workers.restore(momentum)
-        return draws
-
-    def _place_seeds(self, step: int) -> None:
-        """Sets the seeds of dropout to where a simulation has them, whose workers share a model."""
-        gradients = step * self._setting.num_workers + self._row
-        for seed, first, draw in zip(self._seeds, self._first_seeds, self._draws, strict=True):
-            seed.assign(first + draw * np.array(gradients).astype(first.dtype))  # modulo 2^32
-
 
 def _keep(setting: Setting) -> bool:
     """Whether workers keep something from step to step."""
     remembers = setting.attack and ATTACKS[setting.attack].update is not None
     return bool(setting.worker_momentum or remembers)
-
-
-def _seeds(model: keras.Model) -> list[keras.Variable]:
-    """Returns the states of its random number generators."""
-    return [v for v in model.non_trainable_variables if "seed_generator_state" in v.path]
