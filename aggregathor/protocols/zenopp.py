@@ -73,12 +73,10 @@ class Zenopp:
         if length == 0:
             return Verdict(None, ZERO)
         assert self._v_d is not None
-        # In float64, and divided first: neither a quotient of lengths nor a product overflows.
+        gamma, v_norm = self._gamma(), self._v_norm
+        step_d = _rescaled(grad_d, length, v_norm)
         with np.errstate(over="ignore", invalid="ignore"):
-            unit_d = grad_d.astype(np.float64) / length
-            step_d = (unit_d * self._v_norm).astype(grad_d.dtype)
-            gamma, v_norm = self._gamma(), self._v_norm
-            score = gamma * v_norm * dot(self._v_d, unit_d) - self._rho * v_norm * v_norm
+            score = gamma * dot(self._v_d, step_d) - self._rho * v_norm * v_norm
         if not score >= -gamma * self._epsilon:  # also where v is not finite
             return Verdict(None, SCORE)
         return Verdict(step_d)
@@ -100,3 +98,12 @@ class Zenopp:
         self._v_d, self._v_norm = None, 0.0
         if "v" in state:
             self._take(np.array(state["v"]))
+
+
+def _rescaled(grad_d: np.ndarray, length: float, to: float) -> np.ndarray:
+    """Returns a gradient of this length, above 0, with another length."""
+    factor = to / length
+    if 1e-30 < factor < 1e30 and length > 1e-30:  # else float32 has not its range, nor all digits
+        return grad_d * grad_d.dtype.type(factor)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (grad_d.astype(np.float64) / length * to).astype(grad_d.dtype)
