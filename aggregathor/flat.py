@@ -49,7 +49,7 @@ class FlatLayout:
             if not _is_trainable(dtype):
                 raise UserError(f"{name} {_CANNOT_BE_TRAINED.format(dtype.name)}")
         self.specs = [_spec(*of) for of in zip(self.shapes, self.dtypes, strict=True)]
-        self.sizes = [math.prod(spec.shape) for spec in self.specs]
+        self.sizes = [math.prod(map(int, spec.shape)) for spec in self.specs]
         self.dim = sum(self.sizes)
         is_wide = any(spec.dtype == tf.float64 for spec in self.specs)
         self.dtype = tf.float64 if is_wide else tf.float32

@@ -53,7 +53,7 @@ def _run(program: Program) -> None:
     api.init()
     api.distribute_all()
     current = api.current()
-    if current is not None and not current.is_server and current.config.output == "server":
+    if current is not None and not current.is_server and current.config.show == "server":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process lives
     program.run()
 

@@ -63,7 +63,9 @@ class Training:
     gar_args: Mapping[str, Any] = setting(
         {}, 'the rule\'s parameters beside f, as name=value: --gar_args="m=3" for multi-krum.'
     )
-    f: int = setting(0, "how many Byzantine workers the rule must tolerate.")
+    f: int = setting(
+        0, "how many Byzantine workers the rule must tolerate; by default --byzantine."
+    )
     protocol: str = setting(
         "sync", "how workers and server take turns: see `aggregathor protocols`.", later=True
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from aggregathor import log, settings
-from aggregathor.errors import UserError
+from aggregathor.errors import UserError, near
 from aggregathor.protocols.checks import doubts
 from experiments.command import import_tensorflow, run_command, tell
 from experiments.ranks import join, settle, work_until_the_end
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from experiments.run import Result
 
 FIELDS = settings.fields(Settings)
+OWN = ("output", "overwrite", "check_gar")  # flags that are no settings
 
 
 def define_flags() -> None:
@@ -45,6 +46,7 @@ def define_flags() -> None:
             define[kind](name, field.default, text)
     flags.DEFINE_string("output", None, "folder of the results; by default one under results/")
     flags.DEFINE_boolean("overwrite", False, "delete what an earlier run left in that folder")
+    flags.DEFINE_boolean("check_gar", False, "try the rule against the contract of a rule first")
 
 
 def main(_: list[str]) -> int:
@@ -67,6 +69,9 @@ def main(_: list[str]) -> int:
     config = Config(**given | settled)
     config.check()
     job = join(config)
+    if values["check_gar"]:
+        together = (lambda call: call()) if job is None else job.meeting.together
+        together(lambda: None if job and not job.is_server else _try_rule(config))
     if job is not None and not job.is_server:
         return work_until_the_end(config, job)
     setting = config.setting()
@@ -86,6 +91,13 @@ def main(_: list[str]) -> int:
         sys.stderr.write(f"experiments: training could not go on: {result.failure}\n")
         return 1
     return 0
+
+
+def _try_rule(config: Config) -> None:
+    """Raises ``UserError`` where the rule breaks the contract of a rule."""
+    from aggregathor.cli.try_rule import try_rule
+
+    sys.stderr.write(f"{try_rule(config.gar, config.gar_args)}\n")
 
 
 def _split(flag: str, text: str) -> list[str]:
@@ -117,9 +129,13 @@ def default_folder(config: Config) -> str:
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags; what is wrong with them ends the process with status 2, without a traceback."""
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS([_named(word) for word in arguments])
         if len(rest) > 1:
             raise flags.Error(f"unexpected argument {rest[1]!r}: flags begin with --")
+    except flags.UnrecognizedFlagError as error:
+        known = [f"--{each}" for each in (*FIELDS, *OWN)]
+        name = f"--{error.flagname}"
+        sys.exit(fail(UserError(f"there is no flag {name}: {near(name, known)}")))
     except BrokenPipeError:  # the reader of --help, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -128,6 +144,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
     except SystemExit:  # of --help, with status 1
         sys.exit(0)
     return rest
+
+
+def _named(word: str) -> str:
+    """Returns a flag with underscores, as all are named here; dashes are taken in their place."""
+    name, is_given, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{is_given}{value}" if name.startswith("--") else word
 
 
 def fail(error: Exception) -> int:

@@ -18,7 +18,7 @@ class Settings(settings.Simulation):
         None, "the network: see experiments/models.py; any of keras.applications.", kind=str
     )
     f: int | None = setting(  # type: ignore[assignment]
-        None, "how many Byzantine workers the rule must tolerate; by default --byzantine.", kind=int
+        None, settings.fields(settings.Training)["f"].metadata["help"], kind=int
     )
     workers: int = setting(
         11, "n, how many workers there are; under mpirun all ranks but the first."

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -28,7 +29,11 @@ from aggregathor.protocols.checks import check_training
 from lossympi import machine, mpi
 
 MODULE = "aggregathor.run"  # what each process runs
-OPTIONS = ("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run", "--check_gar")
+OPTIONS = (
+    *("-n", "--host", "--hostfile", "--mpirun-args", "--help", "--dry-run"),
+    *("--check", "--check_gar"),
+)
+CHECKED_ROUNDS = 3
 # TensorFlow uses a thread per core in each process. With more processes than cores, one thread each
 # keeps all cores busy, and an exchange takes none of them.
 FEW_THREADS = {
@@ -37,6 +42,8 @@ FEW_THREADS = {
     "TF_NUM_INTEROP_THREADS": "1",
 }
 SERVER_THREADS = "AGGREGATHOR_SERVER_THREADS"  # of one operation on rank 0
+# Sets of texts have the same order in all processes: scripts iterate over them.
+HASH_SEED = "PYTHONHASHSEED"
 OUR_VARIABLES = ("AGGREGATHOR_", "LOSSYMPI_")
 NAMES_HOSTS = ("--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile")
 
@@ -55,6 +62,8 @@ def main(words: Sequence[str]) -> int:
     """
     args, unknown = _parse(words)
     ranks = _ranks(args.n)
+    if args.check:
+        args.job = [*args.job, ("check_rounds", str(CHECKED_ROUNDS))]
     told = flags.to_environment(args.job, unknown)
     named = _program(args.words)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
@@ -92,7 +101,7 @@ def main(words: Sequence[str]) -> int:
     sys.stdout.flush()
     return supervise.run(
         command,
-        os.environ,
+        {HASH_SEED: str(secrets.randbelow(2**32)), **os.environ},
         can_ask=mpi.family_of(version) == mpi.OPEN_MPI,
         is_one_host=is_one_host,
     )
@@ -138,6 +147,12 @@ def _parser() -> flags.Parser:
         *("--check_gar", "--check-gar"),
         action="store_true",
         help="try the rule against the contract of a rule first; a minute or more",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=f"make {CHECKED_ROUNDS} rounds only, and say what of the script is shared, private, "
+        "seeded, written, locked and compiled, and what to look at",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_job_flags(shown=False)
@@ -335,6 +350,7 @@ def _open_mpi_options(
             for name in sorted(os.environ)
             if name in FEW_THREADS or name.startswith(OUR_VARIABLES)
         ]
+        variables.append(HASH_SEED)
     options += [
         ("--mca", name, value)
         for name, value in parameters.items()

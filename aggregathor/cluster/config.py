@@ -67,7 +67,7 @@ class Config(settings.Training):
         'is closed to other users. "" for none.',
     )
     checkpoint_every: int = setting(100, "rounds between two checkpoints.")
-    output: str = setting(
+    show: str = setting(
         "server",
         'whose standard output aggregathor run shows: the "server"\'s, or that of "all" ranks. '
         "Standard error is always shown.",
@@ -94,6 +94,12 @@ class Config(settings.Training):
         60.0,
         "seconds after which the server stops the training if, round after round, too few "
         "gradients arrive for the rule.",
+    )
+    check_rounds: int = setting(
+        0,
+        "rounds after which all ranks end, with a report of what of the script is shared, private, "
+        "seeded, written, locked and compiled, and of what to look at: `aggregathor run --check`. "
+        "Neither checkpoint nor monitor are used then. 0 for a training.",
     )
     start_s: float = setting(
         300.0,
@@ -122,7 +128,8 @@ class Config(settings.Training):
                     f"the script asks for {name}={value!r} and the command line for "
                     f"{told[name]!r}. Leave one of them out."
                 )
-        config = cls(**{**told, **given})
+        values = {**told, **given}
+        config = cls(**{"f": values.get("byzantine", 0), **values})
         config.check()
         return config
 
@@ -141,6 +148,8 @@ class Config(settings.Training):
         for name in ("monitor_every", "checkpoint_every", "digest_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1 round, got {getattr(self, name)}")
+        if self.check_rounds < 0:
+            raise UserError(f"check_rounds must be 0 or more rounds, got {self.check_rounds}")
         for name in ("start_s", "stop_after_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
@@ -161,8 +170,9 @@ class Config(settings.Training):
     def to_environment(self) -> dict[str, str]:
         """Returns the environment variables that give the same, without those of defaults."""
         variables = {}
+        implied = {**FIELDS, "f": self.byzantine}
         for name, value in dataclasses.asdict(self).items():
-            if value != FIELDS[name]:
+            if value != implied[name]:
                 text = str(value)
                 if KINDS[name] is dict:
                     text = shlex.join(f"{key}={each!r}" for key, each in value.items())

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from aggregathor.cluster.meeting import SaidByServerError
-from aggregathor.cluster.ranks import Goodbye, TrainingEnded
+from aggregathor.cluster.ranks import CheckDone, Goodbye, TrainingEnded
 from aggregathor.errors import UserError
 from aggregathor.log import tell_error
 from lossympi import LinkError
@@ -90,6 +90,8 @@ def report(error: BaseException) -> int | None:
     """
     if _job is not None and _job.failure is not None and not isinstance(error, KeyboardInterrupt):
         error = _job.failure
+    if isinstance(error, CheckDone):
+        return 0
     if isinstance(error, TrainingEnded):
         if _job is not None:
             _job.ranks.goodbye = Goodbye(True, "")

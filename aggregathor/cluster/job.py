@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 import lossympi
+from aggregathor import notes
 from aggregathor.attacks import ATTACKS, View
 from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.meeting import Meeting
-from aggregathor.cluster.ranks import Ranks
+from aggregathor.cluster.places import Places
+from aggregathor.cluster.ranks import CheckDone, Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
@@ -77,6 +81,10 @@ class Job:
           UserError: on every rank.
         """
         self._process = os.getpid()
+        if config.check_rounds:
+            notes.keep()
+            ranks.sends_notes = True
+            config = dataclasses.replace(config, checkpoint="", monitor="")
         self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
@@ -106,6 +114,7 @@ class Job:
         self.failure: Exception | None = None
         self.last_round: RoundReport | None = None
         self.halves: list[Half] = []
+        self._places = Places(ranks, self.halves)
         self._secret = secrets.randbits(63) if secret is None else secret
         folder = self.meeting.together(
             lambda: open_folder(config.monitor if ranks.is_server else "")
@@ -134,7 +143,11 @@ class Job:
         return self.ranks.is_server
 
     def serve(
-        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+        self,
+        dim: int,
+        read: Callable[[], np.ndarray],
+        dtype: DTypeLike = np.float32,
+        names: Sequence[str] = (),
     ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
@@ -142,11 +155,13 @@ class Job:
           dim: d, coordinates of all of them.
           read: gives their values as they are, [d], on the thread that calls it.
           dtype: of all that travels, float32 or float64.
+          names: of the variables, for errors.
         Raises:
           UserError: on every rank, with the same words.
         """
         link = cast(ServerLink, self._connect(dim, dtype))
-        waits = ServerWaits(self.ranks)
+        number = len(self.halves)
+        waits = ServerWaits(self.ranks, lambda: self._places.tell(number))
         with waits.context():
             aggregation = Aggregation(self.setting, link.dim, dtype=link.dtype, secret=self._secret)
         server = RoundsServer(
@@ -162,6 +177,7 @@ class Job:
         )
         waits.begin(server)
         self.at_close(lambda _: waits.close())
+        self._places.names.append(list(names))
         self.halves.append(server)
         return server
 
@@ -210,22 +226,32 @@ class Job:
             )
         waits.begin(server)
         self.at_close(lambda _: waits.close())
+        self._places.names.append([])  # a script has no choice here
         self.halves.append(server)
         return server
 
     def work(
-        self, dim: int, read: Callable[[], np.ndarray], dtype: DTypeLike = np.float32
+        self,
+        dim: int,
+        read: Callable[[], np.ndarray],
+        dtype: DTypeLike = np.float32,
+        names: Sequence[str] = (),
     ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
         link = cast(WorkerLink, self._connect(dim, dtype))
-        waits = WorkerWaits(self.ranks, float(self.config.link_args["give_up_s"]))
+        number = len(self.halves)
+        waits = WorkerWaits(
+            self.ranks,
+            float(self.config.link_args["give_up_s"]),
+            lambda has_begun: self._compare_places(number, has_begun),
+        )
         attack: Attacker | None
         if PROTOCOLS[self.setting.protocol].takes:
             attack = local_attacker_of(self.setting, self.ranks.row)
         else:
-            number = len(self.halves)
             attack = attacker_of(self.ranks, self.setting, link.dim, read, number, link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
+        self._places.names.append(list(names))
         self.halves.append(worker)
         return worker
 
@@ -248,6 +274,20 @@ class Job:
         takes = PROTOCOLS[self.setting.protocol].takes
         return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
+    def _compare_places(self, half: int | None, has_begun: bool = False) -> None:
+        """Worker: raises ``UserError`` if the server waits for it elsewhere, or begins that.
+
+        Not within a `fit`, which a worker may leave for its end while the server trains on.
+        """
+        if self.doing:
+            return
+        self._places.compare(half)
+        if has_begun:
+            theirs = self.ranks.receive_state()
+            self._check_doing(theirs.pop(_DOING).tobytes().decode())
+            names = [name.partition(": ")[2] for name in theirs if name != _ROUNDS]
+            raise self._places.apart(half, names)
+
     def synchronise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the server's arrays of the same names, on every rank; collective.
 
@@ -266,9 +306,12 @@ class Job:
         for name, array in arrays.items():
             differs = _difference(np.asarray(array), theirs.get(name))
             if differs:
+                more = [each for each in theirs if each not in arrays]
+                instead = f", but {', '.join(more[:3])}" if name not in theirs and more else ""
                 raise UserError(
-                    f"rank {self.ranks.rank} has a variable {name} of {differs}. All ranks must "
-                    "build the same model."
+                    f"rank {self.ranks.rank} has a variable {name} of {differs}{instead}. All "
+                    "ranks must build the same model, and train the same variables in the same "
+                    "order: choose alike on all of them."
                 )
         return {name: theirs[name] for name in arrays}
 
@@ -286,19 +329,23 @@ class Job:
             said = np.frombuffer(self.doing.encode(), np.uint8)
             self.ranks.send_state({**arrays, _ROUNDS: rounds, _DOING: said})
             return arrays
-        theirs = self.ranks.receive_state()
+        theirs = self.ranks.receive_state(lambda: self._compare_places(None))
         while (doing := theirs.pop(_DOING).tobytes().decode()) and _is_over(doing, self.doing):
             theirs = self.ranks.receive_state()
-        if _NUMBER.sub("", doing) != _NUMBER.sub("", self.doing):
-            raise UserError(
-                f"rank {self.ranks.rank} is at {self.doing or 'a loop of its own'}, and the server "
-                f"at {doing or 'a loop of its own'}. All ranks must train the same models in the "
-                "same order: choose alike on all of them."
-            )
+        self._check_doing(doing)
         for half, round in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
             self._given_up += int(round) - half.round
             half.round = int(round)
         return theirs
+
+    def _check_doing(self, theirs: str) -> None:
+        """Worker: raises ``UserError`` if the server does something else."""
+        if _NUMBER.sub("", theirs) != _NUMBER.sub("", self.doing):
+            raise UserError(
+                f"rank {self.ranks.rank} is at {self.doing or 'a loop of its own'}, and the server "
+                f"at {theirs or 'a loop of its own'}. All ranks must train the same models in the "
+                "same order: choose alike on all of them."
+            )
 
     def fail(self, error: Exception) -> None:
         """Keeps what ends the training: within a graph TensorFlow raises an error of its own.
@@ -320,6 +367,15 @@ class Job:
         )
         why = f"{causes[:1].upper()}{causes[1:]}. Mend that, and start again." if causes else ""
         return f"{said} {why or 'See whether these workers still run.'}{rest}"
+
+    def end_check(self) -> None:
+        """Server: ends a check whose rounds are made.
+
+        Raises:
+          CheckDone: they are.
+        """
+        if self.config.check_rounds and self.rounds >= self.config.check_rounds:
+            raise CheckDone(f"{self.rounds} rounds were checked")
 
     def take_failure(self) -> Exception | None:
         """Returns what ended the training, for the caller to raise or to mend, and forgets it."""
@@ -353,7 +409,10 @@ class Job:
             close(_CLOSE_S)
         for half in self.halves:
             half.close()
-        self.ranks.shutdown(str(self.failure or "") if self.is_server else "")
+        is_over = self.failure is None or isinstance(self.failure, CheckDone)
+        self.ranks.shutdown("" if is_over or not self.is_server else str(self.failure))
+        if self.is_server and self.config.check_rounds:
+            sys.stdout.write(notes.report({0: notes.kept(), **self.ranks.notes()}))
 
 
 def _difference(own: np.ndarray, theirs: np.ndarray | None) -> str:

@@ -14,11 +14,12 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from aggregathor import notes
 from aggregathor.cluster.processes import Process, identify_all, listen, now_s
 from aggregathor.errors import UserError
 from lossympi import LinkError, Topology, mpi
@@ -38,10 +39,11 @@ from lossympi.mpi_collectives import duplicate, is_done, listed
 _log = logging.getLogger(__name__)
 _SERVER = 0  # the rank of the one that there is
 _STATE, _END, _GOODBYE, _LAST, _WORKER_STATE = 1, 2, 3, 4, 5  # tags; 6 and 7 are a meeting's
-_NEWS, _WRITTEN = 8, 11
+_NEWS, _PLACE, _WRITTEN = 8, 9, 11
 AGAIN = "again"  # what the server tells where a round has to be repeated
 _REASON_BYTES = 4096
 _GOODBYE_BYTES = 2048  # of a worker's last words
+_NOTES_BYTES = 1 << 18  # of these with its notes
 _POLL_S = 0.01
 _FIRST_POLL_S = 1e-4  # of a wait that may be short, as of an epoch's end
 _FLUSH_S = 5.0
@@ -58,14 +60,20 @@ class Goodbye(NamedTuple):
     Attributes:
       cut: whether the server's end has ended it.
       words: of the error that has ended it, with the line of the script; "" for none.
+      notes: what it has found out about the script, where that is checked.
     """
 
     cut: bool
     words: str
+    notes: dict[str, list[str]] = {}  # noqa: RUF012 - nobody changes it
 
 
 class TrainingEnded(RuntimeError):
     """The server has ended this part of the training, or all of it; this worker goes no further."""
+
+
+class CheckDone(Exception):
+    """The rounds of a check are made: see ``Config.check_rounds``."""
 
 
 class Ranks:
@@ -77,6 +85,7 @@ class Ranks:
       topology: which rank has which role.
       numbers: of what all do together by a meeting.
       goodbye: a worker's last words, by which the server explains that it is gone.
+      sends_notes: whether workers' notes come with them.
     """
 
     def __init__(self, comm: Any, limit_s: float = START_S) -> None:
@@ -93,8 +102,10 @@ class Ranks:
         self._processes: dict[int, Process | str] = {}
         self._states: dict[tuple[int, int], Receiver] = {}
         self.goodbye = Goodbye(False, "")
+        self.sends_notes = False
         self._goodbyes: dict[int, Goodbye] = {}
         self._sending: list[_Sent] = []
+        self._places: list[_Sent] = []  # of another thread
         self._reason: str | None = None
         self._reason_bytes = bytearray(_REASON_BYTES)
         # Beside what it is for, it fails at once when the server dies.
@@ -145,7 +156,8 @@ class Ranks:
         """
         if rank not in self._goodbyes:
             try:
-                message = self._receiver(rank, _GOODBYE, _GOODBYE_BYTES).poll()
+                most_bytes = _NOTES_BYTES if self.sends_notes else _GOODBYE_BYTES
+                message = self._receiver(rank, _GOODBYE, most_bytes).poll()
                 if message is None:
                     return False
                 self._goodbyes[rank] = read(Goodbye, decode(message), "what it says at the end")
@@ -164,6 +176,10 @@ class Ranks:
             for words, of in ranks.items()
         )
 
+    def notes(self) -> dict[int, notes.Notes]:
+        """Server: returns what workers have found out about the script, by rank."""
+        return {rank: notes.checked(said.notes) for rank, said in sorted(self._goodbyes.items())}
+
     def describe_end(self, rank: int) -> str:
         """Server: returns how a worker that is gone has ended."""
         goodbye = self._goodbyes.get(rank)
@@ -176,7 +192,7 @@ class Ranks:
 
         Of those on other hosts MPI knows, if it may be asked by several threads.
         """
-        may_ask = _mpi().Query_thread() == _mpi().THREAD_MULTIPLE
+        may_ask = _may_be_asked()
         return [
             self.topology.row_of(rank)
             for rank in self.topology.worker_ranks
@@ -198,11 +214,13 @@ class Ranks:
         self._send_all(pack_arrays(arrays), _STATE)
         self._flush()
 
-    def receive_state(self) -> dict[str, np.ndarray]:
+    def receive_state(self, look: Callable[[], None] = lambda: None) -> dict[str, np.ndarray]:
         """Worker: returns the next arrays that the server sends.
 
+        Args:
+          look: called now and then while it waits.
         Raises:
-          TrainingEnded: it ends instead.
+          TrainingEnded: it ends instead; or what ``look`` raises.
         """
         states = self._receiver(_SERVER, _STATE, None)
         whole: bytearray | None = None
@@ -215,7 +233,7 @@ class Ranks:
                 raise self.lost() from None
             return whole is not None or states.coming > 0
 
-        self.wait(has_begun, "the server, to send the parameters")
+        self.wait(has_begun, "the server, to send the parameters", look)
         while whole is None:  # what has begun comes, be it that the training has ended since
             time.sleep(_POLL_S / 10)
             has_begun()
@@ -225,6 +243,20 @@ class Ranks:
         """Server: sends plain data to every worker, and waits for none of them."""
         self._sending = [sent for sent in self._sending if not is_done(sent.request)]
         self._send_all(encode(news), _NEWS)
+
+    def tell_place(self, place: Sequence[int]) -> None:
+        """Server: tells every worker where it waits; from any thread, if MPI allows that."""
+        if _may_be_asked():
+            self._places = [sent for sent in self._places if not is_done(sent.request)]
+            self._send(encode(list(place)), self.topology.worker_ranks, _PLACE, self._places)
+
+    def server_places(self) -> list[list[int]]:
+        """Worker: returns where the server has waited since the last call.
+
+        Raises:
+          LinkError: the server has died.
+        """
+        return [decode(bytes(message)) for message in self._all_of(_PLACE)]
 
     def heard(self) -> Any:
         """Worker: returns the next of what the server tells; None if nothing has come.
@@ -284,14 +316,7 @@ class Ranks:
         Raises:
           LinkError: the server has died.
         """
-        messages = self._receiver(_SERVER, _WRITTEN, None)
-        paths = []
-        try:
-            while (message := messages.poll()) is not None:
-                paths.append(os.fsdecode(bytes(message)))
-        except (MessageError, _mpi().Exception):
-            raise self.lost() from None
-        return paths
+        return [os.fsdecode(bytes(message)) for message in self._all_of(_WRITTEN)]
 
     def state_is_there(self) -> bool:
         """Worker: whether the server has sent arrays that have not been received yet.
@@ -375,7 +400,8 @@ class Ranks:
         try:
             answer = self.comm.Irecv(last, _SERVER, _LAST)
             words = self.goodbye.words[: _GOODBYE_BYTES // 8]  # of a character up to 6 bytes
-            message = encode(self.goodbye._replace(words=words))
+            found = notes.kept() if self.sends_notes else {}
+            message = encode(self.goodbye._replace(words=words, notes=found))
             self.comm.Isend(message, _SERVER, _GOODBYE)
             warning = SlowWaitWarning(self.rank, lambda: "the server, to end its script")
             while not self._has_come(answer):
@@ -412,8 +438,10 @@ class Ranks:
             "why; where there is a checkpoint, the same command goes on from it."
         )
 
-    def wait(self, until: Callable[[], bool], whom: str) -> None:
-        """Waits, and says for whom if it takes long.
+    def wait(
+        self, until: Callable[[], bool], whom: str, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Waits, and says for whom if it takes long; looks now and then.
 
         Raises:
           TrainingEnded: the server has ended the training.
@@ -425,16 +453,28 @@ class Ranks:
             if not self.is_server and self.ended() and not until():
                 raise TrainingEnded(self.end_reason)
             warning.look()
+            look()
             time.sleep(poll_s)
             poll_s = min(_POLL_S, 1.1 * poll_s)
 
     def _send_all(self, message: bytes, tag: int) -> None:
-        self._send(message, self.topology.worker_ranks, tag)
+        self._send(message, self.topology.worker_ranks, tag, self._sending)
 
-    def _send(self, message: bytes, ranks: Iterable[int], tag: int) -> None:
+    def _send(self, message: bytes, ranks: Iterable[int], tag: int, sending: list[_Sent]) -> None:
         for rank in ranks:
             with contextlib.suppress(_mpi().Exception):  # it has died
-                self._sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
+                sending.append(_Sent(self.comm.Isend(message, rank, tag), message, rank))
+
+    def _all_of(self, tag: int) -> list[bytearray]:
+        """Worker: returns the messages of the server's that have come."""
+        receiver = self._receiver(_SERVER, tag, None)
+        messages = []
+        try:
+            while (message := receiver.poll()) is not None:
+                messages.append(message)
+        except (MessageError, _mpi().Exception):
+            raise self.lost() from None
+        return messages
 
     def _receiver(self, rank: int, tag: int, most_bytes: int | None) -> Receiver:
         """Returns the one of a rank and tag: a message may have begun that was not waited for."""
@@ -509,6 +549,11 @@ def start_ranks(limit_s: float = START_S) -> Ranks | None:
             "mpi4py.rc.thread_level from the script, or set it to 'multiple'."
         )
     return Ranks(module.COMM_WORLD, limit_s)
+
+
+def _may_be_asked() -> bool:
+    """Whether MPI may be called by several threads at once."""
+    return _mpi().Query_thread() == _mpi().THREAD_MULTIPLE
 
 
 def _mpi() -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aggregathor.cluster.ranks import AGAIN, Ranks, SlowWaitWarning, TrainingEnded
@@ -16,14 +17,22 @@ from lossympi import LinkError
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0  # between two looks of the server's thread
+_PLACE_AFTER_S = 2.0  # of a wait, after which the server says where it is
 
 
 class ServerWaits:
     """The context in which a server's half waits; its thread looks at the workers' processes."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        """Takes what knows whether the workers' processes have ended."""
+    def __init__(self, ranks: Ranks, tell_place: Callable[[], None] = lambda: None) -> None:
+        """Takes what knows whether the workers' processes have ended.
+
+        Args:
+          ranks: the processes.
+          tell_place: tells the workers in whose rounds it waits; from any thread.
+        """
         self._ranks = ranks
+        self._tell_place = tell_place
+        self._begun_s = 0.0
         self._said: set[int] = set()
         self._server: ServerHalf | ArrivalsServer | None = None
         self._warning: SlowWaitWarning | None = None
@@ -37,6 +46,7 @@ class ServerWaits:
     @contextmanager
     def context(self) -> Iterator[None]:
         """Collects and aggregates within: eagerly, also in scripts of v1, which switch that off."""
+        self._begun_s = time.monotonic()
         self._warning = SlowWaitWarning(self._ranks.rank, self._whom)
         try:
             with eager_mode():
@@ -57,6 +67,8 @@ class ServerWaits:
             if warning is not None:
                 self._forget_who_has_gone()
                 warning.look()
+                if time.monotonic() > self._begun_s + _PLACE_AFTER_S:
+                    self._tell_place()
 
     def _forget_who_has_gone(self) -> None:
         assert self._server is not None
@@ -81,10 +93,23 @@ class ServerWaits:
 class WorkerWaits:
     """The ``Watch`` of a worker's half: a round ends when the training does, or after too long."""
 
-    def __init__(self, ranks: Ranks, give_up_s: float) -> None:
-        """Takes what the server is heard by beside the link, and how long a round may wait."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        give_up_s: float,
+        compare_places: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Takes what the server is heard by beside the link.
+
+        Args:
+          ranks: the processes.
+          give_up_s: how long a round may wait.
+          compare_places: raises ``UserError`` if the server waits elsewhere; True where it has
+            begun something else instead.
+        """
         self._ranks = ranks
         self._give_up_s = give_up_s
+        self._compare_places = compare_places
         self._wait: tuple[bool, int] | None = None  # which wait was looked at last, and
         self._waited_s = 0.0  # how long it had been
         self._is_over = False
@@ -100,6 +125,7 @@ class WorkerWaits:
 
         Raises:
           TrainingEnded: the server goes no further.
+          UserError: it is at another place, and waits for this rank there.
           LinkError: it has been too long.
         """
         ranks = self._ranks
@@ -110,9 +136,12 @@ class WorkerWaits:
             self._warning = SlowWaitWarning(ranks.rank, lambda: whom)
         self._waited_s = waited_s
         if self._is_over or self._leaving:
+            if not self._leaving and not ranks.ended():
+                self._compare_places(True)
             raise TrainingEnded(ranks.end_reason)
         # What was sent before the end may be there, though it was not when last looked for.
         self._is_over = ranks.ended() or ranks.state_is_there()
+        self._compare_places(False)
         self._warning.look()
         if waited_s > self._give_up_s:
             raise LinkError(

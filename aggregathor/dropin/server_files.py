@@ -31,6 +31,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.internals import tensorflow as internals
 
 _log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class ServerFiles:
         if self._is_private:
             return
         name = _name(path)
+        notes.add(notes.WRITTEN, f"{path}, by the server; workers leave it out")
         if self._is_server:
             self._words.tell_written(name)
             return
@@ -197,6 +199,7 @@ class ServerFiles:
         with contextlib.suppress(OSError):
             if os.stat(f"{path}.index").st_mtime < self._started_s:
                 return path  # a cache that is whole: it is only read
+        notes.add(notes.WRITTEN, f"{path}: workers have a place of their own instead")
         if self._folder is None:
             folder = tempfile.mkdtemp(prefix=f"aggregathor-rank-{self._words.rank}-")
             self._folder = Path(folder)

@@ -14,7 +14,7 @@ from aggregathor import ops
 from aggregathor.cluster.job import Half, Job
 from aggregathor.dropin.functions import Turn
 from aggregathor.flat import FlatLayout
-from aggregathor.locking import Guard, variable_of
+from aggregathor.locking import Guard, name_of, variable_of
 from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.worker import WorkerHalf
 
@@ -48,12 +48,13 @@ class SharedVariables:
         self._layout = FlatLayout(self._variables)
         self._read = read or self._read_eagerly
         dim, dtype = self._layout.dim, self._layout.dtype.as_numpy_dtype
+        names = [name_of(variable) for variable in variables]
         self.half: Half
         if job.is_server:
-            self.half = server = job.serve(dim, self._read_flat, dtype)
+            self.half = server = job.serve(dim, self._read_flat, dtype, names)
             round = functools.partial(self._serve, server)
         else:
-            self.half = worker = job.work(dim, self._read_flat, dtype)
+            self.half = worker = job.work(dim, self._read_flat, dtype, names)
             round = functools.partial(self._work, worker)
         self._op = ops.kernels().channel(round, dim, self.half.native(self._fail), dtype)
         job.at_close(self._op.close)
@@ -104,6 +105,7 @@ class SharedVariables:
         """One half of the server's round: aggregates, or publishes the parameters."""
         with self._failing():
             if params_d is None:
+                self._job.end_check()
                 self._job.last_round = None  # its aggregate is as long as the model
                 return server.aggregate().grad_d
             self._job.last_round = server.publish(params_d)

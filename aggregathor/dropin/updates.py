@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.cluster.job import Job
 from aggregathor.dropin import xla
 from aggregathor.dropin.deferred_variables import initialise
@@ -125,6 +126,7 @@ class Updates:
                     self._guard.train(variables)
                 self.synchronise([*variables, *update.counters])
                 shared = SharedVariables(self._job, variables, self._guard)
+                _note(update, self._guard)
                 self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)
@@ -205,6 +207,18 @@ class Updates:
         grad_d = FlatLayout(update.variables).flatten(gradients)
         replicas.merge_call(replace, args=(grad_d,))
         update.follow()
+
+
+def _note(update: Update, guard: Guard | None) -> None:
+    """Notes what an update rule shares."""
+    rule = getattr(update.owner, "name", None) or getattr(update.owner, "__qualname__", "agt.apply")
+    layout = FlatLayout([variable_of(v) for v in update.variables])
+    names = notes.listed(map(name_of, update.variables))
+    notes.add(
+        notes.SHARED, f"{layout.dim} values in {layout.dtype.name}, trained by {rule}: {names}"
+    )
+    if guard is not None:
+        notes.add(notes.LOCKED, f"on workers: {names}, {guard.describe()}")
 
 
 def _of_trained(update: Update, gradients: Sequence[Any]) -> tuple[Update, Sequence[Any]]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.internals.tensorflow import without_xla, wrapped
 from aggregathor.locking import parts_of, place_of
 
@@ -155,12 +156,15 @@ class Split:
             # Without running it: if it trains, its variables must be the server's first.
             self._compiled.get_concrete_function(*args, **kwargs)
             self._has_traced = True
+            if self._recorded:
+                notes.add(notes.COMPILED, f"{self._name} by XLA, but for the exchange")
         if not self._why_not:
             run = self._around if self._recorded and tf.executing_eagerly() else self._run
             with contextlib.suppress(_CannotSplit):
                 return run(*args, **kwargs)
         if not self._warned:
             self._warned = True
+            notes.add(notes.LOOK_AT, f"{self._name} {self._why_not}, so it runs without XLA")
             warnings.warn(
                 f"{self._name} {self._why_not}: XLA cannot compile around the exchange there, so "
                 f"it runs without XLA. {self._remedy}",

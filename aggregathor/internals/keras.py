@@ -41,7 +41,13 @@ def replace_build(build: Callable[..., None]) -> Callable[..., None]:
     Returns:
       What was called before.
     """
-    before = TensorFlowTrainer._maybe_symbolic_build
+    original = TensorFlowTrainer._maybe_symbolic_build
+
+    def before(model: Any, iterator: Any = None, data_batch: Any = None) -> None:
+        if isinstance(iterator, EpochSteps):
+            iterator.reset()
+            iterator = iterator._enumerate_own()  # of batches, as Keras's own are
+        original(model, iterator=iterator, data_batch=data_batch)
 
     def maybe_symbolic_build(model: Any, *args: Any, **kwargs: Any) -> None:
         build(model, *args, **kwargs)

@@ -108,6 +108,16 @@ class Guard:
         self._digest = Digest(self._who, every)
         return self._digest
 
+    def describe(self) -> str:
+        """Returns in a few words what is checked, and of how many graphs so far."""
+        scans = "by the scan of all writes" if self.is_strict else "by the scan for drift"
+        layers = [
+            f"{scans} ({len(self._traced)} graphs so far)" if self._stop_watching else "",
+            "by the kernels" if self._kernels is not None else "",
+            "by the digest" if self._digest is not None else "",
+        ]
+        return " and ".join(filter(None, layers))
+
     def close(self, wait_s: float = 0.0) -> None:
         """Stops checking; waits for nothing."""
         if self._digest is not None:

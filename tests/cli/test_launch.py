@@ -96,7 +96,7 @@ def test_flags_of_the_job_have_both_forms(here, capsys):
     words = [
         "--gar",
         "geometric-median",
-        "-n3",
+        "-n4",
         "--gar_args",
         "nu=1",
         "--gar-args=tol=2",
@@ -108,10 +108,16 @@ def test_flags_of_the_job_have_both_forms(here, capsys):
     assert started[5:] == [*job, "train.py", "--f", "2"]
 
 
+def test_a_check_is_a_flag_of_the_ranks(here, capsys):
+    install(here / "beside", OPEN_MPI_5)
+    started = planned(capsys, "-n3", "--check", "train.py")[2]
+    assert started[5:] == ["--check_rounds=3", "train.py"]
+
+
 def test_modules_code_and_a_leading_python(here, capsys):
     install(here / "beside", OPEN_MPI_5)
-    ours = ["-n", "3", sys.executable, "-m", "aggregathor.run", "--gar=krum"]
-    job = ["-n3", "--gar", "krum"]
+    ours = ["-n", "4", sys.executable, "-m", "aggregathor.run", "--gar=krum"]
+    job = ["-n4", "--gar", "krum"]
     for words in (["-m", "json.tool", "-n"], ["-c", "x = 1", "--gar", "x"]):
         assert planned(capsys, *job, *words)[2] == [*ours, *words]
     python = [sys.executable, "-u", "-m", "json.tool"]
@@ -148,6 +154,7 @@ def test_several_hosts_speak_tcp_and_see_our_variables(here, capsys, monkeypatch
     (here / "hosts").write_text("a slots=1\nb slots=8\n")
     tcp = "--mca pml ob1 --mca btl self,tcp"
     variables = "-x AGGREGATHOR_KERNELS -x LOSSYMPI_ADDRESS -x OMP_NUM_THREADS"
+    variables += " -x PYTHONHASHSEED"
     for given in ("--host a:1,b:8", "--hostfile hosts"):
         options = planned(capsys, *given.split(), "-n9", "train.py")[1]
         assert options == f"--bind-to none --with-ft ulfm {given} {tcp} {variables}"
@@ -346,6 +353,10 @@ if told == "--monitor=read":
 if told.startswith("--monitor=stop"):
     rank = comm.rank
     stopping.listen(lambda: rank == 0)
+if told == "--monitor=hash":
+    print(hash("text"), flush=True)
+    comm.barrier()
+    os._exit(0)
 pids = comm.gather(os.getpid())
 if comm.rank == 0:
     print(comm.size, *script, os.environ.get("OMP_NUM_THREADS"), *pids, sep=";", flush=True)
@@ -360,6 +371,15 @@ if told.startswith("--monitor=stop"):
         print("saved", flush=True)
     comm.barrier()
     os._exit(0)
+# Until all are out of the gather: who ends before makes it fail.
+if comm.rank:
+    comm.send(None, 0)
+    comm.recv(source=0)
+else:
+    for rank in range(1, comm.size):
+        comm.recv(source=rank)
+    for rank in range(1, comm.size):
+        comm.send(None, rank)
 if comm.rank == 2:
     os.kill(os.getpid(), signal.SIGKILL)
 if comm.rank == 0:
@@ -399,9 +419,7 @@ def start(folder, *words, stdin=subprocess.DEVNULL):
 def test_the_others_go_on_when_a_worker_is_killed(told, status, tmp_path):
     started = start(tmp_path, told)
     out, err = started.communicate(timeout=60)
-    # mpirun's libevent may warn of the pipe to the process that was killed.
-    own = [line for line in err.splitlines() if not line.startswith("[warn] Epoll")]
-    assert (started.returncode, own) == (status, [])
+    assert (started.returncode, without_warnings(err)) == (status, "")
     first, second = out.splitlines()
     assert first.startswith("5;train.py;a b;6;")
     assert "MPI_ERR_PROC_FAILED" in second
@@ -464,14 +482,31 @@ def test_every_rank_reads_all_of_standard_input(size, tmp_path):
     started = start(tmp_path, "--monitor=read", stdin=subprocess.PIPE)
     text = "a line\n" * (size // 7)
     out, err = started.communicate(text, timeout=60)
-    assert (started.returncode, err) == (0, "")
+    assert (started.returncode, without_warnings(err)) == (0, "")
     assert sorted(out.splitlines()) == [f"{rank}: {text!r} {tmp_path}" for rank in range(5)]
+
+
+def test_sets_have_the_same_order_on_all_ranks(tmp_path):
+    orders = set()
+    for _ in range(2):
+        started = start(tmp_path, "--monitor=hash")
+        lines = started.communicate(timeout=60)[0].split()
+        assert len(lines) == 5
+        assert len(set(lines)) == 1
+        orders |= set(lines)
+    assert len(orders) == 2  # as Python chooses anew, too
 
 
 def test_a_standard_input_that_does_not_end_keeps_nobody_waiting(tmp_path):
     started = start(tmp_path, "--monitor=fail", stdin=subprocess.PIPE)
     assert started.wait(timeout=60) == 3
     started.communicate()
+
+
+def without_warnings(err):
+    """What is no warning of mpirun's libevent about the pipe to a process that has ended."""
+    lines = err.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[warn] Epoll"))
 
 
 def all_end(pids):

@@ -53,3 +53,11 @@ def test_variables_of_kernels_launcher_and_builds_are_no_configuration(name):
 def test_an_unknown_variable_is_told():
     with pytest.raises(UserError, match="AGGREGATHOR_GRA, which is unknown: did you mean 'AGG"):
         Config.of({}, {"AGGREGATHOR_GRA": "krum"})
+
+
+def test_f_is_byzantine_where_nobody_says():
+    assert Config.of({"byzantine": 2}, {}).f == 2
+    assert Config.of({}, {"AGGREGATHOR_BYZANTINE": "2"}).f == 2
+    assert Config.of({"f": 0}, {"AGGREGATHOR_BYZANTINE": "2"}).f == 0
+    config = Config.of({"f": 0, "byzantine": 1}, {})
+    assert Config.of({}, config.to_environment()).f == 0

@@ -1,6 +1,7 @@
 """How jobs end whose ranks do not end alike, and what the screen says last."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_a_job_in_which_no_optimizer_took_part_fails(start, tmp_path):
     done, ours, _ = start(3, script)
     assert done.returncode == 2, done.stderr
     assert [line for line in ours if "nothing was distributed" in line] == ours[-1:]
+
+
+@pytest.mark.parametrize("how", ["new", "old"])
+def test_ranks_that_train_different_variables_are_told_which(how, start):
+    begun_s = time.monotonic()
+    done, ours, _ = start(3, SCRIPT.with_name("apart_script.py"), HOW=how)
+    assert time.monotonic() < begun_s + 60  # of which TensorFlow takes a good part
+    assert done.returncode != 0
+    said = [line for line in ours if "head_0" in line and "head_1" in line]
+    assert said, done.stderr
+    assert "choose alike on all of them" in said[0]
+    assert "Traceback" not in done.stderr

@@ -46,7 +46,7 @@ def test_training_goes_on_while_no_more_than_f_are_faulty(transport, start):
     """NaN, killed, and stopped for 4 s; beside them one that sends garbage to MPI."""
     faults = "5:1:nan 6:8:kill 7:8:stop" + (" 4:5:garbage" if transport == "mpi" else "")
     flags = ("--gar=median", "--f=3", f"--transport={transport}", "--link_args=timeout_s=2.0")
-    flags += ("--output=all",)
+    flags += ("--show=all",)
     done, found = start(8, *flags, STEPS="120", FAULTS=faults)
     check(done)
     assert set(found) == {0, 1, 2, 3, 4, 5, 7}

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from aggregathor.errors import UserError
-from experiments.__main__ import _split, default_folder, summary
+from experiments.__main__ import OWN, _split, default_folder, summary
 from experiments.command import import_tensorflow, run_command
 from experiments.config import Config
 from experiments.run import Result, run
@@ -41,7 +41,9 @@ def assert_is_a_mistake(done, *said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--nonesuch=1"], "nonesuch"),
+        (["--nonesuch=1"], "there is no flag --nonesuch: did you mean "),
+        (["--gar-arg=m=3"], "there is no flag --gar_arg: did you mean '--gar_args'"),
+        (["--leanring-rate=1"], "did you mean '--learning_rate'"),
         (["--steps=many"], "--steps=many"),
         (["krum"], "unexpected argument 'krum'"),
         (["--flagfile=nonesuch"], "nonesuch"),
@@ -51,10 +53,21 @@ def test_flags_that_do_not_parse_are_a_mistake(arguments, said):
     assert_is_a_mistake(experiments(*arguments), said)
 
 
+def test_a_rule_is_tried_first_where_that_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\ndef mean(stack_nd, *, f):\n    return np.mean(stack_nd, axis=0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = experiments("--check-gar", "--gar=mine:mean", f"--output={tmp_path}/run")
+    assert done.returncode == 2
+    assert "experiments: error: mine:mean breaks " in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_lists_every_flag():
     done = experiments("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in [*Config.__dataclass_fields__, "output", "overwrite"]:
+    for name in [*Config.__dataclass_fields__, *OWN]:
         assert re.search(rf"--(\[no\])?{name}\b", done.stdout), name
 
 

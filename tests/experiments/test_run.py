@@ -482,4 +482,4 @@ def test_progress_is_one_line_with_the_whole_count(width, steps):
 def test_the_rate_gives_way_last(monkeypatch):
     kinds = [[type(c).__name__ for c in columns(width, digits=3)] for width in (30, 45, 50, 60)]
     assert ["_Rate" in kind for kind in kinds] == [False, True, True, True]
-    assert [kind.count("TextColumn") for kind in kinds] == [1, 2, 2, 2]
+    assert [kind.count("TextColumn") for kind in kinds] == [0, 1, 1, 1]

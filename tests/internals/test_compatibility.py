@@ -74,12 +74,14 @@ def test_other_parameters_are_shown(other, monkeypatch):
 
 
 def test_parameters_of_no_interest_may_come_if_they_have_defaults(monkeypatch):
-    def fit(self, x, epochs, verbose, callbacks, steps_per_epoch, news=1, **more): ...
+    def fit(
+        self, x, epochs, verbose, callbacks, steps_per_epoch, initial_epoch, news=1, **more
+    ): ...
 
     monkeypatch.setattr(TensorFlowTrainer, "fit", fit)
     check()
 
-    def demanding(self, x, epochs, verbose, callbacks, steps_per_epoch, news): ...
+    def demanding(self, x, epochs, verbose, callbacks, steps_per_epoch, initial_epoch, news): ...
 
     monkeypatch.setattr(TensorFlowTrainer, "fit", demanding)
     assert "TensorFlowTrainer.fit(self, x, epochs, verbose," in refused()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.dropin import xla
@@ -98,6 +100,8 @@ class Fit:
             self._without_data = model
             model.train_function = None
         self._fits += 1
+        for callback in filter(is_servers, given["callbacks"]):
+            notes.add(notes.SERVERS, f"the callback {type(callback).__name__}")
         # Those of a callback that trains another model.
         outer, doing = (self._leader, self._follower), self._job.doing
         self._job.doing = f"fit {self._fits} of {model.name}"
@@ -115,7 +119,13 @@ class Fit:
 
     def _run_on_server(self, model: Any, given: dict[str, Any], fit: int) -> Any:
         callbacks = given["callbacks"]
-        self._leader = leader = Leader(self._job.ranks, fit, model, given)
+        checkpoints = self._checkpoints
+        returned = checkpoints.returned_by(fit)
+        if checkpoints.skipped == math.inf and returned.get("epoch"):
+            given["epochs"] = returned["epoch"][-1] + 1  # it may have stopped early
+        self._leader = leader = Leader(
+            self._job.ranks, fit, model, given, returned, lambda: bool(checkpoints.skipped)
+        )
         try:
             before = self._synchronise(model)
             last = leader.last(
@@ -132,7 +142,7 @@ class Fit:
                 raise self._stopped(model, failure) from None
             raise failure from None
         leader.end(history, callbacks)
-        self._synchronise(model, counters(model))
+        self._end(model)
         return history
 
     def _run_on_worker(self, model: Any, given: dict[str, Any], fit: int) -> Any:
@@ -156,10 +166,20 @@ class Fit:
             self._await_what_comes()
             return model.history
         vars(history).update(history=end["history"], epoch=end["epoch"], params=end["params"])
-        self._synchronise(model, counters(model))
+        self._end(model)
         for each in restoring:
             each.best_weights = model.get_weights()
         return history
+
+    def _end(self, model: Any) -> None:
+        """Gives all ranks the server's variables; of a ``fit`` that an earlier job has made, too.
+
+        Collective.
+        """
+        if self._checkpoints.skipped and self._checkpoints.is_last:
+            self._take_saved(model)
+        self._synchronise(model, counters(model))
+        self._checkpoints.ended(self._groups(model))
 
     def _call(
         self,
@@ -206,6 +226,8 @@ class Fit:
 
     def _synchronise(self, model: Any, more: Sequence[Any] = ()) -> list[np.ndarray]:
         """Gives every rank the server's variables of the model, and more; collective."""
+        if model.built and (own := [v.path for v in model.variables if _is_own(v)]):
+            notes.add(notes.PRIVATE, f"each rank's own: {notes.listed(own)}")
         return self._optimizers.synchronise([*_shared_of(model), *more])
 
     def _has_changed(self, model: Any, before: Sequence[np.ndarray]) -> bool:

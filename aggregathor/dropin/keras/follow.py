@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from aggregathor.cluster.ranks import AGAIN, Ranks
-from aggregathor.internals.keras import start_at_epoch
+from aggregathor.internals.keras import start_at_epoch, step_counter
 from lossympi.messages import plain, read
 
 # A worker leaves them to the server: they write files, print, or judge by a batch.
@@ -104,9 +104,31 @@ class News:
 class Leader:
     """The server's side of one ``fit``."""
 
-    def __init__(self, ranks: Ranks, fit: int, model: Any, given: Mapping[str, Any]) -> None:
-        """Tells how many epochs there are."""
+    def __init__(
+        self,
+        ranks: Ranks,
+        fit: int,
+        model: Any,
+        given: Mapping[str, Any],
+        returned: dict[str, Any],
+        is_skipping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Tells how many epochs there are.
+
+        Args:
+          ranks: the processes.
+          fit: its number, counted from 1.
+          model: that is trained.
+          given: the arguments of ``fit``.
+          returned: what an earlier job has found of its epochs, which is filled as they end.
+          is_skipping: whether an epoch that ends was made by an earlier job.
+        """
         self.made = 0  # steps of this epoch
+        self._returned = returned
+        self._returned.setdefault("history", {})
+        self._returned.setdefault("epoch", [])
+        self._is_skipping = is_skipping
+        self._before = bool(self._returned["epoch"])
         self._ranks = ranks
         self._fit = fit
         self._model = model
@@ -153,6 +175,7 @@ class Leader:
                     synchronise()
 
             def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                leader._keep(epoch, logs)
                 leader._tell(
                     "decided",
                     epoch=epoch,
@@ -164,15 +187,31 @@ class Leader:
         return Decides()
 
     def end(self, history: Any, callbacks: Sequence[Any]) -> None:
-        """Tells what ``fit`` returns, and what its callbacks have found."""
+        """Tells what ``fit`` returns, and what its callbacks have found.
+
+        Of epochs that an earlier job has made, both are what that job has found.
+        """
+        if self._before:
+            vars(history).update(history=self._returned["history"], epoch=self._returned["epoch"])
+        if self._is_skipping():
+            for callback, found in zip(callbacks, self._returned.get("found", []), strict=False):
+                take_found(callback, found)
+        self._returned["found"] = [_found_by(callback) for callback in callbacks]
         self._tell(
             "end",
             history=_plain_of(history.history),
             epoch=plain(list(history.epoch)),
             params=_plain_of(history.params or {}),
             stop=bool(self._model.stop_training),
-            found=[_found_by(callback) for callback in callbacks],
+            found=self._returned["found"],
         )
+
+    def _keep(self, epoch: int, logs: Mapping[str, Any] | None) -> None:
+        """Keeps of an epoch what Keras's history will have of it."""
+        if not self._is_skipping():
+            self._returned["epoch"].append(epoch)
+            for name, value in _plain_of(logs or {}).items():
+                self._returned["history"].setdefault(name, []).append(value)
 
     def left(self) -> None:
         """Tells that an error ends ``fit``."""
@@ -321,8 +360,7 @@ class Follower:
         end = self._await("end")
         self._model.stop_training = end["stop"]
         for callback, found in zip(callbacks, end["found"], strict=False):
-            if _is_one_of(callback, SERVERS_CALLBACKS + DECIDING_CALLBACKS):
-                vars(callback).update(found)
+            take_found(callback, found)
         self._news.forget(self._fit)
         return end
 
@@ -365,7 +403,7 @@ def learning_rates(model: Any) -> list[Any]:
 
 def counters(model: Any) -> list[Any]:
     """Returns the variables of its optimizers that a script reads: learning rates, iterations."""
-    return [*learning_rates(model), *(each.iterations for each in _optimizers_of(model))]
+    return [*learning_rates(model), *map(step_counter, _optimizers_of(model))]
 
 
 def is_servers(callback: Any) -> bool:
@@ -378,6 +416,12 @@ def _optimizers_of(model: Any) -> list[Any]:
     inner = [getattr(each, "inner_optimizer", each) for each in named]
     found = {id(each): each for each in inner if isinstance(each, keras.optimizers.Optimizer)}
     return list(found.values())
+
+
+def take_found(callback: Any, found: Mapping[str, Any]) -> None:
+    """Gives a callback of Keras's what the server's has found."""
+    if _is_one_of(callback, SERVERS_CALLBACKS + DECIDING_CALLBACKS):
+        vars(callback).update(found)
 
 
 def _is_one_of(callback: Any, names: Sequence[str]) -> bool:

@@ -5,6 +5,8 @@ optimizers, and what its half of their rounds keeps (of the rule, of the fill); 
 what is its own, such as the states of dropout's random numbers and an attack's memory. A job that
 is started again with the same command draws the batches of the steps that are done without
 computing anything, so that its data come in the same order, takes over what was saved, and goes on.
+At the end of a ``fit`` the server saves too, unless it has just begun. What ``fit`` returned before
+is returned again: a training that is finished may be started again, and ends as it did.
 With its variables a checkpoint says what they are: those of another model, of another optimizer or
 of a rule with another state are refused.
 
@@ -35,11 +37,12 @@ from aggregathor.errors import UserError
 from aggregathor.protocols.state import prefixed, under
 
 _log = logging.getLogger(__name__)
-_POSITION, _SETTINGS = "position", "settings"
+_POSITION, _SETTINGS, _RETURNED = "position", "settings", "returned"
 _DESCRIPTION = "description"  # as `description.py` makes it; older checkpoints have none
 _SERVER, _BEFORE = "server.npz", "server-before.npz"
 # Of a worker. The server may be one step of these behind, and may go on from the one before.
 _KEPT = 3
+_MOST_FITS = 1000  # of which it is kept what they have returned
 # What a rule or an attack has in every round; the rest is memory of its own.
 _OF_EVERY_ROUND = ("round", "secret")
 
@@ -50,6 +53,8 @@ class Checkpoints:
     Attributes:
       skipped: how many steps of the current ``fit`` are left that were made before the job was
         started again; inf for all.
+      is_last: whether the current ``fit`` is the last of which something was saved.
+      returned: on the server, what each ``fit`` has returned so far, by its number.
     """
 
     def __init__(self, job: Job) -> None:
@@ -59,9 +64,12 @@ class Checkpoints:
           UserError: the folder cannot be made or read, or another user has put something there.
         """
         self.skipped: float = 0
+        self.is_last = False
+        self.returned: dict[str, Any] = {}
         self._job = job
         self._fits = 0
         self._steps = 0
+        self._since_end = 0  # steps since the end of a `fit` was saved
         self._saved: dict[str, np.ndarray] = {}
         self._described: dict[str, Any] = {}  # what is saved
         self._source = Path()  # of what is saved
@@ -88,17 +96,23 @@ class Checkpoints:
             return
         if self._job.is_server:
             stopping.wait_for_step(True)
-        # In which fit, and after how many of its steps, the server was saved.
-        position = self._saved.get(_POSITION, np.zeros(2, np.int64))
-        position = self._job.synchronise({_POSITION: position})[_POSITION]
-        fit, steps = int(position[0]), int(position[1])
-        self.skipped = {-1: math.inf, 0: steps, 1: 0}[(self._fits > fit) - (self._fits < fit)]
-        if not self.skipped or fit != self._fits:
+        # In which fit the server was saved, after how many of its steps, and whether at its end.
+        saved = np.zeros(3, np.int64)
+        if _POSITION in self._saved:
+            saved[: len(self._saved[_POSITION])] = self._saved[_POSITION]
+        fit, steps, is_end = map(int, self._job.synchronise({_POSITION: saved})[_POSITION])
+        self.is_last = fit == self._fits
+        if self.is_last:
+            self.skipped = math.inf if is_end else steps
+        else:
+            self.skipped = math.inf if self._fits < fit else 0
+        if not self.skipped or not self.is_last:
             return
         if self._job.is_server:
-            _log.info("going on after step %d, from %s", steps, self._folder.path)
+            at = f"the end of fit {fit}" if is_end else f"step {steps}"
+            _log.info("going on after %s, from %s", at, self._folder.path)
             return
-        name = self._name(steps)
+        name = self._name(steps, is_end=bool(is_end))
         if not self._take_up(name):
             _log.warning(
                 "%s is not there, so this worker's random numbers and the memory of an attack "
@@ -106,8 +120,17 @@ class Checkpoints:
                 self._folder.path / name,
             )
 
+    def returned_by(self, fit: int) -> dict[str, Any]:
+        """Returns what is kept of what a ``fit`` has returned so far, to be filled."""
+        if self._folder is None:
+            return {}
+        while len(self.returned) > _MOST_FITS:
+            self.returned.pop(next(iter(self.returned)))
+        return self.returned.setdefault(str(fit), {})
+
     def end_fit(self) -> None:
         """Ends the skipping of steps: the next ``fit`` has its own."""
+        self.is_last = False
         self.skipped = 0
         stopping.wait_for_step(False)
         if stopping.pending():
@@ -151,23 +174,35 @@ class Checkpoints:
         """
         every = self._job.config.checkpoint_every
         before, self._steps = self._steps, self._steps + steps
+        self._since_end += steps
         if stopping.pending():
             path = self.save(groups)
             _log.info("saved in %s: the same command goes on from there", path)
             stopping.stop()
-        if self._folder is not None and self._steps // every > before // every:
-            try:
-                self._save(groups)
-            except files.ForeignError as error:
-                raise self._cannot_save(error) from None
-            except OSError as error:
-                _log.warning(
-                    "no checkpoint after step %d: %s. The one before it stays, and the next is "
-                    "tried after %d more steps",
-                    self._steps,
-                    self._cannot_save(error),
-                    every,
-                )
+        if self._steps // every > before // every:
+            self._try_to_save(groups)
+
+    def ended(self, groups: Mapping[str, Group | Sequence[Any]]) -> None:
+        """Saves the end of a ``fit``, unless few steps were made since that of another."""
+        if not self.skipped and self._since_end >= self._job.config.checkpoint_every:
+            self._since_end = 0
+            self._try_to_save(groups, is_end=True)
+
+    def _try_to_save(
+        self, groups: Mapping[str, Group | Sequence[Any]], *, is_end: bool = False
+    ) -> None:
+        try:
+            self._save(groups, is_end=is_end)
+        except files.ForeignError as error:
+            raise self._cannot_save(error) from None
+        except OSError as error:
+            _log.warning(
+                "no checkpoint after step %d: %s. The one before it stays, and the next is "
+                "tried after %d more steps",
+                self._steps,
+                self._cannot_save(error),
+                self._job.config.checkpoint_every,
+            )
 
     def skip(self, steps: int) -> None:
         """Counts steps that are not made again."""
@@ -184,7 +219,9 @@ class Checkpoints:
         except OSError as error:
             raise self._cannot_save(error) from None
 
-    def _save(self, groups: Mapping[str, Group | Sequence[Any]]) -> Path | None:
+    def _save(
+        self, groups: Mapping[str, Group | Sequence[Any]], *, is_end: bool = False
+    ) -> Path | None:
         if self._folder is None:
             return None
         grouped = {name: Group.of(group) for name, group in groups.items()}
@@ -195,17 +232,18 @@ class Checkpoints:
         }
         for number, half in enumerate(self._job.halves):
             arrays |= prefixed(f"rounds/{number}", half.state())
-        arrays[_POSITION] = np.array([self._fits, self._steps], np.int64)
+        arrays[_POSITION] = np.array([self._fits, self._steps, is_end], np.int64)
         arrays[_DESCRIPTION] = packed(
             {
                 **{name: group.describe() for name, group in grouped.items()},
                 _SETTINGS: self._settings(),
+                _RETURNED: self.returned,
             }
         )
         if self._job.is_server:
             name, before = _SERVER, _BEFORE
         else:
-            name, before = self._name(self._steps), ""
+            name, before = self._name(self._steps, is_end=is_end), ""
         with self._folder.replacing(name, before) as file:
             checkpoint.save(file, arrays)
         if not self._job.is_server:
@@ -213,8 +251,9 @@ class Checkpoints:
                 self._folder.remove(old)
         return self._folder.path / name
 
-    def _name(self, steps: int) -> str:
-        return f"{self._fits:06d}-{steps:010d}.npz"
+    def _name(self, steps: int, *, is_end: bool) -> str:
+        at = "end" if is_end else f"{steps:010d}"
+        return f"{self._fits:06d}-{at}.npz"
 
     def _take_up(self, name: str) -> bool:
         """Reads a file of this rank's folder; returns whether it is there."""
@@ -231,6 +270,8 @@ class Checkpoints:
         self._described = {}
         if _DESCRIPTION in self._saved:
             self._described = unpacked(self._saved.pop(_DESCRIPTION))
+        if self._job.is_server:
+            self.returned = self._described.pop(_RETURNED, {})
         return True
 
     def _load(self, name: str) -> dict[str, np.ndarray]:
@@ -244,7 +285,7 @@ class Checkpoints:
         damaged = [name]
         if name == _SERVER:
             try:
-                fit, steps = self._load(_BEFORE)[_POSITION]
+                fit, steps, *_ = self._load(_BEFORE)[_POSITION]
                 return (
                     f"The one before it, of step {steps} of fit {fit}, is whole: the same command "
                     f"goes on from there after {self._rm(damaged)}."

@@ -42,6 +42,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from aggregathor import notes
 from aggregathor.internals import keras as keras_internals
 from aggregathor.internals import tensorflow as tensorflow_internals
 from aggregathor.internals.keras import Trainer
@@ -134,6 +135,8 @@ class Seeds:
             keras_internals.reseed_global_generator(self._own)
         if not self._fits:
             self._make_tensorflow_own()
+        if self._tensorflow_seed is None:
+            notes.add(notes.SEEDED, "by the server for all, as the script sets no seed")
         if self._is_server and self._together is not None:
             _logger.info(
                 "seeds: from the first step on each rank draws its own batches and noise (several "
@@ -160,6 +163,10 @@ class Seeds:
 
     def say(self, seed: int) -> None:
         """Says once, on the server, what becomes of the script's seeds."""
+        notes.add(
+            notes.SEEDED,
+            f"the script sets {seed}; what feeds gradients is drawn by {seed} + {APART} rank",
+        )
         if self._is_server and not self._said:
             self._said = True
             _logger.info(

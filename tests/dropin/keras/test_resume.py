@@ -23,7 +23,7 @@ def job_of(folder, row=None, setting=None, halves=()):
     """A job of this process alone: the server's, or a worker's whose server is at step 8."""
 
     def synchronise(arrays):
-        return arrays if row is None else {"position": np.array([1, 8])}
+        return arrays if row is None else {"position": np.array([1, 8, 0])}
 
     return SimpleNamespace(
         config=SimpleNamespace(checkpoint=str(folder), checkpoint_every=4),
