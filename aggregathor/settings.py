@@ -96,6 +96,21 @@ class Simulation(Training):
         "share of the datagrams to the server that the network loses, 0..1; under mpirun, with "
         "--transport=udp only.",
     )
+    delays: str = setting(
+        "exponential",
+        "how long workers of a simulation without rounds take for a gradient: equal (1 s), "
+        "exponential (1 s on average), truncated-normal (1 s + |N(0, 1)|); or staleness: whoever "
+        "comes has any of the last versions.",
+        choices=("equal", "exponential", "truncated-normal", "staleness"),
+        later=True,
+    )
+    delay_args: Mapping[str, Any] = setting(
+        {},
+        'what delays there are besides: --delay_args="factors={3:10}" (row 3 takes ten times as '
+        'long), "silent={2:50}" (row 2 sends nothing from second 50 on), "most=10" (for '
+        "--delays=staleness, in updates).",
+        later=True,
+    )
     l1: float = setting(0.0, "penalty on the sum of absolute weights, in every worker's loss.")
     l2: float = setting(0.0, "penalty on the sum of squared weights, in every worker's loss.")
 

@@ -16,8 +16,10 @@ import keras
 from aggregathor import settings
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
+from aggregathor.protocols.checks import check_transport
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
+from aggregathor.trainer.delays import check_delays
 from aggregathor.trainer.sampling import PARTITIONS
 from experiments import tasks
 from experiments.settings import Settings
@@ -89,7 +91,27 @@ class Config(Settings):
                 f"{setting.rule.gar.name} judges gradients by the loss on data that the server "
                 "alone has: hold out a part of the training set with --validation_share=0.1"
             )
+        self._check_protocol(setting)
         self.make_optimizer()
+
+    def _check_protocol(self, setting: Setting) -> None:
+        protocol = PROTOCOLS[self.protocol]
+        if protocol.needs_validation and not self.validation_share:
+            raise UserError(
+                f"--protocol={self.protocol} judges gradients by data that the server alone has: "
+                "hold out a part of the training set with --validation_share=0.05"
+            )
+        if protocol.takes:
+            check_transport(self.protocol, self.transport)
+            check_delays(self.delays, self.delay_args, setting.num_workers)
+            if self.schedule and self.transport:
+                raise UserError("a simulation follows a schedule, real ranks make their own")
+        for name in ("delays", "delay_args", "schedule"):
+            if not protocol.takes and getattr(self, name) != settings.defaults(Settings)[name]:
+                raise UserError(
+                    f"--{name} is for protocols without rounds, not for {self.protocol}: see "
+                    "`aggregathor protocols`"
+                )
 
     def make_optimizer(self) -> keras.Optimizer:
         """Returns the server's optimizer."""
@@ -165,8 +187,9 @@ class Config(Settings):
         return re.sub(r"[^\w.=+-]+", "-", self._method().replace(")", ""))
 
     def _method(self) -> str:
-        """Returns what aggregates: the rule, or the protocol that has none, with its code."""
-        if PROTOCOLS[self.protocol].has_rule:
+        """Returns what aggregates: the rule, or the protocol with its rule or its code."""
+        if self.protocol == "sync":
             return self.gar
-        parameters = {**PROTOCOLS[self.protocol].parameters, **self.protocol_args}
-        return f"{self.protocol} {parameters['code']}"
+        protocol = PROTOCOLS[self.protocol]
+        code = {**protocol.parameters, **self.protocol_args}.get("code", "")
+        return f"{self.protocol} {self.gar if protocol.has_rule else code}".rstrip()

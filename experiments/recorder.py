@@ -15,9 +15,13 @@ import tensorflow as tf
 
 from aggregathor import checkpoint, files
 from aggregathor.errors import UserError
+from aggregathor.monitor.arrivals import ArrivalMonitor
 from aggregathor.monitor.figures import Monitor
+from aggregathor.protocols.arrivals import ArrivalReport
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.state import prefixed, under
+from aggregathor.trainer.schedule import ScheduleFile
 from aggregathor.trainer.training import Training
 
 KEPT = 2  # checkpoints
@@ -26,6 +30,9 @@ METRICS = ("step", "wall_time_s", "loss", "accuracy", "top3")
 
 class Recorder:
     """Writes metrics.csv, workers.csv, TensorBoard events and checkpoints.
+
+    Of a training without rounds it also writes schedule.csv, and the number of updates into
+    metrics.csv.
 
     It begins by restoring the newest checkpoint that can be read; as a context it drops what was
     recorded after that, which is made again, and records the rest.
@@ -38,8 +45,16 @@ class Recorder:
             self._writer = tf.summary.create_file_writer(str(folder / "events"))
         self._path = folder / "metrics.csv"
         num_workers = training.setting.num_workers
-        self._monitor = Monitor(folder / "workers.csv", num_workers, self._writer)
-        self.record = self._monitor.record
+        protocol = PROTOCOLS[training.setting.protocol]
+        self._columns = (*METRICS, "updates") if protocol.takes else METRICS
+        self._monitor: Monitor | ArrivalMonitor
+        path = folder / "workers.csv"
+        if protocol.takes:
+            self._monitor = ArrivalMonitor(path, num_workers, protocol.reasons, self._writer)
+        else:
+            self._monitor = Monitor(path, num_workers, self._writer)
+        self._schedule: ScheduleFile | None = None
+        self._updates = 0
         self.metrics: list[dict[str, float]] = []
         self._begin_s = 0.0
         self._training = training
@@ -49,8 +64,10 @@ class Recorder:
     def __enter__(self) -> Recorder:
         steps = self._training.steps
         with writing(self._folder):
-            rows = keep_rows(self._path, METRICS, steps)
-            keep_rows(self._monitor.path, self._monitor.COLUMNS, steps)
+            rows = keep_rows(self._path, self._columns, steps)
+            keep_rows(self._monitor.path, self._monitor.columns, steps)
+            if isinstance(self._monitor, ArrivalMonitor):
+                self._schedule = ScheduleFile(self._folder / "schedule.csv", steps)
         self.metrics = [{name: float(value) for name, value in row.items()} for row in rows]
         before_s = self.metrics[-1]["wall_time_s"] if self.metrics else 0.0
         self._begin_s = time.perf_counter() - before_s
@@ -59,6 +76,20 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         with writing(self._folder):
             self._writer.close()
+            if self._schedule is not None:
+                self._schedule.close()
+
+    def record(self, step: int, report: RoundReport | ArrivalReport) -> None:
+        """Adds what the server saw in a step."""
+        if isinstance(report, ArrivalReport):
+            assert isinstance(self._monitor, ArrivalMonitor)
+            assert self._schedule is not None
+            self._monitor.record(report)
+            self._schedule.add(step, report)
+            self._updates = report.updates
+        else:
+            assert isinstance(self._monitor, Monitor)
+            self._monitor.record(report)
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, unless that step's is there; the last two are kept."""
@@ -68,8 +99,11 @@ class Recorder:
         arrays = {
             **prefixed("training", self._training.state()),
             **prefixed("monitor", self._monitor.state()),
+            "updates": np.array(self._updates),
         }
         with writing(self._folder):
+            if self._schedule is not None:
+                self._schedule.flush()  # no checkpoint is of more than the file has
             checkpoint.write(path, arrays)
             for old in _checkpoints(self._checkpoints)[:-KEPT]:
                 old.unlink()
@@ -77,24 +111,34 @@ class Recorder:
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._training.restore(under("training", arrays))
         self._monitor.restore(under("monitor", arrays))
+        self._updates = int(arrays.get("updates", 0))
 
-    def workers(self, step: int, report: RoundReport) -> None:
+    def workers(self, step: int, report: RoundReport | ArrivalReport) -> None:
         """Writes a row a worker."""
         with writing(self._folder):
-            self._monitor.write(step, report)
+            if isinstance(report, ArrivalReport):
+                assert isinstance(self._monitor, ArrivalMonitor)
+                self._monitor.write(step, report)
+            else:
+                assert isinstance(self._monitor, Monitor)
+                self._monitor.write(step, report)
 
     def evaluated(self, step: int, loss: float, accuracy: float, top3: float) -> None:
         """Writes a row of metrics."""
         wall_time_s = time.perf_counter() - self._begin_s
         row = dict(zip(METRICS, (step, wall_time_s, loss, accuracy, top3), strict=True))
+        shown = [step, f"{wall_time_s:.3f}", f"{loss:.6g}", f"{accuracy:.6g}", f"{top3:.6g}"]
+        if "updates" in self._columns:
+            row["updates"] = self._updates
+            shown.append(self._updates)
         self.metrics.append(row)
         with writing(self._folder):
             with files.appending(self._path) as file:
-                csv.writer(file).writerow(
-                    [step, f"{wall_time_s:.3f}", f"{loss:.6g}", f"{accuracy:.6g}", f"{top3:.6g}"]
-                )
+                csv.writer(file).writerow(shown)
+            if self._schedule is not None:
+                self._schedule.flush()
             with self._writer.as_default(step=step):
-                for name in ("loss", "accuracy", "top3"):
+                for name in self._columns[2:]:
                     tf.summary.scalar(name, row[name])
             self._writer.flush()
 

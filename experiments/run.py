@@ -19,8 +19,12 @@ from aggregathor import files
 from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.trainer.distributed import Server, Worker
+from aggregathor.trainer.distributed_arrivals import ServerOfArrivals, WorkerOfArrivals
 from aggregathor.trainer.sampling import Batches, batches
+from aggregathor.trainer.schedule import read_schedule
+from aggregathor.trainer.simulated_arrivals import SimulatedArrivals
 from aggregathor.trainer.simulation import Simulation
 from aggregathor.trainer.training import Training
 from experiments import models, tasks
@@ -32,7 +36,7 @@ from experiments.progress import Progress
 from experiments.recorder import Recorder, cannot_write, writing
 
 # All that a run writes into its folder; what else lies there is the user's.
-FILES = ("config.json", "metrics.csv", "workers.csv", "accuracy.png")
+FILES = ("config.json", "metrics.csv", "workers.csv", "schedule.csv", "accuracy.png")
 FOLDERS = ("checkpoints", "events")
 
 
@@ -110,20 +114,20 @@ def run(
     return result
 
 
-def worker_of(config: Config, job: Job) -> Worker:
+def worker_of(config: Config, job: Job) -> Worker | WorkerOfArrivals:
     """Returns this process's part of what ``run`` does on the server: its ``run`` comes next.
 
     Raises:
       UserError: as there.
     """
 
-    def build() -> Worker:
+    def build() -> Worker | WorkerOfArrivals:
         with _enough_memory(config):
             loaded = _load(config, None)
-            return Worker(
-                *(job, config.setting(), loaded.model, cross_entropy),
-                *(loaded.batches, config.saves_at),
-            )
+            common = (job, config.setting(), loaded.model, cross_entropy, loaded.batches)
+            if PROTOCOLS[config.protocol].takes:
+                return WorkerOfArrivals(*common)
+            return Worker(*common, config.saves_at)
 
     worker = job.meeting.together(build)
     worker.connect()
@@ -132,37 +136,56 @@ def worker_of(config: Config, job: Job) -> Worker:
 
 def _begin(config: Config, dataset: Dataset | None, job: Job | None) -> tuple[Training, Dataset]:
     """Returns a simulation, or the server of the job, and the data."""
+    takes = PROTOCOLS[config.protocol].takes
     if job is None:
         with _enough_memory(config):
             loaded = _load(config, dataset)
-            simulation = Simulation(
-                config.setting(),
-                loaded.model,
-                cross_entropy,
-                config.make_optimizer(),
-                loaded.batches,
-                loaded.validation,
-            )
-            return simulation, loaded.dataset
+            simulation = _simulation_of_arrivals if takes else _simulation_of_rounds
+            return simulation(config, loaded), loaded.dataset
 
-    def build() -> tuple[Server, Dataset]:
+    def build() -> tuple[Server | ServerOfArrivals, Dataset]:
         with _enough_memory(config):
             loaded = _load(config, dataset)
-            server = Server(
-                job,
-                config.setting(),
-                loaded.model,
-                cross_entropy,
-                config.make_optimizer(),
-                loaded.batches,
-                config.saves_at,
-                loaded.validation,
+            common = (
+                *(job, config.setting(), loaded.model, cross_entropy),
+                *(config.make_optimizer(), loaded.batches),
             )
-            return server, loaded.dataset
+            if takes:
+                return ServerOfArrivals(*common, loaded.validation), loaded.dataset
+            return Server(*common, config.saves_at, loaded.validation), loaded.dataset
 
     server, data = job.meeting.together(build)
     server.connect()
     return server, data
+
+
+def _simulation_of_rounds(config: Config, loaded: _Loaded) -> Training:
+    return Simulation(
+        config.setting(),
+        loaded.model,
+        cross_entropy,
+        config.make_optimizer(),
+        loaded.batches,
+        loaded.validation,
+    )
+
+
+def _simulation_of_arrivals(config: Config, loaded: _Loaded) -> Training:
+    schedule = read_schedule(Path(config.schedule)) if config.schedule else []
+    if config.schedule and len(schedule) < config.steps:
+        raise UserError(
+            f"{config.schedule} has {len(schedule)} arrivals: --steps={len(schedule)} at the most, "
+            f"got {config.steps}"
+        )
+    return SimulatedArrivals(
+        config.setting(),
+        loaded.model,
+        cross_entropy,
+        config.make_optimizer(),
+        loaded.batches,
+        loaded.validation,
+        schedule,
+    )
 
 
 class _Loaded(NamedTuple):
@@ -222,7 +245,7 @@ def _train(
                     recorder.evaluated(training.steps, float("nan"), *evaluate())
                 break
             durations_s.append(time.perf_counter() - begin_s)
-            recorder.record(report.round)
+            recorder.record(report.step, report.round)
             if report.step % config.eval_every == 0 or report.step == config.steps:
                 recorder.evaluated(report.step, report.loss, *evaluate())
                 recorder.workers(report.step, report.round)

@@ -44,6 +44,12 @@ class Settings(settings.Simulation):
         "rules such as zeno, which judge gradients by it.",
         later=True,
     )
+    schedule: str = setting(
+        "",
+        "a schedule.csv of a training without rounds: a simulation follows it and computes the "
+        "same.",
+        later=True,
+    )
     seed: int = setting(0, "seed of all randomness.")
     eval_every: int = setting(50, "steps between evaluations on the test set.")
     checkpoint_every: int = setting(500, "steps between checkpoints.")

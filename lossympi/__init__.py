@@ -12,6 +12,7 @@ try:
     from lossympi.fill import FILLS, fill
     from lossympi.link import (
         FLOATS_PER_DATAGRAM,
+        Arrival,
         Collected,
         LinkError,
         Model,
@@ -32,6 +33,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "FILLS",
     "FLOATS_PER_DATAGRAM",
+    "Arrival",
     "Collected",
     "ConnectError",
     "LinkError",

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
 
 from lossympi.link import (
+    Arrival,
     Collected,
     Idle,
     LinkError,
@@ -45,6 +48,11 @@ class CheckedServerLink(ABC):
         self._waiting = waiting
         self._collected_round = -1  # the last, or the one that is being collected
         self._broadcast_round = -1
+        self._tickets = [0] * num_workers  # of each row's next gradient, or of the one to answer
+        self._unanswered: set[int] = set()  # rows that were taken
+        self._last_taken = num_workers - 1
+        self._dropped_of: list[Counter[str]] = [Counter() for _ in range(num_workers)]
+        self._verbs: tuple[str, ...] | None = None  # those that it is used with
         self._closed = False
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
@@ -60,6 +68,7 @@ class CheckedServerLink(ABC):
           ValueError: the link is closed, or the round was collected before.
         """
         self._check_not_closed()
+        self._check_verbs("collect", "broadcast")
         self._check_collect(round)
         self._collected_round = round
         return self._collect(round, on_columns)
@@ -72,6 +81,7 @@ class CheckedServerLink(ABC):
             is not later than the one broadcast before.
         """
         self._check_not_closed()
+        self._check_verbs("collect", "broadcast")
         check_round(round)
         check_array("params_d", params_d, np.float32, (self.dim,))
         if round <= self._broadcast_round:
@@ -82,10 +92,70 @@ class CheckedServerLink(ABC):
         self._broadcast_round = round
         self._broadcast(round, params_d)
 
+    def take(self, wait_s: float) -> Arrival | None:
+        """Returns the next gradient that has come whole, of any worker; None if none does in time.
+
+        Rows are served in turn, from the one after the last taken.
+
+        Args:
+          wait_s: how long to wait, 0 for not at all.
+        Raises:
+          ValueError: the link is closed, is used in rounds, or cannot take.
+        """
+        self._check_not_closed()
+        self._check_verbs("take", "reply")
+        _check_wait(wait_s)
+        grad = self._take(wait_s)
+        if grad is None:
+            return None
+        row, grad_d = grad
+        self._last_taken = row
+        self._unanswered.add(row)
+        return Arrival(row, self._tickets[row], grad_d)
+
+    def reply(self, row: int, params_d: np.ndarray) -> None:
+        """Answers the gradient that was taken of a row with parameters, float32 [d].
+
+        Raises:
+          ValueError: the link is closed, nothing of the row waits for an answer, or the parameters
+            have another shape or dtype.
+        """
+        self._check_not_closed()
+        self._check_row(row)
+        check_array("params_d", params_d, np.float32, (self.dim,))
+        if row not in self._unanswered:
+            raise ValueError(
+                f"a gradient is answered once; none of row {row} waits for an answer. Take one."
+            )
+        self._unanswered.discard(row)
+        self._reply(row, self._tickets[row], params_d)
+        self._tickets[row] += 1
+
+    def expect(self, tickets: Sequence[int]) -> None:
+        """Says which ticket each row's next gradient has, before the first `take`: else all 0.
+
+        Raises:
+          ValueError: there are not n whole numbers, or the link is in use.
+        """
+        if self._verbs is not None or len(tickets) != self.num_workers:
+            raise ValueError(
+                f"{self.num_workers} tickets are named, before the first `take`; got {tickets}."
+            )
+        for ticket in tickets:
+            check_round(ticket)
+        self._tickets[:] = [int(ticket) for ticket in tickets]
+
+    def dropped(self) -> list[dict[str, int]]:
+        """Returns how many messages of each row were dropped since the last call, by reason."""
+        counts = [dict(each) for each in self._dropped_of]
+        for each in self._dropped_of:
+            each.clear()
+        return counts
+
     def waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; from any thread, and never for long.
 
-        Empty if no round is open.
+        Empty if no round is open. With `take`, the rows of which no gradient is there.
         """
         return self._waiting_for()
 
@@ -97,8 +167,7 @@ class CheckedServerLink(ABC):
         Raises:
           ValueError: there is no such row.
         """
-        if not 0 <= row < self.num_workers:
-            raise ValueError(f"rows are 0..{self.num_workers - 1}, got {row}.")
+        self._check_row(row)
         self._waiting.forget(row)
         self._forget(row)
 
@@ -120,6 +189,20 @@ class CheckedServerLink(ABC):
     def _broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Broadcasts parameters of the right shape, which may be strided, in a later round."""
 
+    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+        """Returns the row whose turn it is, of those whose gradient is there, and the gradient.
+
+        A link that can do this also has `_reply`.
+        """
+        raise ValueError(
+            "this transport collects rounds of all workers and takes no single gradients yet. "
+            "Connect with transport='mpi'."
+        )
+
+    def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
+        """Answers a ticket with parameters of the right shape, which may be strided."""
+        raise NotImplementedError  # nothing was taken
+
     @abstractmethod
     def _waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; another thread may close it meanwhile."""
@@ -132,9 +215,26 @@ class CheckedServerLink(ABC):
     def _close(self) -> None:
         """Ends the link; called once."""
 
+    def _in_turn(self, ready_n: np.ndarray) -> int | None:
+        """Returns the first of these rows, bool [n], after the one that was taken last."""
+        rows = np.flatnonzero(ready_n)
+        if not len(rows):
+            return None
+        return int(min(rows, key=lambda row: (row - self._last_taken - 1) % self.num_workers))
+
     def _check_collect(self, round: int) -> None:
         check_round(round)
         check_later(round, self._collected_round)
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self.num_workers:
+            raise ValueError(f"rows are 0..{self.num_workers - 1}, got {row}.")
+
+    def _check_verbs(self, *verbs: str) -> None:
+        if self._verbs is not None and self._verbs != verbs:
+            used, others = " and ".join(self._verbs), " or ".join(verbs)
+            raise ValueError(f"this link is used with {used}, and not with {others}.")
+        self._verbs = verbs
 
     def _check_not_closed(self) -> None:
         if self._closed:

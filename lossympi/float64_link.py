@@ -7,6 +7,7 @@ a value arrive, or neither.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lossympi.link import (
+    Arrival,
     Collected,
     Idle,
     Model,
@@ -71,6 +73,23 @@ class Float64Server:
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, float64 [d], reliably to every worker."""
         self._link.broadcast(round, _as_floats("params_d", params_d, self.dim))
+
+    def take(self, wait_s: float) -> Arrival | None:
+        """Returns the next gradient that has come whole, float64 [d]; None if none does in time."""
+        arrival = self._link.take(wait_s)
+        return None if arrival is None else arrival._replace(grad_d=arrival.grad_d.view(np.float64))
+
+    def reply(self, row: int, params_d: np.ndarray) -> None:
+        """Answers the gradient that was taken of a row with parameters, float64 [d]."""
+        self._link.reply(row, _as_floats("params_d", params_d, self.dim))
+
+    def expect(self, tickets: Sequence[int]) -> None:
+        """Says which ticket each row's next gradient has, before the first `take`."""
+        self._link.expect(tickets)
+
+    def dropped(self) -> list[dict[str, int]]:
+        """Returns how many messages of each row were dropped since the last call, by reason."""
+        return self._link.dropped()
 
     def waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; from any thread."""

@@ -3,7 +3,7 @@
 Shapes: n workers, d floats in a gradient, c datagrams to a gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -148,6 +148,20 @@ class Model(NamedTuple):
     params_d: np.ndarray
 
 
+class Arrival(NamedTuple):
+    """A gradient that came by itself, and not as one of a round.
+
+    Attributes:
+      row: its worker's, 0..n-1.
+      ticket: the worker's own number of it, 0, 1, ...
+      grad_d: [d] of the link's dtype, the row's own buffer; as it is until the row is answered.
+    """
+
+    row: int
+    ticket: int
+    grad_d: np.ndarray
+
+
 class LinkError(RuntimeError):
     """The other side cannot be reached, or has left."""
 
@@ -187,6 +201,10 @@ OnColumns = Callable[[np.ndarray, np.ndarray], None]
 class ServerLink(Protocol):
     """The server's end of a link.
 
+    It is used in one of two ways: in rounds of all workers, with `collect` and `broadcast`, or
+    worker by worker, with `take` and `reply`. A worker's end sees no difference: its round is its
+    own ticket, and what it receives is the answer to it.
+
     Attributes:
       num_workers: n.
       dim: d, values in a gradient and in the parameters.
@@ -207,10 +225,33 @@ class ServerLink(Protocol):
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, [d] of `dtype`, reliably to every worker."""
 
+    def take(self, wait_s: float) -> Arrival | None:
+        """Returns the next gradient that has come whole, of any worker; None if none does in time.
+
+        Rows are served in turn, from the one after the last taken. Each has one buffer: a worker
+        whose gradient was not answered has no other one taken, and what it sends more is dropped
+        and counted, as is what has another ticket than the one after its last.
+        """
+
+    def reply(self, row: int, params_d: np.ndarray) -> None:
+        """Answers the gradient that was taken of a row with parameters, [d] of `dtype`.
+
+        They reach the worker reliably, and no other: rows may get different ones.
+        """
+
+    def expect(self, tickets: Sequence[int]) -> None:
+        """Says which ticket each row's next gradient has, before the first `take`: else all 0."""
+
+    def dropped(self) -> list[dict[str, int]]:
+        """Returns how many messages of each row were dropped since the last call, by reason.
+
+        Of those that `take` has seen: "duplicate", "late", "early", "malformed".
+        """
+
     def waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; from any thread, and never for long.
 
-        Empty if no round is open.
+        Empty if no round is open. With `take`, the rows of which no gradient is there.
         """
 
     def forget(self, row: int) -> None:

@@ -33,6 +33,7 @@ class LosslessServerLink(CheckedServerLink):
         self._quorum = options.quorum or num_workers
         self._stack_nd = aligned_zeros((num_workers, dim))
         self._open: OpenRound | None = None
+        self._desk: Desk | None = None  # of a link that takes worker by worker
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Returns the gradients of `round` that came before every live worker's had, or the quorum
@@ -67,7 +68,9 @@ class LosslessServerLink(CheckedServerLink):
     def _waiting_for(self) -> list[int]:
         """Returns the rows of live workers whose gradient has not come."""
         opened = self._open
-        return [] if opened is None else np.flatnonzero(opened.missing_n()).tolist()
+        if opened is None:
+            return np.flatnonzero(~self._desk.arrived_n).tolist() if self._desk else []
+        return np.flatnonzero(opened.missing_n()).tolist()
 
     def _forget(self, row: int) -> None:
         """The open round does not wait for it either."""
@@ -110,6 +113,10 @@ class OpenRound:
         self.heard_n = np.zeros(n, bool)
         self.settled_s_n = np.full(n, np.nan)
         self.counts = [Counter() for _ in range(n)]
+
+    def round_of(self, row: int) -> int:
+        """Returns the round that a row's gradient is wanted of."""
+        return self.round
 
     def elapsed_s(self) -> float:
         """Returns how long it has been open."""
@@ -167,6 +174,39 @@ class OpenRound:
             )
         )
         return RoundStats(self.round, closed_by, elapsed_s, self.terms.deadline_s, workers)
+
+
+@dataclass(eq=False)
+class Desk:
+    """Where gradients come in one by one.
+
+    Attributes:
+      tickets: of each row's next gradient, or of the one that is to be answered.
+      counts: for each worker, of the messages that were dropped, how many for which reason.
+      arrived_n: bool [n], whose gradient is in its row and not answered.
+      coming: rows whose gradient MPI is writing, and the requests.
+    """
+
+    tickets: list[int]
+    counts: list[Counter[str]]
+    arrived_n: np.ndarray = field(init=False)
+    coming: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begins with nothing."""
+        self.arrived_n = np.zeros(len(self.tickets), bool)
+
+    def round_of(self, row: int) -> int:
+        """Returns the ticket that a row's gradient is wanted of."""
+        return self.tickets[row]
+
+    def arrive(self, row: int) -> None:
+        """Notes that a row has its gradient."""
+        self.arrived_n[row] = True
+
+    def count(self, row: int, reason: str) -> None:
+        """Counts a message that was dropped."""
+        self.counts[row][reason] += 1
 
 
 def _worker_stats(

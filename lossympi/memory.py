@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -49,6 +50,7 @@ def connect(
     max_loss: float = 1.0,
     patience: int = 3,
     send_bps: float = math.inf,
+    arrivals: bool = False,
 ) -> tuple[ServerLink, list[WorkerLink]]:
     """Returns the server's end and the workers' ends of a new link.
 
@@ -76,6 +78,8 @@ def connect(
       patience: after this many silent rounds the server no longer waits for a worker, until
         it hears it again.
       send_bps: bit/s of IP packets at which a worker sends.
+      arrivals: gradients come one by one, for `take` and `reply`: whole, as no network loses
+        anything of them, and at once.
     Raises:
       ValueError: an argument is out of range, or the network names a worker that is not there.
     """
@@ -101,7 +105,13 @@ def connect(
         raise ValueError(f"max_loss is a share of a row in 0..1, got {max_loss}. Pass 1 for any.")
     if not send_bps > 0:
         raise ValueError(f"send_bps is above 0, got {send_bps}. Pass inf for all at once.")
-    server = _Server(
+    if arrivals and not (network.instant and network.loss == 0):
+        raise ValueError(
+            "gradients that come one by one come whole and at once; got a network that loses or "
+            "delays. Leave it out."
+        )
+    kind = _TakingServer if arrivals else _Server
+    server = kind(
         num_workers,
         dim * floats_per_value(dtype),
         network,
@@ -328,6 +338,63 @@ class _Server(CheckedServerLink):
                 f"{caller} named round {round}. Finish round {self._open_round} first."
             )
         check_later(round, self._collected_round, f"{caller} named")
+
+
+class _TakingServer(_Server):
+    """The server's end of a link on which gradients come one by one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._came_n = np.zeros(self.num_workers, bool)  # and is not answered
+        self._models: dict[int, Model] = {}
+
+    def _check_collect(self, round: int) -> None:
+        raise ValueError("gradients come one by one on this link. Take and reply.")
+
+    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+        """Never waits: all that comes has come."""
+        ready_n = self._came_n.copy()
+        ready_n[list(self._unanswered)] = False
+        row = self._in_turn(ready_n)
+        return None if row is None else (row, self._stack_nd[row])
+
+    def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
+        """Copies the parameters for the worker to receive."""
+        params_d = params_d.copy()
+        params_d.setflags(write=False)
+        self._models[row] = Model(ticket, params_d)
+        self._came_n[row] = False
+
+    def _waiting_for(self) -> list[int]:
+        return np.flatnonzero(~self._came_n).tolist()
+
+    def accept(self, rank: int, round: int, grad_d: np.ndarray) -> None:
+        """Takes a worker's gradient, unless it is not the one that is wanted of it."""
+        self._check_not_closed()
+        wanted = self._tickets[rank]
+        if round != wanted or self._came_n[rank]:
+            reason = "late" if round < wanted else "early" if round > wanted else "duplicate"
+            self._dropped_of[rank][reason] += 1
+            return
+        self._stack_nd[rank] = grad_d
+        self._came_n[rank] = True
+
+    def model(self, rank: int, round: int, wait_s: float) -> Model | None:
+        """Returns the newest answer to a worker, if it is to this ticket or a later one.
+
+        Raises:
+          LinkError: it is not, and the worker would wait for ever.
+        """
+        self._check_not_closed()
+        model = self._models.get(rank)
+        if model is not None and round <= model.round:
+            return model
+        if wait_s < math.inf:
+            return None
+        raise LinkError(
+            f"worker {rank} waits for the server's answer to its gradient {round}, which was not "
+            "given. Take it and reply before that is received."
+        )
 
 
 class _Worker(CheckedWorkerLink):

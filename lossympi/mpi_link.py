@@ -22,7 +22,7 @@ from lossympi.checked_link import CheckedWorkerLink
 from lossympi.credit import Credit
 from lossympi.doorbell import Doorbell
 from lossympi.link import LinkError, Model, aligned_zeros
-from lossympi.lossless_link import LosslessServerLink, OpenRound
+from lossympi.lossless_link import Desk, LosslessServerLink, OpenRound
 from lossympi.options import Options
 from lossympi.topology import Topology
 
@@ -30,6 +30,7 @@ _LIBC = ctypes.CDLL(None)
 _MODEL, _BYE = 0, 1  # tags, from the server
 _HEADER = 16  # floats before the parameters: int64 round, then nothing up to a multiple of 64 bytes
 _SILENCE_S, _HURRY_S = 0.05, 0.02
+_LAST_ANSWER_S = 0.3  # for workers to take one, when the link is closed
 _MOST_AT_ONCE = 16  # messages a worker, before it is seen whether the round can be closed
 _MOST_DROPPED = 16  # of a worker, under way
 
@@ -65,6 +66,7 @@ class MpiServer(LosslessServerLink):
         self._parcels: list[_Parcel] = []
         self._sending: dict[int, tuple[Any, _Parcel]] = {}
         self._behind: set[int] = set()  # rows that the newest parameters have not been sent to
+        self._replies: dict[int, _Parcel] = {}  # for rows that have not taken the one before
         self._delivered_n = np.zeros(self.num_workers, bool)  # in the round collected last
         self._credit = Credit(self.num_workers)
 
@@ -88,21 +90,68 @@ class MpiServer(LosslessServerLink):
         self._behind = set(range(self.num_workers))
         self._send_newest(live_n)
         taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
-        self._wait_for_sends(taking - self._behind)
+        self._wait_for_sends(taking - self._behind, self._options.timeout_s)
+
+    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+        """Waits for a gradient without spinning; each worker's has its row of the stack."""
+        if self._desk is None:
+            self._desk = Desk(self._tickets, self._dropped_of)
+        desk = self._desk
+        until = time.monotonic() + wait_s
+        backoff = Backoff(self._bell)
+        while True:
+            # No more than one message a worker, so that who floods does not hold up the others.
+            heard = self._take_messages(desk, self.num_workers)
+            heard |= self._end_receives(desk)
+            self._end_sends()
+            ready_n = desk.arrived_n.copy()
+            ready_n[list(self._unanswered)] = False
+            row = self._in_turn(ready_n)
+            if row is not None:
+                return row, self._stack_nd[row]
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return None
+            if heard:
+                backoff.begin()
+            backoff.pause(left_s, bool(desk.coming or self._dropped), bool(self._sending))
+
+    def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
+        """Copies the parameters and sends the copy, once the worker has taken the one before.
+
+        An honest worker has, as it has sent again. Of one that has not, the newest waits: at most
+        two copies a worker are kept.
+        """
+        assert self._desk is not None
+        self._desk.arrived_n[row] = False
+        self._end_sends()
+        parcel = self._free_parcel()
+        parcel.round[0] = ticket
+        parcel.params_d[:] = params_d
+        waiting = self._replies.pop(row, None)
+        if waiting is not None:
+            waiting.users -= 1
+        parcel.users += 1
+        self._replies[row] = parcel
+        self._send_replies()
 
     def _close(self) -> None:
         """Tells the workers that it leaves.
 
-        Live workers have `timeout_s` to take the parameters that were sent to them.
+        Live workers have `timeout_s` to take the parameters that were sent to them, or 0.3 s to
+        take the answer to a gradient that was taken by itself.
         """
         byes = [
             _send(self._comm, [None, 0, MPI.BYTE], rank, _BYE)
             for rank in self._topology.worker_ranks
         ]
         self._bell.ring(self._topology.worker_ranks)
-        self._wait_for_sends({row for row in self._sending if self._waiting.live[row]})
+        # Who takes no answer needs none any more, and the others shall hear of the end soon.
+        longest_s = self._options.timeout_s if self._desk is None else _LAST_ANSWER_S
+        self._wait_for_sends({row for row in self._sending if self._waiting.live[row]}, longest_s)
         self._bell.close()
         _keep_for_ever(byes, self._sending, self._overtaken, self._dropped)
+        _keep_for_ever(self._desk, self._stack_nd)
 
     # Gradients.
 
@@ -117,7 +166,7 @@ class MpiServer(LosslessServerLink):
         """Returns what closed the round."""
         backoff = Backoff(self._bell)
         while True:
-            heard = self._take_messages(opened)
+            heard = self._take_messages(opened, _MOST_AT_ONCE * self.num_workers)
             heard |= self._end_receives(opened)
             self._end_sends()
             self._send_newest(opened.live_n | opened.heard_n)
@@ -129,17 +178,17 @@ class MpiServer(LosslessServerLink):
             else:
                 backoff.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
-    def _take_messages(self, opened: OpenRound) -> bool:
-        """Takes what has come; returns whether anything had."""
+    def _take_messages(self, opened: OpenRound | Desk, most: int) -> bool:
+        """Takes what has come, so many messages at most; returns whether anything had."""
         status = MPI.Status()
-        for taken in range(_MOST_AT_ONCE * self.num_workers):
+        for taken in range(most):
             try:
                 message = self._probe(status)
             except MPI.Exception:  # a worker's process has ended
                 message = None
             if message is None:
                 return taken > 0
-            self._take(message, status, opened)
+            self._accept(message, status, opened)
         return True
 
     def _probe(self, status: Any) -> Any:
@@ -155,7 +204,7 @@ class MpiServer(LosslessServerLink):
                 return message
         return None
 
-    def _take(self, message: Any, status: Any, opened: OpenRound) -> None:
+    def _accept(self, message: Any, status: Any, opened: OpenRound | Desk) -> None:
         """Starts to receive a message, into its worker's row if it belongs there.
 
         A Byzantine worker chooses length, tag and time, so all is checked before anything is
@@ -166,7 +215,7 @@ class MpiServer(LosslessServerLink):
             self._drop(message, rank)
             return
         row = self._topology.row_of(rank)
-        age = _age(status.Get_tag(), opened.round, self._num_tags)
+        age = _age(status.Get_tag(), opened.round_of(row), self._num_tags)
         reason = ""
         if status.Get_count(self._vector) != 1:
             reason = "malformed"
@@ -201,7 +250,7 @@ class MpiServer(LosslessServerLink):
         self._dropped.setdefault(rank, []).append(request)
         self._bell.ring([rank])
 
-    def _end_receives(self, opened: OpenRound) -> bool:
+    def _end_receives(self, opened: OpenRound | Desk) -> bool:
         """Notes which receives have ended; returns whether any had."""
         before = len(opened.coming), len(self._overtaken)
         for row, request in list(opened.coming.items()):
@@ -253,16 +302,32 @@ class MpiServer(LosslessServerLink):
         self._bell.ring(sent)
         self._end_sends()  # a short message has left at once
 
+    def _send_replies(self) -> None:
+        """Sends those that wait to the rows that can take one."""
+        sent = []
+        for row in list(self._replies.keys() - self._sending.keys()):
+            parcel = self._replies.pop(row)
+            rank = self._topology.rank_of(row)
+            request = _send(self._comm, [parcel.floats, 1, self._parcel], rank, _MODEL)
+            if request is None:
+                parcel.users -= 1
+                continue
+            self._sending[row] = request, parcel
+            sent.append(rank)
+        self._bell.ring(sent)
+
     def _end_sends(self) -> None:
         for row, (request, parcel) in list(self._sending.items()):
             if _ended(request) is not False:
                 del self._sending[row]
                 parcel.users -= 1
+        if self._replies:
+            self._send_replies()
 
-    def _wait_for_sends(self, rows: set[int]) -> None:
+    def _wait_for_sends(self, rows: set[int], longest_s: float) -> None:
         """Waits until these rows have taken what is sent, or most of them have and time is up."""
         now = time.monotonic()
-        wait = BroadcastWait(rows, self._credit, self._options.timeout_s, now)
+        wait = BroadcastWait(rows, self._credit, longest_s, now)
         backoff = Backoff(self._bell)
         while (left_s := wait.left_s(self._sending.keys(), now)) > 0:
             backoff.pause(left_s, False, True)

@@ -189,7 +189,10 @@ def _protocols(args: argparse.Namespace) -> int:
 
 def _needs(protocol: Protocol) -> str:
     needs = [protocol.condition] if protocol.condition else []
-    return " and ".join([*needs, "what its rule needs"] if protocol.has_rule else needs)
+    if protocol.has_rule:
+        of = "" if protocol.rule_n == "n" else f" with n = {protocol.rule_n}"
+        needs.append(f"what its rule needs{of}")
+    return " and ".join(needs)
 
 
 def _parameters(defaults: Mapping[str, Any]) -> str:

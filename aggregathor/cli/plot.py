@@ -16,6 +16,11 @@ FIGURES = {  # columns of workers.csv, with a label and whether the axis is loga
     "distance": ("distance to the aggregate", True),
     "delivered": ("share that arrived", False),
 }
+FIGURES_OF_ARRIVALS = {  # the same of a training without rounds
+    "accepted": ("share accepted", False),
+    "staleness": ("staleness, mean", True),
+    "most_stale": ("staleness, largest", True),
+}
 _MOST_NAMED = 10  # workers in a legend: there are as many colours
 
 Curve = tuple[list[float], list[float]]
@@ -63,7 +68,7 @@ def plot(folders: Sequence[str], output: str) -> Path:
     if has_accuracy:
         _draw_accuracies(figure.add_subplot(grid[0, :]), runs)
     for column, run in enumerate(runs):
-        for row, name in enumerate(FIGURES, start=int(has_accuracy)):
+        for row, name in enumerate(run.figures, start=int(has_accuracy)):
             axes = figure.add_subplot(grid[row, column])
             _draw_figure(axes, name, run, is_left=column == 0)
             if row == int(has_accuracy):
@@ -100,21 +105,31 @@ def read(folder: Path) -> Run:
             )
         name = f"{name}/run-{max(numbers)}"
         folder = folder / f"run-{max(numbers)}"
-    figures: dict[str, dict[int, Curve]] = {
-        figure: defaultdict(lambda: ([], [])) for figure in FIGURES
-    }
-    for row in _rows(folder / "workers.csv", ("step", "worker", *FIGURES)):
-        for figure in FIGURES:
+    path = folder / "workers.csv"
+    names = [*(FIGURES_OF_ARRIVALS if "accepted" in _header(path) else FIGURES)]
+    figures: dict[str, dict[int, Curve]] = {name: defaultdict(lambda: ([], [])) for name in names}
+    for row in _rows(path, ("step", "worker", *names)):
+        for figure in names:
             steps, values = figures[figure][int(row["worker"])]
             steps.append(row["step"])
             values.append(row[figure])
-    if not figures["selected"]:
+    if not figures[names[0]]:
         raise UserError(f"{folder / 'workers.csv'} has no rows yet: no round was written")
     accuracy = None
     if (folder / "metrics.csv").exists():
         rows = _rows(folder / "metrics.csv", ("step", "accuracy"))
         accuracy = [row["step"] for row in rows], [row["accuracy"] for row in rows]
     return Run(name, figures, accuracy)
+
+
+def _header(path: Path) -> list[str]:
+    try:
+        with path.open(newline="") as file:
+            return next(csv.reader(file), [])
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        return []  # `_rows` says what is wrong with it
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
@@ -139,7 +154,7 @@ def _draw_accuracies(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _draw_figure(axes: Any, name: str, run: Run, *, is_left: bool) -> None:
-    label, is_log = FIGURES[name]
+    label, is_log = (FIGURES | FIGURES_OF_ARRIVALS)[name]
     workers = run.figures[name]
     for worker, (steps, values) in sorted(workers.items()):
         # Of an infinite distance there is a gap in the line; a cross at the top says so.

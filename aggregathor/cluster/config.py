@@ -155,7 +155,13 @@ class Config(settings.Training):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} must be a time above 0 s, got {getattr(self, name)}")
         compositions.check(self.gar, self.gar_args)
-        PROTOCOLS[self.protocol].check_parameters(**self.protocol_args)
+        protocol = PROTOCOLS[self.protocol]
+        protocol.check_parameters(**self.protocol_args)
+        if protocol.takes:
+            raise UserError(
+                f"protocol={self.protocol!r} is not in agt.init and aggregathor run yet, which "
+                f"train in rounds: see python -m experiments --protocol={self.protocol}"
+            )
         if self.protocol == "draco" and draco.is_cyclic(self.protocol_args):
             raise UserError(
                 "draco's cyclic codes take the gradients of several batches a step, and a script's "

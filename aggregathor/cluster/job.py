@@ -27,8 +27,11 @@ from aggregathor.errors import UserError
 from aggregathor.monitor.observer import Observer, open_folder
 from aggregathor.protocols import draco
 from aggregathor.protocols.aggregation import Aggregation
-from aggregathor.protocols.checks import doubts
+from aggregathor.protocols.arrival_rules import Validate, arrival_rule, need_of
+from aggregathor.protocols.arrivals import ArrivalsServer
+from aggregathor.protocols.checks import check_transport, doubts
 from aggregathor.protocols.decoding import code_of
+from aggregathor.protocols.local_attacker import local_attacker_of
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
@@ -36,7 +39,7 @@ from aggregathor.protocols.server import ServerHalf
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.validation import Validation
 from aggregathor.protocols.wide import wide_server, wide_worker
-from aggregathor.protocols.worker import WorkerHalf
+from aggregathor.protocols.worker import Attacker, WorkerHalf
 from aggregathor.settings import shared
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.rng import generator
@@ -51,7 +54,7 @@ _ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
 # Of a name that Keras has made: a rank that makes more models counts differently.
 _NUMBER = re.compile(r"_\d+\b")
 
-Half = ServerHalf | WorkerHalf
+Half = ServerHalf | ArrivalsServer | WorkerHalf
 
 
 class Job:
@@ -98,6 +101,7 @@ class Job:
         )
         self.setting.check()
         _check_wire(config)
+        check_transport(config.protocol, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
         f = min(config.f, ranks.topology.workers - 1) if self.setting.robust else 0
@@ -195,6 +199,55 @@ class Job:
         self.halves.append(server)
         return server
 
+    def serve_arrivals(
+        self,
+        dim: int,
+        apply: Callable[[np.ndarray], None],
+        read: Callable[[], np.ndarray],
+        dtype: DTypeLike = np.float32,
+        *,
+        learning_rate: Callable[[], float] | None = None,
+        validate: Validate | None = None,
+    ) -> ArrivalsServer:
+        """Opens the arrivals of an optimizer's variables on the server; collective with ``work``.
+
+        Args:
+          dim: d, coordinates of all of them.
+          apply: makes a step [d] with the optimizer.
+          read: gives their values as they are, [d].
+          dtype: of all that travels, float32 or float64.
+          learning_rate: gives the optimizer's in the next step; for Zeno++.
+          validate: for Zeno++: see ``arrival_rule``.
+        Raises:
+          UserError: on every rank, with the same words.
+        """
+        link = cast(ServerLink, self._connect(dim, dtype))
+        waits = ServerWaits(self.ranks)
+        with waits.context():
+            rule = arrival_rule(
+                self.setting,
+                link.dim,
+                dtype=link.dtype,
+                secret=self._secret,
+                learning_rate=learning_rate,
+                validate=validate,
+            )
+            server = ArrivalsServer(
+                link,
+                rule,
+                apply,
+                read,
+                need=need_of(self.setting),
+                waiting=waits.context,
+                first_limit_s=self.config.start_s,
+                limit_s=self.config.stop_after_s,
+            )
+        waits.begin(server)
+        self.at_close(lambda _: waits.close())
+        self._places.names.append([])  # a script has no choice here
+        self.halves.append(server)
+        return server
+
     def work(
         self,
         dim: int,
@@ -211,7 +264,11 @@ class Job:
             float(self.config.link_args["give_up_s"]),
             lambda has_begun: self._compare_places(number, has_begun),
         )
-        attack = attacker_of(self.ranks, self.setting, link.dim, read, len(self.halves), link.dtype)
+        attack: Attacker | None
+        if PROTOCOLS[self.setting.protocol].takes:
+            attack = local_attacker_of(self.setting, self.ranks.row)
+        else:
+            attack = attacker_of(self.ranks, self.setting, link.dim, read, number, link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self._places.names.append(list(names))
         self.halves.append(worker)
@@ -229,11 +286,17 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self.config.transport,
+                transport=self._transport,
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
+
+    @property
+    def _transport(self) -> str:
+        """The one that is chosen, where "auto" may choose one that cannot do what is needed."""
+        takes = PROTOCOLS[self.setting.protocol].takes
+        return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
     def _compare_places(self, half: int | None, has_begun: bool = False) -> None:
         """Worker: raises ``UserError`` if the server waits for it elsewhere, or begins that.

@@ -34,6 +34,7 @@ class Monitor:
     """
 
     COLUMNS = ("step", "worker", "selected", "distance", "delivered", "late", "rejected")
+    columns = COLUMNS
 
     def __init__(self, path: Path, num_workers: int, writer: tf.summary.SummaryWriter) -> None:
         """Appends to ``path``, which has its header, and to ``writer``."""
@@ -96,7 +97,7 @@ class Monitor:
         for row, counts in zip(rows, sums.rejected, strict=True):
             row.update({f"rejected/{reason}": count for reason, count in counts.items()})
         with self._writer.as_default(step=step):
-            tf.summary.experimental.write_raw_pb(_summary(rows).SerializeToString())
+            tf.summary.experimental.write_raw_pb(summary_of(rows).SerializeToString())
         self._writer.flush()
         sums.clear()
 
@@ -170,8 +171,11 @@ def _written(figure: float) -> str:
     return str(figure) if isinstance(figure, int) else f"{figure:.6g}"
 
 
-def _summary(rows: Iterable[Mapping[str, float]]) -> tf.compat.v1.Summary:
-    """One message for all scalars: a ``tf.summary.scalar`` each takes 7 times as long."""
+def summary_of(rows: Iterable[Mapping[str, float]]) -> tf.compat.v1.Summary:
+    """Returns one message for all workers' scalars, without those that are NaN.
+
+    A ``tf.summary.scalar`` each takes 7 times as long.
+    """
     metadata = tf.compat.v1.SummaryMetadata()
     metadata.plugin_data.plugin_name = "scalars"
     summary = tf.compat.v1.Summary()

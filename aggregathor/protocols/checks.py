@@ -26,12 +26,18 @@ def check_training(values: Training, n: int, check_rule: Callable[[int, int], No
     protocol = PROTOCOLS[values.protocol]
     protocol.check(n=n, f=values.f, **values.protocol_args)
     if protocol.has_rule:
-        check_rule(n, values.f)
+        check_rule(protocol.rows(n=n, f=values.f, **values.protocol_args), values.f)
     else:
         _check_no_rule(values)
     if values.attack:
         attack = ATTACKS[values.attack]
         attack.check(**values.attack_args)
+        if protocol.takes and attack.form not in ("local", "labels"):
+            raise UserError(
+                f"the attack {values.attack} is {attack.form}: it needs the gradients of all "
+                f"workers at the same time, and with --protocol={protocol.name} there is no such "
+                "time. Take a local one: see `aggregathor attacks`."
+            )
         if b == 0 and attack.form != "coordinates":
             raise UserError(f"the attack {values.attack} needs Byzantine workers, and there are 0")
         if b == n:
@@ -62,17 +68,26 @@ def doubts(values: Training, *, robust: bool) -> list[str]:
     """
     found: list[str] = []
     protocol = PROTOCOLS[values.protocol]
-    if protocol.has_rule and values.f > 0 and not robust:
+    robust = robust if protocol.has_rule else protocol.robust
+    what = values.gar if protocol.has_rule else protocol.name
+    flag = "rule with --gar" if protocol.has_rule else "--protocol"
+    if values.f > 0 and not robust:
         found.append(
-            f"f={values.f} is declared, and {values.gar} tolerates no Byzantine worker: choose "
-            "another rule with --gar, see `aggregathor advise`"
+            f"f={values.f} is declared, and {what} tolerates no Byzantine worker: choose "
+            f"another {flag}, see `aggregathor advise`"
         )
     if values.byzantine > values.f:
-        found.append(
-            f"{values.byzantine} workers attack, and "
-            f"{values.gar if protocol.has_rule else protocol.name} expects at most f={values.f}"
-        )
+        found.append(f"{values.byzantine} workers attack, and {what} expects at most f={values.f}")
     return found
+
+
+def check_transport(protocol: str, transport: str) -> None:
+    """Raises ``UserError`` where a transport cannot do yet what a protocol needs."""
+    if PROTOCOLS[protocol].takes and transport in ("shm", "udp"):
+        raise UserError(
+            f"--protocol={protocol} answers gradients one by one, which --transport={transport} "
+            "cannot yet. Take --transport=mpi."
+        )
 
 
 def _check_no_rule(values: Training) -> None:

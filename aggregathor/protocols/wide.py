@@ -5,10 +5,13 @@ The parameters travel in the first d of the values, and zeros after them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lossympi import Collected, ServerLink, WorkerLink
 from lossympi.link import (
+    Arrival,
     Idle,
     Model,
     NativeRound,
@@ -33,7 +36,6 @@ class WideServer:
         self.dim = link.dim
         self.dtype = link.dtype
         self._link = link
-        self._sent = np.zeros(link.dim, link.dtype)
         self._d = link.dim // width
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
@@ -42,11 +44,23 @@ class WideServer:
 
     def broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Sends the parameters of `round`, [d], reliably to every worker."""
-        check_array("params_d", params_d, self.dtype, (self._d,))
-        # Another array: the last one may still be on its way.
-        self._sent = np.zeros_like(self._sent)
-        self._sent[: self._d] = params_d
-        self._link.broadcast(round, self._sent)
+        self._link.broadcast(round, self._padded(params_d))
+
+    def take(self, wait_s: float) -> Arrival | None:
+        """Returns the next gradient that has come whole; None if none does in time."""
+        return self._link.take(wait_s)
+
+    def reply(self, row: int, params_d: np.ndarray) -> None:
+        """Answers the gradient that was taken of a row with parameters, [d]."""
+        self._link.reply(row, self._padded(params_d))
+
+    def expect(self, tickets: Sequence[int]) -> None:
+        """Says which ticket each row's next gradient has, before the first `take`."""
+        self._link.expect(tickets)
+
+    def dropped(self) -> list[dict[str, int]]:
+        """Returns how many messages of each row were dropped since the last call, by reason."""
+        return self._link.dropped()
 
     def waiting_for(self) -> list[int]:
         """Returns the rows that the open round waits for; from any thread."""
@@ -63,6 +77,13 @@ class WideServer:
     def close(self) -> None:
         """Ends the link."""
         self._link.close()
+
+    def _padded(self, params_d: np.ndarray) -> np.ndarray:
+        check_array("params_d", params_d, self.dtype, (self._d,))
+        # Another array: the last one may still be on its way.
+        sent = np.zeros(self.dim, self.dtype)
+        sent[: self._d] = params_d
+        return sent
 
 
 class WideWorker:

@@ -26,6 +26,7 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
+from aggregathor.trainer.seeds import Seeds, seeds_of
 from aggregathor.trainer.training import (
     Loss,
     Parameters,
@@ -33,7 +34,6 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
-    seeds_of,
     validation_of,
     values_of,
 )
@@ -285,9 +285,10 @@ class Worker:
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
         self._code = code_of(setting, self._parameters.dtype)
-        self._seeds = seeds_of(model)
-        self._first_seeds = [np.array(v.numpy()) for v in self._seeds]
-        self._draws = self._warm_up(model)
+        momentum = self._workers.state()
+        # Traces and compiles: the server waits for the first round no longer than for any other.
+        self._seeds = Seeds(model, lambda: self._workers.compute(0))
+        self._workers.restore(momentum)
         self._half: WorkerHalf  # of `connect`
 
     def connect(self) -> None:
@@ -332,6 +333,10 @@ class Worker:
             rows.append(self._workers.gradients(step, [j], flips_n)[0][0])
         return self._code.encode(rows, self._row)
 
+    def _place_seeds(self, step: int, batch: int) -> None:
+        """Sets the seeds of dropout to where a simulation has them, whose workers share a model."""
+        self._seeds.place(step * self._setting.num_workers + batch)
+
     def _tell(self, step: int) -> None:
         self._job.ranks.send_worker_state(
             {
@@ -340,27 +345,6 @@ class Worker:
                 **self._half.state(),
             }
         )
-
-    def _warm_up(self, model: keras.Model) -> list[np.ndarray]:
-        """Traces and compiles; returns how far a gradient moves each seed.
-
-        The server waits for the first round no longer than for any other.
-        """
-        changed = model.non_trainable_variables
-        before = [np.array(v.numpy()) for v in changed]
-        momentum = self._workers.state()
-        self._workers.compute(0)
-        draws = [v.numpy() - first for v, first in zip(self._seeds, self._first_seeds, strict=True)]
-        for variable, value in zip(changed, before, strict=True):
-            variable.assign(value)
-        self._workers.restore(momentum)
-        return draws
-
-    def _place_seeds(self, step: int, batch: int) -> None:
-        """Sets the seeds of dropout to where a simulation has them, whose workers share a model."""
-        gradients = step * self._setting.num_workers + batch
-        for seed, first, draw in zip(self._seeds, self._first_seeds, self._draws, strict=True):
-            seed.assign(first + draw * np.array(gradients).astype(first.dtype))  # modulo 2^32
 
 
 def _keep(setting: Setting) -> bool:

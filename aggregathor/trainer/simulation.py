@@ -25,6 +25,7 @@ from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.wide import wide_server, wide_worker
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.sampling import Batches
+from aggregathor.trainer.seeds import seeds_of
 from aggregathor.trainer.training import (
     Loss,
     Parameters,
@@ -32,7 +33,6 @@ from aggregathor.trainer.training import (
     StepReport,
     Workers,
     assign_values,
-    seeds_of,
     validation_of,
     values_of,
 )

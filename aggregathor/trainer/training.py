@@ -16,6 +16,7 @@ from aggregathor.flat import FlatLayout
 from aggregathor.gars import State
 from aggregathor.internals.keras import learning_rate_of
 from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.arrivals import ArrivalReport
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.rounds import RefusedError
 from aggregathor.protocols.setting import Setting
@@ -30,15 +31,16 @@ class StepReport:
     """What happened in a step.
 
     Attributes:
-      step: how many steps have been made, this one included.
+      step: how many steps have been made, this one included; without rounds a step is an arrival.
       loss: mean loss of the honest workers on their batches, before the step; in a real training,
-        whose server does not ask for it, that of the first worker's batch.
+        whose server does not ask for it, that of the first worker's batch. Without rounds that of
+        the first worker's latest batch, at the model after its arrival; NaN before.
       round: what the server saw.
     """
 
     step: int
     loss: float
-    round: RoundReport
+    round: RoundReport | ArrivalReport
 
 
 class Training(Protocol):
@@ -162,6 +164,13 @@ class Workers:
         rows_nd, loss_n = self._gradients(images, self._labels_as_sent(labels, flips_n))
         return rows_nd.numpy(), loss_n.numpy()
 
+    def turn_to(self, row: int) -> None:
+        """Lets the next calls be those of another single worker; its momentum is restored by them.
+
+        For a simulation without rounds, whose workers compute one by one.
+        """
+        self._rows = range(row, row + 1)
+
     def state(self) -> dict[str, np.ndarray]:
         """Returns what the workers keep from step to step: their momentum, if they have any."""
         if not self._setting.worker_momentum:
@@ -193,15 +202,7 @@ class Workers:
         variables = self._parameters.variables
         with tf.GradientTape() as tape:
             loss = self._loss(labels, self._model(images, training=True))
-            objective = loss
-            if self._setting.l1:
-                objective += self._setting.l1 * tf.add_n(
-                    [tf.reduce_sum(tf.abs(v)) for v in variables]
-                )
-            if self._setting.l2:
-                objective += self._setting.l2 * tf.add_n(
-                    [tf.reduce_sum(tf.square(v)) for v in variables]
-                )
+            objective = penalised(loss, self._setting, variables)
         grad_d = self._parameters.layout.flatten(tape.gradient(objective, variables))
         return grad_d, tf.cast(loss, tf.float32)  # of a model in float64 too
 
@@ -211,6 +212,15 @@ class Workers:
         labels = labels.copy()
         labels[flips_n] = self._attack.labels(labels[flips_n], self._num_classes)
         return labels
+
+
+def penalised(loss: tf.Tensor, setting: Setting, variables: list[keras.Variable]) -> tf.Tensor:
+    """Returns a loss with the penalties on the weights."""
+    if setting.l1:
+        loss += setting.l1 * tf.add_n([tf.reduce_sum(tf.abs(v)) for v in variables])
+    if setting.l2:
+        loss += setting.l2 * tf.add_n([tf.reduce_sum(tf.square(v)) for v in variables])
+    return loss
 
 
 class Refusals:
@@ -271,11 +281,6 @@ def validation_of(
         return loss(labels, model(images, training=False))
 
     return LossOnCopies(loss_of, variables, Examples(tuple(arrays)))
-
-
-def seeds_of(model: keras.Model) -> list[keras.Variable]:
-    """Returns the states of a model's random number generators."""
-    return [v for v in model.non_trainable_variables if "seed_generator_state" in v.path]
 
 
 def values_of(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, np.ndarray]:

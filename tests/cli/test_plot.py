@@ -38,6 +38,32 @@ def test_what_is_read(tmp_path):
     assert read(experiment(tmp_path / "e")).accuracy == ([0, 10], [0.1, 0.8])
 
 
+ARRIVALS = "step,worker,arrivals,accepted,staleness,most_stale,dropped,not_finite\n"
+
+
+def without_rounds(folder):
+    experiment(folder)
+    rows = "10,0,4,1,2.5,7,0,0\n10,1,0,nan,nan,0,0,0\n20,0,3,0.5,2,9,0,1\n20,1,1,1,300,300,0,0\n"
+    (folder / "workers.csv").write_text(ARRIVALS + rows)
+    return folder
+
+
+def test_what_is_read_of_a_training_without_rounds(tmp_path):
+    run = read(without_rounds(tmp_path / "a"))
+    assert list(run.figures) == ["accepted", "staleness", "most_stale"]
+    assert run.figures["accepted"][0] == ([10, 20], [1, 0.5])
+    assert run.figures["most_stale"][1] == ([10, 20], [0, 300])
+    assert math.isnan(run.figures["staleness"][1][1][0])
+
+
+def test_both_kinds_are_drawn_side_by_side(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    folders = [without_rounds(tmp_path / "a"), experiment(tmp_path / "b")]
+    assert cli.main(["plot", *map(str, folders)]) == 0
+    assert (tmp_path / "workers.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_picture_of_several(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

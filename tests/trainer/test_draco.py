@@ -15,7 +15,8 @@ from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.decoding import code_of
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.sampling import batches
-from aggregathor.trainer.training import Parameters, Workers, seeds_of
+from aggregathor.trainer.seeds import seeds_of
+from aggregathor.trainer.training import Parameters, Workers
 from tests.trainer.toys import (
     accuracy,
     clouds,

@@ -1,0 +1,31 @@
+"""Plain asynchronous SGD: every gradient is a step at once, whatever model it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict, is_finite
+
+
+class Plain:
+    r"""The arrival rule of plain asynchronous SGD, which tolerates no Byzantine worker.
+
+    .. math:: x \leftarrow x - \gamma g
+
+    Only what is not finite is rejected. Cost: O(d) an arrival, no memory.
+    Source: Recht et al., Hogwild!, NeurIPS 2011; Dean et al., Large Scale Distributed Deep
+      Networks, NeurIPS 2012.
+    """
+
+    def offer(self, offer: Offer) -> Verdict:
+        """Returns the gradient as the step."""
+        return Verdict(offer.grad_d) if is_finite(offer.grad_d) else Verdict(None, NOT_FINITE)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Returns nothing: it keeps nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on."""

@@ -1,0 +1,150 @@
+"""``take`` and ``reply`` between ranks: mpirun -n 5 python -m ... NAME TRANSPORT DIM DTYPE.
+
+Rank 0 checks, and has the other ranks do what a worker's end is called for.
+"""
+
+import resource
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import lossympi
+from tests.lossympi import taking
+from tests.mpi.ranks import COMM, LAST, RANK
+
+TRANSPORT = sys.argv[2]
+N = COMM.size - 1
+
+
+class Remote:
+    """The end of another rank, as rank 0 calls it."""
+
+    def __init__(self, rank):
+        self._rank = rank
+
+    def _call(self, *call):
+        COMM.send(call, dest=self._rank)
+        return COMM.recv(source=self._rank)
+
+    def send(self, round, grad_d):
+        return self._call("send", round, grad_d)
+
+    def receive(self, round):
+        return self._call("receive", round)
+
+
+def joined(dim, dtype):
+    return lossympi.connect(COMM, dim, transport=TRANSPORT, dtype=dtype, timeout_s=5.0)
+
+
+def obey(link):
+    """Does what rank 0 says until it says to stop."""
+    while (call := COMM.recv(source=0)) is not None:
+        verb, round, *rest = call
+        result = getattr(link, verb)(round, *rest)
+        if verb == "receive":
+            result = result.round, np.array(result.params_d)
+        COMM.send(result, dest=0)
+
+
+def contract():
+    check = getattr(taking, sys.argv[5])
+    dim, dtype = int(sys.argv[3]), np.dtype(sys.argv[4])
+    link = joined(dim, dtype)
+    if RANK == 0:
+        check(lambda *_: (link, [Remote(rank) for rank in range(1, N + 1)]), dim, dtype)
+        for rank in range(1, N + 1):
+            COMM.send(None, dest=rank)
+    else:
+        obey(link)
+    COMM.Barrier()
+    link.close()
+    COMM.Barrier()
+
+
+def idle():
+    """Who waits takes no processor, and the end reaches who waits for an answer."""
+    link = joined(1000, np.float32)
+    begun_s = resource.getrusage(resource.RUSAGE_SELF)
+    if RANK == 0:
+        assert link.take(1.5) is not None
+        assert link.take(1.5) is None
+    else:
+        if RANK == 1:
+            link.send(0, np.ones(1000, np.float32))
+        assert link.receive(0, wait_s=2.5) is None
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    assert used.ru_utime + used.ru_stime - begun_s.ru_utime - begun_s.ru_stime < 0.8
+    COMM.Barrier()
+    if RANK == 0:
+        link.close()
+    else:
+        with pytest.raises(lossympi.LinkError, match="it has closed the link"):
+            link.receive(0)
+        link.close()
+    COMM.Barrier()
+
+
+def flood():
+    """One rank sends what it likes without end: the others have their turns, and no row changes."""
+    dim, turns = 2000, 150
+    link = joined(dim, np.float32)
+    if RANK == 0:
+        counts = [0] * N
+        honest = set(range(N - 1))
+        begun_s = time.monotonic()
+        while any(counts[row] < turns for row in honest):
+            arrival = link.take(20.0)
+            row = arrival.row
+            if row in honest:
+                np.testing.assert_array_equal(arrival.grad_d, np.full(dim, row, np.float32))
+            counts[row] += 1
+            link.reply(row, np.full(dim, counts[row], np.float32))
+            assert time.monotonic() - begun_s < 60
+        # However often it comes, the others come alike.
+        assert max(counts[:-1]) <= 2 * min(counts[:-1])
+        dropped = link.dropped()
+        assert sum(dropped[-1].values()) > 50
+        assert all(each == {} for each in dropped[:-1])
+        for rank in range(1, N + 1):
+            COMM.isend(None, dest=rank, tag=9)
+        while COMM.iprobe(source=LAST, tag=10) is False:
+            link.take(0.001)
+    elif RANK == LAST:
+        attack(link, dim)
+    else:
+        for ticket in range(turns):
+            link.send(ticket, np.full(dim, RANK - 1, np.float32))
+            assert link.receive(ticket).params_d[0] == ticket + 1
+    if RANK != LAST and RANK != 0:
+        COMM.recv(source=0, tag=9)
+    COMM.Barrier()
+    link.close()
+    COMM.Barrier()
+
+
+def attack(link, dim):
+    """Speaks MPI on the link's own communicator: right and wrong tickets and lengths."""
+    comm, requests, ticket = link._comm, [], 0
+    model = np.empty(16 + dim, np.float32)
+    while not COMM.iprobe(source=0, tag=9):
+        for size, tag in ((dim, ticket), (dim, ticket), (dim, ticket + 3), (dim - 1, ticket)):
+            requests.append(comm.Isend(np.full(size, np.nan, np.float32), 0, tag))
+        requests = [request for request in requests if not request.Test()]
+        if comm.Iprobe(0):
+            comm.Recv(model, 0)
+            ticket += 1
+        if len(requests) > 200:
+            time.sleep(0.001)
+    COMM.recv(source=0, tag=9)
+    while requests:
+        requests = [request for request in requests if not request.Test()]
+        if comm.Iprobe(0):
+            comm.Recv(model, 0)
+    COMM.send(None, dest=0, tag=10)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

@@ -1,0 +1,152 @@
+"""The server's loop of arrivals, over the in-memory link."""
+
+import numpy as np
+import pytest
+
+from aggregathor.protocols.arrivals import ArrivalsServer
+from aggregathor.protocols.offers import Verdict
+from aggregathor.protocols.plain import Plain
+from aggregathor.protocols.rounds import TrainingStopped
+from aggregathor.protocols.worker import WorkerHalf
+from lossympi import memory
+
+N, D = 3, 4
+
+
+class Noting:
+    """Accepts each second gradient, and notes what it was offered."""
+
+    def __init__(self):
+        self.offers = []
+
+    def offer(self, offer):
+        self.offers.append(offer._replace(grad_d=offer.grad_d.copy()))
+        return Verdict(offer.grad_d) if len(self.offers) % 2 else Verdict(None, "even")
+
+    def state(self):
+        return {"count": np.array(len(self.offers))}
+
+    def restore(self, state):
+        self.offers = [None] * int(state["count"])
+
+
+class Model:
+    def __init__(self):
+        self.params_d = np.zeros(D, np.float32)
+
+    def apply(self, step_d):
+        self.params_d -= step_d
+
+    def read(self):
+        return self.params_d
+
+
+def connected(rule, **given):
+    link, workers = memory.connect(N, D, arrivals=True)
+    model = Model()
+    server = ArrivalsServer(link, rule, model.apply, model.read, **given)
+    return server, [WorkerHalf(worker) for worker in workers], model
+
+
+def vector(value):
+    return np.full(D, value, np.float32)
+
+
+def exchange(server, workers, row, value):
+    workers[row].send(vector(value))
+    report = server.next()
+    return report, workers[row].receive()
+
+
+def test_staleness_is_the_servers_own_book_keeping():
+    rule = Noting()
+    server, workers, model = connected(rule)
+    seen = []
+    for row, value in [(0, 1), (0, 2), (1, 4), (0, 8), (2, 16), (1, 32)]:
+        report, params_d = exchange(server, workers, row, value)
+        np.testing.assert_array_equal(params_d, model.params_d)
+        seen.append((report.row, report.ticket, report.version, report.staleness, report.updates))
+    assert seen == [(0, 0, 0, 0, 1), (0, 1, 1, 0, 1), (1, 0, 0, 1, 2), (0, 2, 1, 1, 2),
+                    (2, 0, 0, 2, 3), (1, 1, 2, 1, 3)]  # fmt: skip
+    assert server.round == 6
+    assert server.version == 3
+    models = [offer.model_d[0] for offer in rule.offers]
+    assert models == [0, -1, 0, -1, 0, -5]
+    assert [offer.params_d[0] for offer in rule.offers] == [0, -1, -1, -5, -5, -21]
+    assert not any(offer.model_d.flags.writeable for offer in rule.offers)
+
+
+def test_a_verdict_in_a_word():
+    server, workers, _ = connected(Noting())
+    assert [exchange(server, workers, 0, 1)[0].verdict for _ in range(2)] == ["step", "even"]
+
+    class Keeping(Plain):
+        def offer(self, offer):
+            return Verdict(None)
+
+    server, workers, _ = connected(Keeping())
+    assert exchange(server, workers, 0, 1)[0].verdict == "kept"
+
+
+def test_a_loop_goes_on_from_its_state():
+    moments = [(0, 1), (1, 2), (2, 3), (0, 4), (1, 5), (1, 6), (2, 7)]
+    first, workers, model = connected(Noting())
+    for row, value in moments:
+        exchange(first, workers, row, value)
+    state = first.state()
+    second, workers2, model2 = connected(Noting())
+    model2.params_d[:] = model.params_d
+    second.restore(state)
+    second.expect([half.round for half in workers])
+    for half, half2 in zip(workers, workers2, strict=True):
+        half2.round = half.round
+    for row, value in moments:
+        reports = [exchange(*of, row, value)[0] for of in ((first, workers), (second, workers2))]
+        a, b = (vars(report) | {"now_s": 0, "dropped": None} for report in reports)
+        assert a == b
+    np.testing.assert_array_equal(model.params_d, model2.params_d)
+    third, _, model3 = connected(Noting())
+    model3.params_d[:] = model.params_d
+    third.restore(first.state(), anew=True)
+    assert [third.held(row)[0] for row in range(N)] == [first.version] * N
+
+
+class Clock:
+    def __init__(self, step_s):
+        self.now_s, self._step_s = 0.0, step_s
+
+    def __call__(self):
+        self.now_s += self._step_s
+        return self.now_s
+
+
+def test_without_an_update_for_too_long_it_stops_and_names_who_was_silent():
+    server, workers, _ = connected(
+        Plain(), now=Clock(1.0), first_limit_s=100.0, limit_s=30.0, need="all need it"
+    )
+    for _ in range(5):
+        exchange(server, workers, 0, 1)
+
+    def spoil():
+        for _ in range(100):
+            exchange(server, workers, 1, np.nan)
+
+    said = (
+        r"the model has had no update for 3\d s, in which nothing came from workers 0, 2 "
+        r"\(ranks 1, 3\): all need it"
+    )
+    with pytest.raises(TrainingStopped, match=said):
+        spoil()
+
+
+def test_nobody_comes():
+    server, _, _ = connected(Plain(), now=Clock(1.0), first_limit_s=20.0)
+    with pytest.raises(TrainingStopped, match=r"no update for 2\d s"):
+        server.next()
+
+
+def test_leaving_ends_a_wait():
+    server, _, _ = connected(Plain())
+    server.leave()
+    with pytest.raises(TrainingStopped):
+        server.next()
