@@ -32,7 +32,7 @@ def test_the_rule_of_basgd_gets_as_many_rows_as_there_are_buffers(given, rows):
 def test_a_rule_that_would_not_be_used_is_refused(protocol):
     for given in ({"gar": "krum"}, {"gar_args": {"unsafe": True}}):
         training = Training(protocol=protocol, **given)
-        with pytest.raises(UserError, match="decides on each gradient by itself"):
+        with pytest.raises(UserError, match="decides what is applied, not a rule: leave gar"):
             check_training(training, 20, lambda n, f: None)
 
 
