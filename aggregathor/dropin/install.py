@@ -62,7 +62,7 @@ class Dropin:
         strategies.refuse()
         keras2.refuse(lambda: self._optimizers.all and not self._updates.is_applying)
         job.at_begin(keras2.check_environment)
-        self._v1 = V1(job, self._updates, self.guard)
+        self._v1 = V1(job, self._updates, self.guard, files)
 
     def distribute_all(self) -> None:
         """Lets every optimizer of the script take part."""

@@ -7,10 +7,10 @@ until the server has done so as often, and reads the server's.
 
 | call | server | worker |
 | --- | --- | --- |
-| ``tf.train.Checkpoint``, ``CheckpointManager`` | writes | writes nothing; reads the server's |
+| ``tf.train.Checkpoint``, ``CheckpointManager``, v1's ``Saver`` | writes | writes nothing; reads the server's |
 | ``tf.saved_model.save``, ``Dataset.save`` | writes | writes nothing; reads the server's |
 | ``Dataset.cache(FILE)``, ``Dataset.snapshot`` | writes | has a private place, or reads a cache that was whole before the job |
-| summary writers | writes | writes nothing |
+| summary writers, v1's too | writes | writes nothing |
 | ``save``, ``save_weights``, ``export`` of models | writes | has a private copy; reads the server's if it can see it |
 | ``tf.io.write_file``, ``tf.io.gfile``, ``TFRecordWriter``, ``numpy.save``, ``open``, ``os`` | as the script says | the same: a script may have files of each rank |
 """  # noqa: E501 - the table
@@ -79,6 +79,7 @@ class ServerFiles:
             tf.data.Dataset.cache = self._private(tf.data.Dataset.cache, "filename")
             tf.data.Dataset.snapshot = self._private(tf.data.Dataset.snapshot, "path")
             tf.summary.create_file_writer = self._no_writer
+            internals.leave_events_out()
 
     def remove(self, wait_s: float = 0.0) -> None:
         """Removes the worker's private folder."""
@@ -139,6 +140,21 @@ class ServerFiles:
         self._expected[name] = self._written[name]
         return self._written[name] > 0
 
+    def is_missing(self, path: Any) -> bool:
+        """Worker: waits for a checkpoint that the server writes.
+
+        Returns:
+          Whether one that this rank would have written is not there; then a warning says so.
+        """
+        name = _name(path)
+        expected = self._expected[name] > 0
+        self.await_written(path)
+        if not expected or os.path.exists(f"{name}.index") or os.path.exists(name):
+            return False
+        # The server decides otherwise, or its files cannot be seen from this host.
+        _log.warning("rank %d has no %s, and keeps its values", self._words.rank, path)
+        return True
+
     def _writing(self, path: Any) -> bool:
         """Called for a checkpoint; returns whether it is to be written."""
         return self._is_server or self._is_private
@@ -171,16 +187,8 @@ class ServerFiles:
     def _restore(self, restore: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(restore)
         def ours(checkpoint: Any, save_path: Any, *args: Any, **kwargs: Any) -> Any:
-            if save_path is not None:
-                name = _name(save_path)
-                expected = self._expected[name] > 0
-                self.await_written(save_path)
-                if expected and not os.path.exists(f"{name}.index"):
-                    # The server decides otherwise, or its files cannot be seen from this host.
-                    _log.warning(
-                        "rank %d has no %s, and keeps its values", self._words.rank, save_path
-                    )
-                    return _Kept()
+            if save_path is not None and self.is_missing(save_path):
+                return _Kept()
             return restore(checkpoint, save_path, *args, **kwargs)
 
         return ours

@@ -9,6 +9,7 @@ after it has initialised or restored variables.
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,11 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor.cluster.job import Job
+from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.shared_variables import SharedVariables
 from aggregathor.dropin.updates import Update, Updates
 from aggregathor.flat import is_number, places_of_trained
 from aggregathor.internals.patching import as_method
-from aggregathor.internals.tensorflow import BaseSession, FuncGraph, wrapped_optimizer
+from aggregathor.internals.tensorflow import (
+    BaseSession,
+    FuncGraph,
+    checkpoint_name,
+    wrapped_optimizer,
+)
 from aggregathor.locking import Guard
 
 v1 = tf.compat.v1
@@ -65,7 +72,7 @@ class V1:
       all: whether every optimizer takes part, marked or not.
     """
 
-    def __init__(self, job: Job, updates: Updates, guard: Guard | None) -> None:
+    def __init__(self, job: Job, updates: Updates, guard: Guard | None, files: ServerFiles) -> None:
         """Patches TensorFlow; a worker's ``guard`` locks the variables that take part."""
         self.all = False
         self._job = job
@@ -89,8 +96,11 @@ class V1:
         BaseSession.run = as_method(self._run_synchronised)
         BaseSession.make_callable = as_method(self._make_synchronised)
         BaseSession.partial_run_setup = as_method(self._set_up_synchronised)
+        self._files = files
+        v1.train.Saver.save = self._saving(v1.train.Saver.save)
         if not job.is_server:
-            _write_nothing()
+            v1.train.Saver.restore = self._restoring(v1.train.Saver.restore)
+            _leave_files_of_sessions()
 
     def mark(self, optimizer: Any) -> None:
         """Lets an optimizer take part."""
@@ -261,6 +271,48 @@ class V1:
                 start = variables[name].initializer
                 self._run(session, start, {start.inputs[1]: value})
 
+    def _saving(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        """Patches ``Saver.save``: the server writes, and a worker knows the path."""
+
+        @functools.wraps(save)
+        def ours(
+            saver: Any,
+            sess: Any,
+            save_path: Any,
+            global_step: Any = None,
+            latest_filename: Any = None,
+            meta_graph_suffix: str = "meta",
+            write_meta_graph: bool = True,
+            write_state: bool = True,
+            **kwargs: Any,
+        ) -> Any:
+            if self._job.is_server:
+                how = (latest_filename, meta_graph_suffix, write_meta_graph, write_state)
+                path = save(saver, sess, save_path, global_step, *how, **kwargs)
+            else:
+                path = checkpoint_name(saver, sess, save_path, global_step)
+                if write_state:  # the server's is told of where it is written
+                    name = latest_filename or "checkpoint"
+                    self._files.has_written(os.path.join(os.path.dirname(path), name))
+            if path is not None:  # of a saver without variables
+                self._files.has_written(path)
+            return path
+
+        return ours
+
+    def _restoring(self, restore: Callable[..., Any]) -> Callable[..., Any]:
+        """Patches ``Saver.restore`` of a worker: it reads what the server has written."""
+
+        @functools.wraps(restore)
+        def ours(saver: Any, sess: Any, save_path: Any) -> None:
+            if save_path is not None and self._files.is_missing(save_path):
+                # The server has restored: all begin with its variables again.
+                self._known.setdefault(sess, _Known()).synchronised = set()
+            else:
+                restore(saver, sess, save_path)
+
+        return ours
+
 
 def is_graph_of_sessions() -> bool:
     """Whether what is made now goes into a graph that a session of v1 runs."""
@@ -300,7 +352,7 @@ def _operation(graph: tf.Graph, fetch: Any) -> tf.Operation:
     return element if isinstance(element, tf.Operation) else element.op
 
 
-def _write_nothing() -> None:
+def _leave_files_of_sessions() -> None:
     """Keeps a worker's sessions from writing or restoring the server's files."""
     monitored = v1.train.MonitoredTrainingSession
 
@@ -310,4 +362,3 @@ def _write_nothing() -> None:
         return monitored(*args[:2], **kwargs)  # master, is_chief
 
     v1.train.MonitoredTrainingSession = worker_session
-    v1.train.Saver.save = lambda self, session, save_path, *_, **__: save_path

@@ -126,6 +126,7 @@ _OPS = "tensorflow.python.framework.ops"
 _SESSION = "tensorflow.python.client.session"
 _FUNCTIONS = "tensorflow.python.eager.polymorphic_function"
 
+_SUMMARIES = "tensorflow.python.summary.writer.writer"
 _CHECKPOINTS = "tensorflow.python.checkpoint.checkpoint_management"
 
 TENSORFLOW_NAMES = (
@@ -186,6 +187,9 @@ TENSORFLOW_NAMES = (
     PrivateName(
         "tensorflow.python.training.py_checkpoint_reader", "NewCheckpointReader", "filepattern"
     ),
+    PrivateName("tensorflow.python.training.saver", "Saver.__init__", sets="_pad_step_number"),
+    PrivateName(_SUMMARIES, "EventFileWriter", "logdir ..."),
+    PrivateName(_SUMMARIES, "EventFileWriterV2", "session logdir ..."),
     PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
     PrivateName("tensorflow.python.autograph.impl.api", "tf_convert", "f ctx ..."),
     PrivateName("tensorflow.python.autograph.core.ag_ctx", "control_status_ctx", ""),

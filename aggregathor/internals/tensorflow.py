@@ -7,6 +7,7 @@ adds a name here adds it there.
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import script_ops
+from tensorflow.python.summary.writer import writer as summaries
 from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator
 
@@ -259,6 +261,40 @@ def watch_checkpoints(
         module.get_checkpoint_state = read_state
     if not deletes:
         checkpoint_management._delete_file_if_exists = lambda filespec: None
+
+
+def checkpoint_name(saver: Any, session: Any, save_path: Any, global_step: Any = None) -> str:
+    """Returns what ``save`` of v1's ``Saver`` returns, without writing."""
+    path = os.fsdecode(save_path)
+    if global_step is None:
+        return path
+    if not isinstance(global_step, numbers.Integral):
+        global_step = tf.compat.v1.train.global_step(session, global_step)
+    return f"{path}-{global_step:08d}" if saver._pad_step_number else f"{path}-{global_step}"
+
+
+class _NoEvents:
+    """Writes no events, in place of the file that a ``FileWriter`` of v1 writes them to."""
+
+    def __init__(self, logdir: Any, *_: Any, **__: Any) -> None:
+        self._logdir = logdir
+
+    def get_logdir(self) -> Any:
+        return self._logdir
+
+    def add_event(self, event: Any) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    reopen = close = flush
+
+
+def leave_events_out() -> None:
+    """Lets v1's ``FileWriter`` write nothing."""
+    summaries.EventFileWriter = _NoEvents
+    summaries.EventFileWriterV2 = lambda session, logdir, *_, **__: _NoEvents(logdir)
 
 
 # Graphs.

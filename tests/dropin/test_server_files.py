@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.checkpoint import checkpoint_management
 from tensorflow.python.checkpoint.functional_saver import MultiDeviceSaver
+from tensorflow.python.summary.writer import writer as summaries
 from tensorflow.python.training import py_checkpoint_reader
 
 from aggregathor.dropin import server_files
@@ -22,6 +23,7 @@ PLACES = [
     *((module, "get_checkpoint_state") for module in (tf.train, tf.compat.v1.train)),
     (MultiDeviceSaver, "save"),
     (py_checkpoint_reader, "NewCheckpointReader"),
+    *((summaries, name) for name in ("EventFileWriter", "EventFileWriterV2")),
     *(
         (checkpoint_management, name)
         for name in (
@@ -214,6 +216,12 @@ def test_a_worker_writes_no_summaries(worker, tmp_path):
     with writer.as_default():
         tf.summary.scalar("loss", 1.0, step=1)
     writer.flush()
+    with tf.Graph().as_default() as graph:
+        old = tf.compat.v1.summary.FileWriter(str(tmp_path), graph)
+        old.add_summary(tf.compat.v1.Summary(), 1)
+        old.reopen()
+        old.close()
+    assert old.get_logdir() == str(tmp_path)
     assert files_in(tmp_path) == []
 
 
