@@ -305,11 +305,11 @@ class V1:
 
         @functools.wraps(restore)
         def ours(saver: Any, sess: Any, save_path: Any) -> None:
-            if save_path is not None and self._files.is_missing(save_path):
-                # The server has restored: all begin with its variables again.
-                self._known.setdefault(sess, _Known()).synchronised = set()
-            else:
+            if save_path is None or not self._files.is_missing(save_path):
                 restore(saver, sess, save_path)
+            elif self._files.await_written(save_path):
+                # On another host, where the server restores it: all begin with its values again.
+                self._known.setdefault(sess, _Known()).synchronised = set()
 
         return ours
 

@@ -1,8 +1,7 @@
 """Saves with v1's ``Saver``, and trains on in a second session that restores what it saved.
 
 python savers_script.py FOLDER. The server is slow to write. Every rank writes rank-R.json into the
-folder: the paths that it saved to, and what its variable held before and after the second session's
-steps.
+folder: the paths that it saved to, and what its variable held after it had restored and at the end.
 """
 
 import json
@@ -13,10 +12,12 @@ from pathlib import Path
 import tensorflow as tf
 
 import aggregathor as agt
+from aggregathor.dropin import server_files
 
 v1 = tf.compat.v1
 v1.disable_eager_execution()
 FOLDER = Path(sys.argv[1])
+server_files._WAIT_S = 5.0
 agt.init(gar="average")
 variable = v1.get_variable("w", initializer=[8.0, 4.0])
 step = v1.train.get_or_create_global_step()
@@ -52,6 +53,19 @@ with v1.Session() as session:
     saver.restore(session, newest)
     saver.restore(session, paths[0])
     restored = session.run(variable).tolist()
+    session.run(train)
+    if not agt.is_server():  # what the server never saves
+        saver.restore(session, saver.save(session, str(FOLDER / "mine")))
+    session.run(train)
+    far = saver.save(session, str(FOLDER / "far"))
+    session.run(train)
+    if agt.is_server():
+        saver.restore(session, far)
+        for file in FOLDER.glob("far*"):
+            file.unlink()
+    else:  # as on another host
+        time.sleep(3.0)
+        saver.restore(session, far)
     session.run(train)
     ended = session.run(variable).tolist()
 told = {"paths": paths, "newest": newest, "restored": restored, "ended": ended}

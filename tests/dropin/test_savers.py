@@ -17,3 +17,6 @@ def test_workers_restore_what_the_server_saves_and_write_nothing(tmp_path):
     assert told[0]["ended"] != told[0]["restored"]
     assert told[1] == told[2] == told[0]
     assert len(list((tmp_path / "events").iterdir())) == 1
+    for rank in (1, 2):
+        for name in ("mine", "far"):
+            assert f"rank {rank} has no {tmp_path / name}, and keeps its values" in done.stderr
