@@ -3,7 +3,8 @@
 The server judges each gradient by the loss on digits that only it trains with: it keeps those that
 lower it most. About 96% of held-out digits are told right, after 8 s. Let two of three workers lie:
 
-    aggregathor run -n 4 --byzantine=2 --attack=sign-flip examples/zeno.py
+    mpirun -n 4 --with-ft ulfm -x AGGREGATHOR_BYZANTINE=2 -x AGGREGATHOR_ATTACK=sign-flip \\
+        python examples/zeno.py
 """
 
 import argparse
@@ -26,7 +27,6 @@ def make_model():
         [
             keras.Input((64,)),
             keras.layers.Dense(128, activation="relu"),
-            keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.2),
             keras.layers.Dense(10),
         ]

@@ -33,11 +33,7 @@ from tensorflow.python.eager.polymorphic_function import (
 from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
-<<<<<<< HEAD
 from tensorflow.python.ops import handle_data_util, script_ops
-=======
-from tensorflow.python.ops import script_ops
->>>>>>> scripts
 from tensorflow.python.summary.writer import writer as summaries
 from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator

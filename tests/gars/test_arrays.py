@@ -11,7 +11,7 @@ from aggregathor.errors import UserError
 from aggregathor.gars import GARS
 from aggregathor.gars.base import Aggregated, ConditionError, gar, registered
 from lossympi.link import aligned_zeros
-from tests.gars.cases import CASES, stack_of
+from tests.gars.cases import ALONE, CASES, ROBUST, stack_of
 
 N, F = 11, 2
 
@@ -30,7 +30,7 @@ def test_arrays_give_what_tensors_give(case, kind, d, rng, each_kernel):
         np.testing.assert_array_equal(mine, its)
 
 
-@pytest.mark.parametrize("name", GARS)
+@pytest.mark.parametrize("name", ALONE)
 def test_any_layout_and_dtype(name, rng):
     stack_nd = rng.standard_normal((N, 130)).astype(np.float32)
     read_only_nd = stack_nd.copy()
@@ -45,7 +45,7 @@ def test_any_layout_and_dtype(name, rng):
     np.testing.assert_allclose(in_double.grad_d, expected.grad_d, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, rule in GARS.items() if rule.robust])
+@pytest.mark.parametrize("name", ROBUST)
 def test_the_condition_is_checked(name):
     with pytest.raises(ConditionError, match=f"{name} needs n >= "):
         GARS[name].aggregate(np.ones((4, 5), np.float32), f=3)
