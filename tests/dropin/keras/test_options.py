@@ -21,10 +21,14 @@ STYLES = {
     "two_replicas": ("fit", "function", "eager"),
     "one_device": ("fit", "function", "eager"),
 }
+# The others are with the long tests.
 TRIED = {
-    "default": OPTIONS,
-    "xla": ("adam", "ema", "weight_decay", "loss_scale"),
-    "two_replicas": ("adam", "loss_scale"),
+    "default": (
+        *("plain", "adam", "accumulation", "ema", "ema_of_accumulated", "clipnorm"),
+        *("weight_decay", "loss_scale", "mixed_float16"),
+    ),
+    "xla": ("adam", "loss_scale"),
+    "two_replicas": ("adam",),
 }
 # What Keras does not do alone: it changes variables in a branch.
 CANNOT = {
