@@ -3,6 +3,7 @@
 tests/experiments/test_mpirun.py has the same with processes.
 """
 
+import threading
 import time
 
 import keras
@@ -200,16 +201,21 @@ def connect_in_memory(setting, monkeypatch):
         if ranks.rank == 0:
             network = Network(loss=setting.loss, seed=setting.seed)
             server, workers = memory.connect(setting.num_workers, dim, network)
-            collect = server.collect
+            collect, accept, lock = server.collect, server.accept, threading.Lock()
 
             def collect_all(round, ahead=None):
                 until_s = time.monotonic() + 30
                 while len(server._senders) < setting.num_workers:
                     assert time.monotonic() < until_s, "a worker has not sent"
                     time.sleep(1e-3)
-                return collect(round, ahead)
+                with lock:  # the last of them may still be at it
+                    return collect(round, ahead)
 
-            server.collect = collect_all
+            def accept_alone(*arguments):
+                with lock:
+                    return accept(*arguments)
+
+            server.collect, server.accept = collect_all, accept_alone
             server.close = lambda: None  # workers have yet to receive the last model
             links.extend([server, *workers])
         ranks.allgather(None)
