@@ -13,11 +13,14 @@ SCRIPT = Path(__file__).with_name("precision_script.py")
     ("transport", "rule", "environment"),
     [
         ("shm", "median", {}),
-        ("mpi", "average", {}),
         ("udp", "krum", {}),
-        ("udp", "median", {"PLANE": "python", "AGGREGATHOR_KERNELS": "tensorflow"}),
+        pytest.param("mpi", "average", {}, marks=pytest.mark.long),
+        pytest.param(
+            *("udp", "median", {"PLANE": "python", "AGGREGATHOR_KERNELS": "tensorflow"}),
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["shm", "mpi", "udp", "python"],
+    ids=["shm", "udp", "mpi", "python"],
 )
 def test_equal_gradients_train_to_the_bits_of_one(transport, rule, environment, tmp_path):
     results, _ = results_of(4, tmp_path, SCRIPT, transport, rule, **environment)
