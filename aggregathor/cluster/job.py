@@ -85,11 +85,11 @@ class Job:
           UserError: on every rank.
         """
         self._process = os.getpid()
+        self.told = config.to_environment()
         if config.check_rounds:
             notes.keep()
             ranks.sends_notes = True
             config = dataclasses.replace(config, checkpoint="", monitor="")
-        self.told = config.to_environment()
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
         self.meeting.agree("configuration", self.told)

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from aggregathor import notes
 from aggregathor.cluster.config import Config
 from aggregathor.cluster.job import Job, corruption
 from aggregathor.cluster.ranks import Ranks, TrainingEnded
@@ -416,3 +417,16 @@ def test_only_attacks_on_any_row_are_made_by_the_server():
     corrupt(Collected(0, again_nd, np.ones((3, 3), bool)))
     np.testing.assert_array_equal(rows_nd, again_nd)
     assert np.any(rows_nd != 1)
+
+
+def test_a_check_keeps_nothing_and_was_told_what_it_was_told(monkeypatch, capfd):
+    """So that a script which says the same by ``agt.init`` contradicts nobody."""
+    monkeypatch.setattr(notes, "keep", lambda: None)
+    config = {"check_rounds": 3, "checkpoint": "nowhere", "monitor": "nowhere"}
+
+    def run(job):
+        assert job.told == Config(**config).to_environment()
+        return job.config.checkpoint, job.config.monitor
+
+    assert run_jobs(2, run, config=lambda _: config) == [("", "")] * 2
+    assert "no optimizer took part" in capfd.readouterr().out
