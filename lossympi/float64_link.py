@@ -7,7 +7,6 @@ a value arrive, or neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from lossympi.link import (
     WorkerLink,
     check_array,
 )
+from lossympi.link_over import ServerOver
 
 _FLOATS = {np.dtype(np.float32): 1, np.dtype(np.float64): 2}
 
@@ -45,16 +45,15 @@ def floats_per_value(dtype: DTypeLike) -> int:
         ) from None
 
 
-class Float64Server:
+class Float64Server(ServerOver):
     """The server's end, over that of a link of float32; see ``ServerLink``."""
 
     dtype = np.dtype(np.float64)
 
     def __init__(self, link: ServerLink) -> None:
         """Takes over a link of 2 d floats."""
-        self.num_workers = link.num_workers
+        super().__init__(link)
         self.dim = link.dim // 2
-        self._link = link
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
         """Returns the gradients that arrived in `round`, which must be later than any before."""
@@ -83,29 +82,9 @@ class Float64Server:
         """Answers the gradient that was taken of a row with parameters, float64 [d]."""
         self._link.reply(row, _as_floats("params_d", params_d, self.dim))
 
-    def expect(self, tickets: Sequence[int]) -> None:
-        """Says which ticket each row's next gradient has, before the first `take`."""
-        self._link.expect(tickets)
-
-    def dropped(self) -> list[dict[str, int]]:
-        """Returns how many messages of each row were dropped since the last call, by reason."""
-        return self._link.dropped()
-
-    def waiting_for(self) -> list[int]:
-        """Returns the rows that the open round waits for; from any thread."""
-        return self._link.waiting_for()
-
-    def forget(self, row: int) -> None:
-        """Waits for a worker no more, until it is heard again; from any thread."""
-        self._link.forget(row)
-
     def native(self) -> NativeRound | None:
         """Returns where C may write the 2 d floats of what is broadcast; None for nowhere."""
         return self._link.native()
-
-    def close(self) -> None:
-        """Ends the link."""
-        self._link.close()
 
 
 class Float64Worker:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -193,10 +193,8 @@ class Job:
             first_limit_s=self.config.start_s,
             limit_s=self.config.stop_after_s,
         )
-        waits.begin(server)
-        self.at_close(lambda _: waits.close())
-        self._places.names.append(list(names))
-        self.halves.append(server)
+        self._begin_to_wait(waits, server)
+        self._add(server, names)
         return server
 
     def serve_arrivals(
@@ -242,10 +240,8 @@ class Job:
                 first_limit_s=self.config.start_s,
                 limit_s=self.config.stop_after_s,
             )
-        waits.begin(server)
-        self.at_close(lambda _: waits.close())
-        self._places.names.append([])  # a script has no choice here
-        self.halves.append(server)
+        self._begin_to_wait(waits, server)
+        self._add(server, ())  # a script has no choice here
         return server
 
     def work(
@@ -270,9 +266,17 @@ class Job:
         else:
             attack = attacker_of(self.ranks, self.setting, link.dim, read, number, link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
-        self._places.names.append(list(names))
-        self.halves.append(worker)
+        self._add(worker, names)
         return worker
+
+    def _begin_to_wait(self, waits: ServerWaits, server: ServerHalf | ArrivalsServer) -> None:
+        waits.begin(server)
+        self.at_close(lambda _: waits.close())
+
+    def _add(self, half: Half, names: Iterable[str]) -> None:
+        """Adds a half, and the names of what it is about, which stand at the same place."""
+        self._places.names.append(list(names))
+        self.halves.append(half)
 
     def _width(self, dtype: DTypeLike) -> int:
         """Returns how many values travel for each coordinate of a gradient."""

@@ -93,10 +93,11 @@ def check_transport(protocol: str, transport: str) -> None:
 def _check_no_rule(values: Training) -> None:
     """Raises ``UserError`` for what is told of a rule where the protocol has none."""
     usual = defaults(Training)
+    lossless = "takes whole gradients, in which nothing is lost"
     for name, why in (
         ("gar", "decides what is applied, not a rule"),
         ("gar_args", "decides what is applied, not a rule"),
-        ("fill", "must know what is lost"),
+        ("fill", lossless if PROTOCOLS[values.protocol].takes else "must know what is lost"),
     ):
         if getattr(values, name) != usual[name]:
             raise UserError(

@@ -5,8 +5,6 @@ The parameters travel in the first d of the values, and zeros after them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lossympi import Collected, ServerLink, WorkerLink
@@ -19,9 +17,10 @@ from lossympi.link import (
     OnColumns,
     check_array,
 )
+from lossympi.link_over import ServerOver
 
 
-class WideServer:
+class WideServer(ServerOver):
     """The server's end, over one of ``width`` times d values; see ``ServerLink``.
 
     Attributes:
@@ -32,10 +31,9 @@ class WideServer:
 
     def __init__(self, link: ServerLink, width: int) -> None:
         """Takes over a link."""
-        self.num_workers = link.num_workers
+        super().__init__(link)
         self.dim = link.dim
         self.dtype = link.dtype
-        self._link = link
         self._d = link.dim // width
 
     def collect(self, round: int, on_columns: OnColumns | None = None) -> Collected:
@@ -54,29 +52,9 @@ class WideServer:
         """Answers the gradient that was taken of a row with parameters, [d]."""
         self._link.reply(row, self._padded(params_d))
 
-    def expect(self, tickets: Sequence[int]) -> None:
-        """Says which ticket each row's next gradient has, before the first `take`."""
-        self._link.expect(tickets)
-
-    def dropped(self) -> list[dict[str, int]]:
-        """Returns how many messages of each row were dropped since the last call, by reason."""
-        return self._link.dropped()
-
-    def waiting_for(self) -> list[int]:
-        """Returns the rows that the open round waits for; from any thread."""
-        return self._link.waiting_for()
-
-    def forget(self, row: int) -> None:
-        """Waits for a worker no more, until it is heard again; from any thread."""
-        self._link.forget(row)
-
     def native(self) -> NativeRound | None:
         """Returns None: C knows nothing of the zeros."""
         return None
-
-    def close(self) -> None:
-        """Ends the link."""
-        self._link.close()
 
     def _padded(self, params_d: np.ndarray) -> np.ndarray:
         check_array("params_d", params_d, self.dtype, (self._d,))

@@ -285,10 +285,8 @@ class Worker:
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
         self._code = code_of(setting, self._parameters.dtype)
-        momentum = self._workers.state()
-        # Traces and compiles: the server waits for the first round no longer than for any other.
-        self._seeds = Seeds(model, lambda: self._workers.compute(0))
-        self._workers.restore(momentum)
+        # Now, as the server waits for the first round no longer than for any other.
+        self._seeds = Seeds.of_gradients(model, self._workers)
         self._half: WorkerHalf  # of `connect`
 
     def connect(self) -> None:

@@ -21,10 +21,9 @@ from aggregathor.protocols.rounds import TrainingStopped
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
-from aggregathor.trainer.first_worker import FirstWorker, ValidationGradient
+from aggregathor.trainer.first_worker import FirstWorker, validate_of
 from aggregathor.trainer.sampling import Batches
 from aggregathor.trainer.seeds import Seeds
-from aggregathor.trainer.simulated_arrivals import check_validation
 from aggregathor.trainer.training import (
     Loss,
     Parameters,
@@ -59,7 +58,6 @@ class ServerOfArrivals:
         validation: Any = None,
     ) -> None:
         """Takes what ``SimulatedArrivals`` takes, the same on all ranks; ``connect`` comes next."""
-        check_validation(setting, validation)
         if setting.worker_momentum:
             raise UserError(
                 f"under mpirun --protocol={setting.protocol} keeps no momentum at workers, as no "
@@ -72,10 +70,7 @@ class ServerOfArrivals:
         self._optimizer = optimizer
         self._parameters = Parameters(model, optimizer)
         self._first = FirstWorker(model, loss, batches)
-        self._validate = None
-        if validation is not None:
-            arguments = (setting, model, self._parameters, loss)
-            self._validate = ValidationGradient(*arguments, *validation)
+        self._validate = validate_of(setting, model, self._parameters, loss, validation)
         self._ticket_n = np.zeros(setting.num_workers, np.int64)  # of each worker's next gradient
         self._has_begun = False
         self._half: ArrivalsServer  # of `connect`
@@ -154,7 +149,7 @@ class WorkerOfArrivals:
         self._parameters = Parameters(model)
         rows = range(self._row, self._row + 1)
         self._workers = Workers(setting, model, self._parameters, loss, batches, rows)
-        self._seeds = Seeds(model, lambda: self._workers.compute(0))
+        self._seeds = Seeds.of_gradients(model, self._workers)
         self._half: WorkerHalf  # of `connect`
 
     def connect(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from aggregathor.errors import UserError
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.sampling import Batches
 from aggregathor.trainer.seeds import Seeds
@@ -84,3 +88,28 @@ class ValidationGradient:
             loss = self._loss(labels, self._model(images, training=False))
             objective = penalised(loss, self._setting, variables)
         return self._parameters.layout.flatten(tape.gradient(objective, variables))
+
+
+def validate_of(
+    setting: Setting, model: keras.Model, parameters: Parameters, loss: Loss, arrays: Any
+) -> ValidationGradient | None:
+    """Returns what gives the gradient of validation data, or None where there are none.
+
+    Args:
+      setting: names the protocol.
+      model: the server's.
+      parameters: its.
+      loss: ``loss(labels, outputs) -> scalar``.
+      arrays: validation images and labels; None where there are none.
+
+    Raises:
+      UserError: the protocol needs them.
+    """
+    if arrays is not None:
+        return ValidationGradient(setting, model, parameters, loss, *arrays)
+    if PROTOCOLS[setting.protocol].needs_validation:
+        raise UserError(
+            f"{setting.protocol} judges gradients by data that the server alone has, which no "
+            "worker draws of, and there are none: give images and labels as validation="
+        )
+    return None

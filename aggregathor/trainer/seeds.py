@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import keras
 import numpy as np
 
+from aggregathor.trainer.training import Workers
+
 
 class Seeds:
     """The states of a model's random number generators."""
@@ -26,6 +28,14 @@ class Seeds:
             self._draws = [
                 v.numpy() - first for v, first in zip(self._variables, self._first, strict=True)
             ]
+
+    @classmethod
+    def of_gradients(cls, model: keras.Model, workers: Workers) -> Seeds:
+        """Traces and compiles what workers compute; their momentum stays as it is."""
+        momentum = workers.state()
+        seeds = cls(model, lambda: workers.compute(0))
+        workers.restore(momentum)
+        return seeds
 
     def place(self, number: int) -> None:
         """Sets them to where they are before gradient ``number`` if all are made one by one."""

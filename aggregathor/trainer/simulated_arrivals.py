@@ -21,12 +21,11 @@ from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.arrival_rules import arrival_rule
 from aggregathor.protocols.arrivals import ArrivalReport, ArrivalsServer
 from aggregathor.protocols.local_attacker import local_attacker_of
-from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.trainer.delays import Coming, Delays
-from aggregathor.trainer.first_worker import FirstWorker, ValidationGradient
+from aggregathor.trainer.first_worker import FirstWorker, validate_of
 from aggregathor.trainer.sampling import Batches
 from aggregathor.trainer.schedule import Line
 from aggregathor.trainer.seeds import Seeds, unchanged
@@ -80,7 +79,6 @@ class SimulatedArrivals:
           UserError: the setting cannot work, or its protocol needs validation data.
         """
         setting.check()
-        check_validation(setting, validation)
         self.setting = setting
         self.model = model
         self.batches = batches
@@ -90,22 +88,17 @@ class SimulatedArrivals:
         self._parameters = Parameters(model, optimizer)
         dtype, n = self._parameters.dtype, setting.num_workers
         self._workers = Workers(setting, model, self._parameters, loss, batches, range(1))
-        momentum = self._workers.state()
-        self._seeds = Seeds(model, lambda: self._workers.compute(0))
-        self._workers.restore(momentum)
-        self._momentum_nd = np.zeros((n, self.dim), dtype) if momentum else None
+        self._seeds = Seeds.of_gradients(model, self._workers)
+        has_momentum = bool(self._workers.state())
+        self._momentum_nd = np.zeros((n, self.dim), dtype) if has_momentum else None
         self._first = FirstWorker(model, loss, batches)
         server, links = memory.connect(n, self.dim, dtype=dtype, arrivals=True)
-        validate = None
-        if validation is not None:
-            arguments = (setting, model, self._parameters, loss)
-            validate = ValidationGradient(*arguments, *validation)
         rule = arrival_rule(
             setting,
             self.dim,
             dtype=dtype,
             learning_rate=self._parameters.learning_rate,
-            validate=validate,
+            validate=validate_of(setting, model, self._parameters, loss, validation),
         )
         self._server = ArrivalsServer(
             server, rule, self._apply, self._parameters.read, now=lambda: self._now_s
@@ -245,12 +238,3 @@ class SimulatedArrivals:
         if self._momentum_nd is not None:
             self._momentum_nd[row] = grad_d
         return grad_d
-
-
-def check_validation(setting: Setting, validation: Any) -> None:
-    """Raises ``UserError`` where a protocol needs validation data and there are none."""
-    if PROTOCOLS[setting.protocol].needs_validation and validation is None:
-        raise UserError(
-            f"{setting.protocol} judges gradients by data that the server alone has, which no "
-            "worker draws of, and there are none: give images and labels as validation="
-        )
