@@ -44,8 +44,19 @@ INSTALL_TENSORFLOW = f"pip install 'tensorflow~={SERIES}.0'"
 KERNEL_SOURCES = tuple(
     f"kernels/{name}.cc"
     # The slowest first.
-    for name in ("bulyan", "columns", "distances", "means", "weiszfeld", "codes", "table")
+    for name in (
+        "bulyan",
+        "columns",
+        "distances",
+        "means",
+        "weiszfeld",
+        "codes",
+        "vectors",
+        "table",
+    )
 )
+# Of some: sums that must be the same bits for each instruction set fuse nothing by themselves.
+FLAGS_OF_KERNELS = {"kernels/vectors.cc": ["-ffp-contract=off"]}
 KERNEL_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # g++ 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake of ours.
 KERNEL_FLAGS += ["-Wno-uninitialized"]
@@ -151,7 +162,16 @@ def ops_jobs() -> list[Job]:
     for_each = "".join(f" X({name})" for name in sets)
     return [
         *(
-            Job(OPS / source, [*KERNEL_FLAGS, f"-DAGGREGATHOR_ISA={name}", *each.flags], name)
+            Job(
+                OPS / source,
+                [
+                    *KERNEL_FLAGS,
+                    f"-DAGGREGATHOR_ISA={name}",
+                    *each.flags,
+                    *FLAGS_OF_KERNELS.get(source, ()),
+                ],
+                name,
+            )
             for source in KERNEL_SOURCES
             for name, each in sets.items()
         ),

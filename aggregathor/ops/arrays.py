@@ -14,6 +14,7 @@ import numpy as np
 from aggregathor.ops.errors import too_few
 
 _library: Any = None
+_CHUNK = 8192  # of a vector, of which a sum is made: kChunk of `kernels/vectors.cc`
 
 
 class Columns(NamedTuple):
@@ -175,6 +176,62 @@ def weighted_sum(columns: Columns, rows: np.ndarray, weights: np.ndarray) -> np.
         *some, _pointer(rows), _pointer(weights), ctypes.c_int64(len(rows)), _pointer(grad_d)
     )
     return grad_d
+
+
+def squares(a_d: np.ndarray, copy_d: np.ndarray | None) -> float:
+    """See ``Vectors`` of `protocols/vectors.py`: this and the next are its functions."""
+    aa_c = _chunks(a_d)
+    copy = None if copy_d is None else _vector(copy_d, len(a_d))
+    d = ctypes.c_int64(len(a_d))
+    _function("products")(_vector(a_d, len(a_d)), None, d, copy, _pointer(aa_c), None)
+    return _added(aa_c)
+
+
+def products(a_d: np.ndarray, b_d: np.ndarray) -> tuple[float, float]:
+    """<a, a> and <a, b>."""
+    aa_c, ab_c = _chunks(a_d), _chunks(a_d)
+    vectors = _vector(a_d, len(a_d)), _vector(b_d, len(a_d))
+    d = ctypes.c_int64(len(a_d))
+    _function("products")(*vectors, d, None, _pointer(aa_c), _pointer(ab_c))
+    return _added(aa_c), _added(ab_c)
+
+
+def sq_distance(a_d: np.ndarray, b_d: np.ndarray, copy_d: np.ndarray | None) -> float:
+    """Squared norm of a - b; copies a, if wanted."""
+    sum_c = _chunks(a_d)
+    vectors = _vector(a_d, len(a_d)), _vector(b_d, len(a_d))
+    copy = None if copy_d is None else _vector(copy_d, len(a_d))
+    _function("sq_distance")(*vectors, ctypes.c_int64(len(a_d)), copy, _pointer(sum_c))
+    return _added(sum_c)
+
+
+def move_mean(mean_d: np.ndarray, value_d: np.ndarray, count: int) -> None:
+    """Makes the mean of count - 1 values that of one more."""
+    value, mean = _vector(value_d, len(mean_d)), _vector(mean_d, len(mean_d))
+    d, twice_share = ctypes.c_int64(len(mean_d)), ctypes.c_float(2 / count)
+    _function("move_mean")(value, d, twice_share, mean)
+
+
+def scale(a_d: np.ndarray, factor: float, out_d: np.ndarray) -> None:
+    """Writes factor a."""
+    d = ctypes.c_int64(len(a_d))
+    _function("scale")(_vector(a_d, len(a_d)), d, ctypes.c_float(factor), _vector(out_d, len(a_d)))
+
+
+def _vector(values_d: np.ndarray, d: int) -> ctypes.c_void_p:
+    assert values_d.dtype == np.float32
+    assert values_d.shape == (d,)
+    assert values_d.flags.c_contiguous
+    return _pointer(values_d)
+
+
+def _chunks(values_d: np.ndarray) -> np.ndarray:
+    """Returns room for a sum a chunk, of which a vector that is not empty has at least one."""
+    return np.empty(-(-len(values_d) // _CHUNK))
+
+
+def _added(sum_c: np.ndarray) -> float:
+    return float(np.add.accumulate(sum_c)[-1])
 
 
 def _function(name: str) -> Any:

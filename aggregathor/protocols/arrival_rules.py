@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from aggregathor import ops
 from aggregathor.protocols.aggregation import Aggregation
 from aggregathor.protocols.basgd import Basgd
 from aggregathor.protocols.kardam import Kardam
@@ -17,6 +18,7 @@ from aggregathor.protocols.plain import Plain
 from aggregathor.protocols.registry import PROTOCOLS, num_buffers
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.vectors import NUMPY, Vectors
 from aggregathor.protocols.zenopp import Zenopp
 
 # ``validate(params_d, number, count)``: the gradient [d] at the server's parameters of that many
@@ -45,18 +47,29 @@ def arrival_rule(
     """
     given = _given(setting)
     n, f = setting.num_workers, setting.f
+    vectors = vectors_for(dtype)
     if setting.protocol == "basgd":
         buffers = num_buffers(n=n, f=f, buffers=given["buffers"])
         # The rule gets as many rows as there are buffers.
         aggregation = Aggregation(
             replace(setting, num_workers=buffers), dim, dtype=dtype, secret=secret
         )
-        return BasgdWithRule(n, buffers, aggregation, given["reassign_s"])
+        return BasgdWithRule(n, buffers, aggregation, given["reassign_s"], vectors)
     if setting.protocol == "zeno++":
-        return _zenopp(given, learning_rate, validate)
+        return _zenopp(given, learning_rate, validate, vectors)
     if setting.protocol == "kardam":
-        return Kardam(n, f, **given)
-    return Plain()
+        return Kardam(n, f, **given, vectors=vectors)
+    return Plain(vectors)
+
+
+def vectors_for(dtype: DTypeLike) -> Vectors:
+    """Returns what computes on gradients of a dtype: kernels for float32, where there are any."""
+    if np.dtype(dtype) != np.float32 or not ops.has_arrays():
+        return NUMPY
+    arrays = ops.arrays
+    return Vectors(
+        arrays.squares, arrays.products, arrays.sq_distance, arrays.move_mean, arrays.scale
+    )
 
 
 def need_of(setting: Setting) -> str:
@@ -79,11 +92,16 @@ class BasgdWithRule:
     """BASGD and the rule that aggregates its buffers, whose state it keeps."""
 
     def __init__(
-        self, num_workers: int, buffers: int, aggregation: Aggregation, reassign_s: float
+        self,
+        num_workers: int,
+        buffers: int,
+        aggregation: Aggregation,
+        reassign_s: float,
+        vectors: Vectors = NUMPY,
     ) -> None:
         """Begins with empty buffers; the aggregation is of that many rows."""
         self._aggregation = aggregation
-        self._basgd = Basgd(num_workers, buffers, self._aggregate, reassign_s)
+        self._basgd = Basgd(num_workers, buffers, self._aggregate, reassign_s, vectors)
         self._steps = 0
         self._params_d: np.ndarray  # of the offer at hand
 
@@ -121,6 +139,7 @@ def _zenopp(
     given: Mapping[str, Any],
     learning_rate: Callable[[], float] | None,
     validate: Validate | None,
+    vectors: Vectors,
 ) -> Zenopp:
     assert validate is not None
     gamma, batch = given["gamma"], given["batch"]
@@ -130,4 +149,5 @@ def _zenopp(
         lambda params_d, number: validate(params_d, number, batch),
         rate,
         **{name: given[name] for name in ("rho", "epsilon", "refresh")},
+        vectors=vectors,
     )

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict, distance, is_finite
+from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict
+from aggregathor.protocols.vectors import NUMPY, Vectors, is_finite, wide_distance
 
 LIPSCHITZ, FREQUENCY, NO_COEFFICIENT = "lipschitz", "frequency", "no coefficient"
 DAMPENINGS = ("inverse", "exponential", "none")
@@ -53,8 +54,8 @@ class Kardam:
     Resilience: n >= 3f + 1, against gradients that are wrong at random. As published, it lets pass
       who sends the negative of its gradient, whose coefficient is an honest one's, and who sends a
       constant of any size, whose coefficient is 0.
-    Cost: O(d) an arrival, O(nd) for a step of the beginning; 4 n d values, of which half are of
-      models that others may hold too.
+    Cost: O(d) an arrival, O(nd) for a step of the beginning; 5 n d values at most, of
+      which 2 n d are of models that others may hold too.
     Source: Damaskinos et al., Asynchronous Byzantine Machine Learning (the case of SGD), ICML 2018.
     """
 
@@ -66,6 +67,7 @@ class Kardam:
         dampening: str = "inverse",
         alpha: float = 0.2,
         frequency: str = "strict",
+        vectors: Vectors = NUMPY,
     ) -> None:
         """Begins without any coefficient.
 
@@ -75,7 +77,9 @@ class Kardam:
           dampening: one of ``DAMPENINGS``.
           alpha: of "exponential".
           frequency: one of ``FREQUENCIES``.
+          vectors: what computes on gradients and models.
         """
+        self._vectors = vectors
         self._n, self._f = num_workers, f
         self._dampening, self._alpha = dampening, alpha
         self._frequency = frequency
@@ -87,6 +91,7 @@ class Kardam:
         self._accepted: deque[int] = deque(maxlen=2 * f)  # the rows of the last ones
         self._first: dict[int, np.ndarray] = {}  # of the beginning: the newest of each worker
         self._arrivals = 0
+        self._spare: list[np.ndarray] = []  # memory of gradients that are not kept any more
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -97,10 +102,9 @@ class Kardam:
         """Filters a gradient, and dampens what passes."""
         self._arrivals += 1
         self._k_n[self._arrivals - self._known_at_n > _EXPIRES * self._n] = np.nan
-        if not is_finite(offer.grad_d):
-            return Verdict(None, NOT_FINITE)
         begins = np.count_nonzero(~np.isnan(self._k_n)) < self._n - self._f
-        self._take(offer)
+        if not self._take(offer):
+            return Verdict(None, NOT_FINITE)
         if begins:
             return self._begin(offer)
         self._first.clear()
@@ -113,24 +117,57 @@ class Kardam:
         if self._is_too_frequent(row):
             return Verdict(None, FREQUENCY)
         self._accepted.append(row)
-        return Verdict(offer.grad_d * offer.grad_d.dtype.type(self._share(offer.staleness)))
+        return Verdict(self._dampened(offer.grad_d, self._share(offer.staleness)))
 
-    def _take(self, offer: Offer) -> None:
-        """Keeps a gradient, and with one of another model computes the coefficient."""
+    def _take(self, offer: Offer) -> bool:
+        """Keeps a gradient, and with one of another model computes the coefficient.
+
+        Returns False, and keeps nothing, if the gradient is not finite.
+        """
         row = offer.row
-        last = self._last[row]
+        last, previous, moved = self._last[row], self._previous[row], self._moved_n[row]
         if last is not None and last.version != offer.version:
-            moved = distance(offer.model_d, last.model_d)
-            if moved > 0:
-                self._previous[row], self._moved_n[row] = last, moved
-        sent = _Sent(offer.version, offer.model_d, offer.grad_d.copy())
-        self._last[row] = sent
-        previous, moved = self._previous[row], self._moved_n[row]
+            square = self._vectors.sq_distance(offer.model_d, last.model_d, None)
+            between = self._root(square, offer.model_d, last.model_d)
+            if between > 0:
+                previous, moved = last, between
+        sent = _Sent(offer.version, offer.model_d, self._memory_like(offer.grad_d))
         if previous is None:
-            return
-        k = distance(sent.grad_d, previous.grad_d) / float(moved)
-        self._k_n[row] = k if math.isfinite(k) else math.nan
-        self._known_at_n[row] = self._arrivals
+            square = self._vectors.squares(offer.grad_d, sent.grad_d)
+        else:
+            square = self._vectors.sq_distance(offer.grad_d, previous.grad_d, sent.grad_d)
+        if not math.isfinite(square) and not is_finite(offer.grad_d):
+            self._spare.append(sent.grad_d)
+            return False
+        dropped = self._previous[row] if previous is last else last
+        if dropped is not None:
+            self._spare.append(dropped.grad_d)
+        self._last[row], self._previous[row], self._moved_n[row] = sent, previous, moved
+        if previous is not None:
+            k = self._root(square, sent.grad_d, previous.grad_d) / float(moved)
+            self._k_n[row] = k if math.isfinite(k) else math.nan
+            self._known_at_n[row] = self._arrivals
+        return True
+
+    def _root(self, square: float, a_d: np.ndarray, b_d: np.ndarray) -> float:
+        """Returns the distance of which this is the square, if it has the range of the dtype."""
+        return math.sqrt(square) if math.isfinite(square) else wide_distance(a_d, b_d)
+
+    def _memory_like(self, grad_d: np.ndarray) -> np.ndarray:
+        """Returns memory for a gradient: fresh memory costs as much as all that is computed."""
+        while self._spare:
+            spare_d = self._spare.pop()
+            if spare_d.dtype == grad_d.dtype:
+                return spare_d
+        return np.empty_like(grad_d)
+
+    def _dampened(self, grad_d: np.ndarray, share: float) -> np.ndarray:
+        if share == 1:
+            return grad_d
+        # In its own memory, which is in cache, where that may be written to.
+        step_d = grad_d if grad_d.flags.writeable else self._memory_like(grad_d)
+        self._vectors.scale(grad_d, share, step_d)
+        return step_d
 
     def _begin(self, offer: Offer) -> Verdict:
         """Makes a robust step of one gradient each of n-f workers, once there are so many."""
@@ -167,7 +204,7 @@ class Kardam:
             "accepted": np.array(self._accepted, np.int64),
             "first": np.array(first, np.int64),
             "arrivals": np.array(self._arrivals),
-            **{f"first/{row}": self._first[row] for row in first},
+            **{f"first/{row}": self._first[row].copy() for row in first},
         }
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -189,7 +226,7 @@ def _packed(name: str, sent: list[_Sent | None]) -> dict[str, np.ndarray]:
     for row, each in enumerate(sent):
         if each is not None:
             packed[f"{name}/model/{row}"] = each.model_d
-            packed[f"{name}/gradient/{row}"] = each.grad_d
+            packed[f"{name}/gradient/{row}"] = each.grad_d.copy()  # whose memory is used again
     return packed
 
 

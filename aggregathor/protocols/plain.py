@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict, is_finite
+from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict
+from aggregathor.protocols.vectors import NUMPY, Vectors, is_finite
 
 
 class Plain:
@@ -19,9 +20,17 @@ class Plain:
       Networks, NeurIPS 2012.
     """
 
+    def __init__(self, vectors: Vectors = NUMPY) -> None:
+        """Takes what computes on vectors."""
+        self._vectors = vectors
+
     def offer(self, offer: Offer) -> Verdict:
         """Returns the gradient as the step."""
-        return Verdict(offer.grad_d) if is_finite(offer.grad_d) else Verdict(None, NOT_FINITE)
+        grad_d = offer.grad_d
+        # Squares of float64 may be too large where the values are not.
+        if np.isfinite(self._vectors.squares(grad_d, None)) or is_finite(grad_d):
+            return Verdict(grad_d)
+        return Verdict(None, NOT_FINITE)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns nothing: it keeps nothing."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict, dot, is_finite, norm
+from aggregathor.protocols.offers import NOT_FINITE, Offer, Verdict
+from aggregathor.protocols.vectors import NUMPY, Vectors, is_finite, norm
 
 ZERO, SCORE = "zero", "score"
 
@@ -39,6 +40,7 @@ class Zenopp:
         rho: float,
         epsilon: float,
         refresh: int,
+        vectors: Vectors = NUMPY,
     ) -> None:
         """Begins without v, which is made at the first arrival.
 
@@ -49,7 +51,9 @@ class Zenopp:
           rho: at least 0.
           epsilon: at least 0.
           refresh: k, at least 1.
+          vectors: what computes on gradients.
         """
+        self._vectors = vectors
         self._validate = validate
         self._gamma = gamma
         self._rho, self._epsilon = rho, epsilon
@@ -67,23 +71,41 @@ class Zenopp:
             self._arrivals = 0
         self._arrivals += 1
         grad_d = offer.grad_d
-        if not is_finite(grad_d):
+        assert self._v_d is not None
+        square, product = self._vectors.products(grad_d, self._v_d)
+        if not np.isfinite(square) and not is_finite(grad_d):
             return Verdict(None, NOT_FINITE)
-        length = norm(grad_d)
+        length = norm(grad_d, square)
         if length == 0:
             return Verdict(None, ZERO)
-        assert self._v_d is not None
         gamma, v_norm = self._gamma(), self._v_norm
-        step_d = _rescaled(grad_d, length, v_norm)
+        step_d = None
+        if 0 < square < np.inf and np.isfinite(product):
+            towards = product / length * v_norm  # <v, u'>
+        else:  # u, or a v that is not finite, leaves float64
+            step_d = self._rescaled(grad_d, length)
+            _, towards = self._vectors.products(step_d, self._v_d)
         with np.errstate(over="ignore", invalid="ignore"):
-            score = gamma * dot(self._v_d, step_d) - self._rho * v_norm * v_norm
+            score = gamma * towards - self._rho * v_norm * v_norm
         if not score >= -gamma * self._epsilon:  # also where v is not finite
             return Verdict(None, SCORE)
-        return Verdict(step_d)
+        return Verdict(self._rescaled(grad_d, length) if step_d is None else step_d)
+
+    def _rescaled(self, grad_d: np.ndarray, length: float) -> np.ndarray:
+        """Returns a gradient of this length, above 0, with the length of v."""
+        # In its own memory, which is in cache, where that may be written to.
+        step_d = grad_d if grad_d.flags.writeable else np.empty_like(grad_d)
+        factor = self._v_norm / length
+        if 1e-30 < factor < 1e30 and length > 1e-30:
+            self._vectors.scale(grad_d, factor, step_d)
+        else:  # float32 has not its range, nor all digits
+            with np.errstate(over="ignore", invalid="ignore"):
+                step_d[:] = grad_d.astype(np.float64) / length * self._v_norm
+        return step_d
 
     def _take(self, v_d: np.ndarray) -> None:
         self._v_d = v_d
-        self._v_norm = norm(v_d) if is_finite(v_d) else np.nan
+        self._v_norm = norm(v_d, self._vectors.squares(v_d, None)) if is_finite(v_d) else np.nan
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns v and what is counted."""
@@ -98,12 +120,3 @@ class Zenopp:
         self._v_d, self._v_norm = None, 0.0
         if "v" in state:
             self._take(np.array(state["v"]))
-
-
-def _rescaled(grad_d: np.ndarray, length: float, to: float) -> np.ndarray:
-    """Returns a gradient of this length, above 0, with another length."""
-    factor = to / length
-    if 1e-30 < factor < 1e30 and length > 1e-30:  # else float32 has not its range, nor all digits
-        return grad_d * grad_d.dtype.type(factor)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (grad_d.astype(np.float64) / length * to).astype(grad_d.dtype)

@@ -31,6 +31,8 @@ class Toy:
             row, version, self.version - version, model_d, self.params_d, grad_d.copy(), now_s
         )
         verdict = self.rule.offer(offer)
+        if verdict.step_d is not None:  # it may be the gradient's memory
+            verdict = verdict._replace(step_d=verdict.step_d.copy())
         if verdict.step_d is not None:
             assert verdict.step_d.dtype == self.params_d.dtype
             assert verdict.step_d.shape == self.params_d.shape

@@ -5,7 +5,6 @@ import pytest
 
 from aggregathor.protocols.basgd import Basgd
 from aggregathor.protocols.kardam import Kardam
-from aggregathor.protocols.offers import distance, dot, norm
 from aggregathor.protocols.plain import Plain
 from aggregathor.protocols.zenopp import Zenopp
 from tests.protocols.offering import Toy, equal_states
@@ -111,30 +110,3 @@ def test_all_rules_learn_where_nobody_attacks(rule):
     for event, row in enumerate(schedule(4, 600)):
         toy.offer(row, gradient(toy, row, event), float(event))
     assert np.linalg.norm(toy.params_d) < 0.3
-
-
-@pytest.mark.parametrize("d", [1, 8191, 8192, 8193, 20_000])
-def test_sums_are_nearly_those_of_float64(d):
-    rng = np.random.default_rng(d)
-    a_d, b_d = rng.standard_normal((2, d)).astype(np.float32)
-    for scale in (1, 1e-30, 1e30):
-        a_d, b_d = (np.float32(scale) * each_d for each_d in (a_d, b_d))
-        wide_a_d, wide_b_d = a_d.astype(np.float64), b_d.astype(np.float64)
-        size = np.linalg.norm(wide_a_d) * np.linalg.norm(wide_b_d)
-        assert dot(a_d, b_d) == pytest.approx(wide_a_d @ wide_b_d, abs=1e-5 * size)
-        assert norm(a_d) == pytest.approx(np.linalg.norm(wide_a_d), rel=1e-5)
-        assert distance(a_d, b_d) == pytest.approx(np.linalg.norm(wide_a_d - wide_b_d), rel=1e-5)
-        a_d, b_d = (each_d / np.float32(scale) for each_d in (a_d, b_d))
-    assert dot(wide_a_d, wide_b_d) == pytest.approx(wide_a_d @ wide_b_d, rel=1e-12)
-    assert distance(a_d, a_d) == 0
-
-
-def test_a_difference_may_be_larger_than_float32_has():
-    a_d = np.full(3, 3e38, np.float32)
-    assert distance(a_d, -a_d) == pytest.approx(6e38 * 3**0.5, rel=1e-6)
-
-
-@pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e200])
-def test_norms_whose_squares_leave_float64(scale):
-    assert norm(np.array([0.0, scale, 0.0])) == scale
-    assert norm(np.zeros(3)) == 0

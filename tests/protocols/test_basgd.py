@@ -8,14 +8,15 @@ from aggregathor.protocols.offers import Offer
 from aggregathor.protocols.plain import Plain
 from tests.protocols.offering import Toy
 
+PARAMS_D = np.zeros(1)
+
 
 def median(stack_bd):
     return np.median(stack_bd, axis=0)
 
 
 def offered(rule, now_s, row, value):
-    params_d = np.zeros(1)
-    return rule.offer(Offer(row, 0, 0, params_d, params_d, np.array([float(value)]), now_s))
+    return rule.offer(Offer(row, 0, 0, PARAMS_D, PARAMS_D, np.array([float(value)]), now_s))
 
 
 def test_the_trace():
@@ -54,6 +55,28 @@ def test_a_mean_is_exact_in_float64():
     for value in values:
         offered(rule, 0, 0, value)
     assert offered(rule, 0, 1, 0).step_d[0] == pytest.approx(values.mean(), rel=1e-14)
+
+
+def test_a_mean_in_float32_is_as_exact_as_its_dtype():
+    """After N gradients at most N times half a unit in the last place of the largest."""
+    rule = Basgd(2, 2, lambda stack_bd: stack_bd[0], 1e9)
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    for value in values:
+        rule.offer(Offer(0, 0, 0, PARAMS_D, PARAMS_D, np.array([value]), 0.0))
+    verdict = rule.offer(Offer(1, 0, 0, PARAMS_D, PARAMS_D, np.zeros(1, np.float32), 0.0))
+    bound = 1000 * 2**-24 * float(np.abs(values).max())
+    assert verdict.step_d[0] == pytest.approx(values.astype(np.float64).mean(), abs=bound)
+
+
+def test_equal_gradients_have_exactly_their_mean_and_the_largest_ones_no_overflow():
+    for values in ([1.1] * 9, [3e38, -3e38, 3e38]):
+        rule = Basgd(2, 2, lambda stack_bd: stack_bd[0].copy(), 1e9)
+        for value in np.array(values, np.float32):
+            rule.offer(Offer(0, 0, 0, PARAMS_D, PARAMS_D, np.array([value]), 0.0))
+        verdict = rule.offer(Offer(1, 0, 0, PARAMS_D, PARAMS_D, np.zeros(1, np.float32), 0.0))
+        assert verdict.step_d[0] == pytest.approx(np.mean(values), rel=3e-7)
+        if values[0] == 1.1:
+            assert verdict.step_d[0] == np.float32(1.1)
 
 
 def test_an_attacker_that_keeps_its_value_in_a_buffer_that_it_leaves_would_win():

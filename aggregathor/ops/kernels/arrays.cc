@@ -145,5 +145,29 @@ AGGREGATHOR_EXPORT void aggregathor_weighted_sum(const float* stack_nd, int64_t 
              });
 }
 
+// The vectors of one arrival, on the caller's thread alone: the other cores are the workers', whose
+// gradients it would wait for to end.
+// b, copy and ab_c may be null.
+AGGREGATHOR_EXPORT void aggregathor_products(const float* a, const float* b, int64_t d, float* copy,
+                                             double* aa_c, double* ab_c) {
+  Table().products(a, b, d, copy, aa_c, ab_c, Alone());
+}
+
+// copy may be null.
+AGGREGATHOR_EXPORT void aggregathor_sq_distance(const float* a, const float* b, int64_t d,
+                                                float* copy, double* sum_c) {
+  Table().sq_distance(a, b, d, copy, sum_c, Alone());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_move_mean(const float* value, int64_t d, float twice_share,
+                                              float* mean) {
+  Table().move_mean(value, d, twice_share, mean, Alone());
+}
+
+AGGREGATHOR_EXPORT void aggregathor_scale(const float* values, int64_t d, float factor,
+                                          float* out) {
+  Table().scale(values, d, factor, out, Alone());
+}
+
 }  // namespace
 }  // namespace aggregathor

@@ -93,6 +93,14 @@ void Project(Stack<T>, const double* table_mb, int64_t b, int64_t m, double* out
              double* sq_norm_nc, Parallel);
 template <typename T>
 void WeightedSum(Stack<T>, const int64_t* rows, const double* weights, int64_t m, T* out, Parallel);
+template <typename T>
+void Products(const T* a, const T* b, int64_t d, T* copy, double* aa_c, double* ab_c, Parallel);
+template <typename T>
+void SqDistance(const T* a, const T* b, int64_t d, T* copy, double* sum_c, Parallel);
+template <typename T>
+void MoveMean(const T* value, int64_t d, T twice_share, T* mean, Parallel);
+template <typename T>
+void Scale(const T* values, int64_t d, T factor, T* out, Parallel);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

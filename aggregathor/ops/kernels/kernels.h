@@ -102,6 +102,22 @@ struct Kernels {
   // Other rows are not read.
   void (*weighted_sum)(Stack<T> stack, const int64_t* rows, const double* weights, int64_t m,
                        T* out, Parallel);
+
+  // Of two vectors [d], in chunks of 8192 values: aa_c = <a, a>, ab_c = <a, b>. b and ab_c may be
+  // null; a is copied where copy is not. Not finite where a value is not. The same bits
+  // for each instruction set, here and below.
+  void (*products)(const T* a, const T* b, int64_t d, T* copy, double* aa_c, double* ab_c,
+                   Parallel);
+
+  // sum_c = squared distance of two vectors in each chunk, the differences rounded to T. a is
+  // copied where copy is not null.
+  void (*sq_distance)(const T* a, const T* b, int64_t d, T* copy, double* sum_c, Parallel);
+
+  // mean[d] += (value / 2 - mean / 2) * twice_share: neither overflows for a share up to 1/2.
+  void (*move_mean)(const T* value, int64_t d, T twice_share, T* mean, Parallel);
+
+  // out[d] = values * factor.
+  void (*scale)(const T* values, int64_t d, T factor, T* out, Parallel);
 };
 
 // The table of the best instruction set that this processor has, or of the one that

@@ -25,6 +25,8 @@ const Kernels<T>& Table() {
       &InIeeeMode<&SqDistances<T>>::Call, &InIeeeMode<&MeanOfRows<T>>::Call,
       &InIeeeMode<&BulyanTail<T>>::Call,  &InIeeeMode<&WeiszfeldStep<T>>::Call,
       &InIeeeMode<&Project<T>>::Call,     &InIeeeMode<&WeightedSum<T>>::Call,
+      &InIeeeMode<&Products<T>>::Call,    &InIeeeMode<&SqDistance<T>>::Call,
+      &InIeeeMode<&MoveMean<T>>::Call,    &InIeeeMode<&Scale<T>>::Call,
   };
   return kTable;
 }
