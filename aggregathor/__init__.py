@@ -16,7 +16,7 @@ For training scripts, started by ``aggregathor run`` or ``mpirun``:
   variables before, or beside, what optimizers train; ``validation`` gives the server a loss to
   judge gradients by.
 - ``rank``, ``num_workers``, ``is_server``, ``last_round`` tell who and how, the latter by a
-  ``RoundReport``.
+  ``RoundReport`` or an ``ArrivalReport``.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _OF_THE_API = (
 _HOMES = {
     **dict.fromkeys(_OF_THE_API, "aggregathor.api"),
     "RoundReport": "aggregathor.protocols.report",
+    "ArrivalReport": "aggregathor.protocols.arrivals",
     "locked_server": "aggregathor.locking.server",
 }
 

@@ -23,7 +23,7 @@ from aggregathor.errors import UserError
 if TYPE_CHECKING:
     from aggregathor.cluster.job import Job
     from aggregathor.dropin.install import Dropin
-    from aggregathor.protocols.report import RoundReport
+    from aggregathor.protocols.server import Report
 
 _logger = logging.getLogger(__name__)
 _job: Job | None = None
@@ -110,11 +110,12 @@ def is_server() -> bool:
     return rank() == 0
 
 
-def last_round() -> RoundReport | None:
+def last_round() -> Report | None:
     """Returns what the server saw in the latest round; None on workers, and while one is open.
 
     A report has the workers that are ``suspected``, ``delivered_n``, ``usage_n``, how much of each
-    gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``.
+    gradient the rule used, the aggregate ``grad_d``, and the link's ``stats``. With an asynchronous
+    protocol it is of the gradient that made the latest step: an ``ArrivalReport``.
     """
     return None if _job is None else _job.last_round
 

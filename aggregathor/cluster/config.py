@@ -157,11 +157,6 @@ class Config(settings.Training):
         compositions.check(self.gar, self.gar_args)
         protocol = PROTOCOLS[self.protocol]
         protocol.check_parameters(**self.protocol_args)
-        if protocol.takes:
-            raise UserError(
-                f"protocol={self.protocol!r} is not in agt.init and aggregathor run yet, which "
-                f"train in rounds: see python -m experiments --protocol={self.protocol}"
-            )
         if self.protocol == "draco" and draco.is_cyclic(self.protocol_args):
             raise UserError(
                 "draco's cyclic codes take the gradients of several batches a step, and a script's "

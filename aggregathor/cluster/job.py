@@ -16,33 +16,26 @@ from numpy.typing import DTypeLike
 
 import lossympi
 from aggregathor import notes
-from aggregathor.attacks import ATTACKS, View
-from aggregathor.cluster.attackers import attacker_of
 from aggregathor.cluster.config import Config
+from aggregathor.cluster.loops import Parts, loop_of
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.places import Places
 from aggregathor.cluster.ranks import CheckDone, Ranks
 from aggregathor.cluster.waits import ServerWaits, WorkerWaits
 from aggregathor.errors import UserError
-from aggregathor.monitor.observer import Observer, open_folder
+from aggregathor.monitor.observer import Observer, columns_for, open_folder
 from aggregathor.protocols import draco
-from aggregathor.protocols.aggregation import Aggregation
-from aggregathor.protocols.arrival_rules import Validate, arrival_rule, need_of
-from aggregathor.protocols.arrivals import ArrivalsServer
 from aggregathor.protocols.checks import check_transport, doubts
 from aggregathor.protocols.decoding import code_of
-from aggregathor.protocols.local_attacker import local_attacker_of
 from aggregathor.protocols.registry import PROTOCOLS
-from aggregathor.protocols.report import RoundReport
-from aggregathor.protocols.rounds import RoundsServer, TrainingStopped
-from aggregathor.protocols.server import ServerHalf
+from aggregathor.protocols.rounds import TrainingStopped
+from aggregathor.protocols.server import Report, ServerHalf
 from aggregathor.protocols.setting import Setting
-from aggregathor.protocols.validation import Validation
-from aggregathor.protocols.wide import wide_server, wide_worker
-from aggregathor.protocols.worker import Attacker, WorkerHalf
+from aggregathor.protocols.validation import Validate, Validation
+from aggregathor.protocols.wide import wide_worker
+from aggregathor.protocols.worker import WorkerHalf
 from aggregathor.settings import shared
-from lossympi import Collected, ServerLink, WorkerLink
-from lossympi.rng import generator
+from lossympi import ServerLink, WorkerLink
 
 _log = logging.getLogger(__name__)
 # Of a link between ranks that train, where the user gives no other.
@@ -54,7 +47,7 @@ _ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
 # Of a name that Keras has made: a rank that makes more models counts differently.
 _NUMBER = re.compile(r"_\d+\b")
 
-Half = ServerHalf | ArrivalsServer | WorkerHalf
+Half = ServerHalf | WorkerHalf
 
 
 class Job:
@@ -66,9 +59,11 @@ class Job:
       told: the same without any default, as variables of the environment.
       failure: what ended the training early, if something did: a round within a graph can raise it
         only in TensorFlow's words.
-      last_round: on the server, what it saw in the latest round.
+      loop: how its ranks take turns.
+      last_round: on the server, what it saw in the latest round, or of the latest step's gradient.
       has_begun: whether an optimizer has taken part.
       doing: what all ranks do together now, such as "fit 2 of NAME"; "" for a script's own loop.
+      secret: seed of what is random in rules, of the server's alone.
       halves: this rank's half of each optimizer's rounds, in the order in which they began.
     """
 
@@ -100,6 +95,7 @@ class Job:
             **shared(config),
         )
         self.setting.check()
+        self.loop = loop_of(self.setting)
         _check_wire(config)
         check_transport(config.protocol, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
@@ -117,12 +113,15 @@ class Job:
                 "a value that UDP loses is NaN, and so is their average: see --gar=average-nan"
             )
         self.failure: Exception | None = None
-        self.last_round: RoundReport | None = None
+        self.last_round: Report | None = None
         self.halves: list[Half] = []
+        self._doings: list[str] = []  # in which `fit` each half began
         self._places = Places(ranks, self.halves)
-        self._secret = secrets.randbits(63) if secret is None else secret
+        self.secret = secrets.randbits(63) if secret is None else secret
         folder = self.meeting.together(
-            lambda: open_folder(config.monitor if ranks.is_server else "")
+            lambda: open_folder(
+                config.monitor if ranks.is_server else "", columns_for(self.setting)
+            )
         )
         self._observer = Observer(self.setting, folder, config.monitor_every)
         self.has_begun = False
@@ -156,6 +155,7 @@ class Job:
         *,
         learning_rate: Callable[[], float] | None = None,
         validation: Validation | None = None,
+        validate: Validate | None = None,
     ) -> ServerHalf:
         """Opens the rounds of an optimizer's variables on the server; collective with ``work``.
 
@@ -166,82 +166,34 @@ class Job:
           names: of the variables, for errors.
           learning_rate: gives the optimizer's in this step; None if unknown.
           validation: the losses that the rule may judge gradients by; None where there are none.
+          validate: the same for Zeno++: see ``arrival_rule``.
         Raises:
           UserError: on every rank, with the same words.
         """
-        width = self._width(dtype)
-        link = wide_server(cast(ServerLink, self._connect(width * dim, dtype)), width)
+        self._check_further()
         number = len(self.halves)
-        waits = ServerWaits(self.ranks, lambda: self._places.tell(number))
-        with waits.context():
-            aggregation = Aggregation(
-                self.setting,
-                link.dim,
-                dtype=link.dtype,
-                secret=self._secret,
-                learning_rate=learning_rate,
-                validation=validation,
-            )
-        server = RoundsServer(
-            link,
-            aggregation,
-            read,
-            observer=self._observer.of_rounds(),
-            corrupt=corruption(self.setting),
-            waiting=waits.context,
-            # In the first round every worker traces and compiles.
-            first_limit_s=self.config.start_s,
-            limit_s=self.config.stop_after_s,
-        )
-        self._begin_to_wait(waits, server)
-        self._add(server, names)
-        return server
-
-    def serve_arrivals(
-        self,
-        dim: int,
-        apply: Callable[[np.ndarray], None],
-        read: Callable[[], np.ndarray],
-        dtype: DTypeLike = np.float32,
-        *,
-        learning_rate: Callable[[], float] | None = None,
-        validate: Validate | None = None,
-    ) -> ArrivalsServer:
-        """Opens the arrivals of an optimizer's variables on the server; collective with ``work``.
-
-        Args:
-          dim: d, coordinates of all of them.
-          apply: makes a step [d] with the optimizer.
-          read: gives their values as they are, [d].
-          dtype: of all that travels, float32 or float64.
-          learning_rate: gives the optimizer's in the next step; for Zeno++.
-          validate: for Zeno++: see ``arrival_rule``.
-        Raises:
-          UserError: on every rank, with the same words.
-        """
-        link = cast(ServerLink, self._connect(dim, dtype))
-        waits = ServerWaits(self.ranks)
-        with waits.context():
-            rule = arrival_rule(
-                self.setting,
-                link.dim,
-                dtype=link.dtype,
-                secret=self._secret,
-                learning_rate=learning_rate,
-                validate=validate,
-            )
-            server = ArrivalsServer(
-                link,
-                rule,
-                apply,
-                read,
-                need=need_of(self.setting),
+        tell = (lambda: self._places.tell(number)) if self.loop.tells_place else (lambda: None)
+        waits = ServerWaits(self.ranks, tell)
+        width = self._width(dtype)
+        server = self.loop.serve(
+            Parts(
+                link=cast(ServerLink, self._connect(width * dim, dtype)),
+                width=width,
+                read=read,
+                secret=self.secret,
+                observer=self._observer,
                 waiting=waits.context,
+                # In the first round every worker traces and compiles.
                 first_limit_s=self.config.start_s,
                 limit_s=self.config.stop_after_s,
+                learning_rate=learning_rate,
+                validation=validation,
+                validate=validate,
             )
-        self._begin_to_wait(waits, server)
-        self._add(server, ())  # a script has no choice here
+        )
+        waits.begin(server)
+        self.at_close(lambda _: waits.close())
+        self._add(server, names)
         return server
 
     def work(
@@ -252,6 +204,7 @@ class Job:
         names: Sequence[str] = (),
     ) -> WorkerHalf:
         """Opens them on a worker: see ``serve``."""
+        self._check_further()
         width = self._width(dtype)
         link = wide_worker(cast(WorkerLink, self._connect(width * dim, dtype)), width)
         number = len(self.halves)
@@ -260,18 +213,14 @@ class Job:
             float(self.config.link_args["give_up_s"]),
             lambda has_begun: self._compare_places(number, has_begun),
         )
-        attack: Attacker | None
-        if PROTOCOLS[self.setting.protocol].takes:
-            attack = local_attacker_of(self.setting, self.ranks.row)
-        else:
-            attack = attacker_of(self.ranks, self.setting, link.dim, read, number, link.dtype)
+        attack = self.loop.attacker(self.ranks, link.dim, read, number, link.dtype)
         worker = WorkerHalf(link, attack=attack, watch=waits)
         self._add(worker, names)
         return worker
 
-    def _begin_to_wait(self, waits: ServerWaits, server: ServerHalf | ArrivalsServer) -> None:
-        waits.begin(server)
-        self.at_close(lambda _: waits.close())
+    def _check_further(self) -> None:
+        self.loop.check_further(self._doings, self.doing)
+        self._doings.append(self.doing)
 
     def _add(self, half: Half, names: Iterable[str]) -> None:
         """Adds a half, and the names of what it is about, which stand at the same place."""
@@ -290,17 +239,11 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self._transport,
+                transport=self.loop.transport(self.config.transport),
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
-
-    @property
-    def _transport(self) -> str:
-        """The one that is chosen, where "auto" may choose one that cannot do what is needed."""
-        takes = PROTOCOLS[self.setting.protocol].takes
-        return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
     def _compare_places(self, half: int | None, has_begun: bool = False) -> None:
         """Worker: raises ``UserError`` if the server waits for it elsewhere, or begins that.
@@ -325,9 +268,9 @@ class Job:
         """
         if self.is_server:
             for half in self.halves:
-                # What a worker has sent for a round that never came is of no use in a later one.
-                half.round += 1
-                self._given_up += 1
+                before = half.round
+                cast(ServerHalf, half).resume()
+                self._given_up += half.round - before
         theirs = self.align(arrays)
         if self.is_server:
             return theirs
@@ -353,7 +296,7 @@ class Job:
         """
         arrays = dict(arrays or {})
         if self.is_server:
-            rounds = np.array([half.round for half in self.halves], np.int64)
+            rounds = np.array([cast(ServerHalf, half).rounds() for half in self.halves], np.int64)
             said = np.frombuffer(self.doing.encode(), np.uint8)
             self.ranks.send_state({**arrays, _ROUNDS: rounds, _DOING: said})
             return arrays
@@ -361,9 +304,10 @@ class Job:
         while (doing := theirs.pop(_DOING).tobytes().decode()) and _is_over(doing, self.doing):
             theirs = self.ranks.receive_state()
         self._check_doing(doing)
-        for half, round in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
-            self._given_up += int(round) - half.round
-            half.round = int(round)
+        for half, rounds_n in zip(self.halves, theirs.pop(_ROUNDS), strict=True):
+            round = int(rounds_n[self.ranks.row])
+            self._given_up += round - half.round
+            half.round = round
         return theirs
 
     def _check_doing(self, theirs: str) -> None:
@@ -477,22 +421,3 @@ def _remedy_of(words: str) -> tuple[str, str, str]:
     return (
         (words, "", "") if not found else (words[: found.start()], found[0], words[found.end() :])
     )
-
-
-def corruption(setting: Setting) -> Callable[[Collected], None] | None:
-    """Returns what the attacks do that hit rows of any worker, as faulty memory does."""
-    if not setting.attack or ATTACKS[setting.attack].form != "coordinates":
-        return None  # the others are the workers' business
-    attack = ATTACKS[setting.attack]
-    honest = setting.num_workers - setting.byzantine
-
-    def corrupt(collected: Collected) -> None:
-        view = View(
-            honest_hd=collected.stack_nd[:honest],
-            own_bd=collected.stack_nd[honest:],
-            f=setting.f,
-            rng=generator("attack", setting.seed, collected.round),
-        )
-        collected.stack_nd[:] = attack(view, **setting.attack_args)
-
-    return corrupt

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from aggregathor.cluster.ranks import AGAIN, Ranks, SlowWaitWarning, TrainingEnded
 from aggregathor.internals.tensorflow import eager_mode
 from aggregathor.protocols.aggregation import RuleError
-from aggregathor.protocols.arrivals import ArrivalsServer
 from aggregathor.protocols.server import ServerHalf
 from lossympi import LinkError
 
@@ -34,11 +33,11 @@ class ServerWaits:
         self._tell_place = tell_place
         self._begun_s = 0.0
         self._said: set[int] = set()
-        self._server: ServerHalf | ArrivalsServer | None = None
+        self._server: ServerHalf | None = None
         self._warning: SlowWaitWarning | None = None
         self._closed = threading.Event()
 
-    def begin(self, server: ServerHalf | ArrivalsServer) -> None:
+    def begin(self, server: ServerHalf) -> None:
         """Starts the thread."""
         self._server = server
         threading.Thread(target=self._run, name="aggregathor-watch", daemon=True).start()

@@ -64,6 +64,7 @@ class SharedVariables:
                 names,
                 learning_rate=learning_rate,
                 validation=None if validations is None else validations.of(self._variables),
+                validate=None if validations is None else validations.gradient_of(self._variables),
             )
             round = functools.partial(self._serve, server)
         else:

@@ -20,7 +20,8 @@ from aggregathor.cluster.job import Job
 from aggregathor.errors import UserError
 from aggregathor.internals.keras import inference_loss
 from aggregathor.ops.exchange import num_op_threads
-from aggregathor.protocols.validation import Examples, LossOnCopies, Validation
+from aggregathor.protocols.validation import Examples, LossOnCopies, Validate, Validation
+from lossympi.rng import generator
 
 _logger = logging.getLogger(__name__)
 # Of a data set's examples are held in memory: each round draws among all of them, and a job that is
@@ -40,8 +41,10 @@ class Validations:
 
     def __init__(self, job: Job) -> None:
         """Begins without any."""
-        self._rule = job.setting.rule.gar.name
-        self._is_needed = job.is_server and job.setting.rule.needs_validation
+        setting = job.setting
+        self._rule = setting.rule.gar.name if setting.rule.needs_validation else setting.protocol
+        self._is_needed = job.is_server and setting.needs_validation
+        self._secret = job.secret
         self._held_out: Any = None
         self._given: _Source | None = None
         self._of_fit: _Source | None = None
@@ -94,7 +97,7 @@ class Validations:
         """Returns what judges gradients of variables by the loss that is given when it is asked."""
         if not self._is_needed:
             return None
-        made: list[tuple[_Source, LossOnCopies]] = []  # of the loss that was asked last
+        losses_of = self._losses_of(variables)
 
         def judge(
             params_d: np.ndarray,
@@ -104,14 +107,35 @@ class Validations:
             n_r: int,
             rng: np.random.Generator,
         ) -> np.ndarray:
+            return losses_of()(params_d, stack_nd, rows, gamma, n_r, rng)
+
+        return judge
+
+    def gradient_of(self, variables: Sequence[Any]) -> Validate | None:
+        """Returns what gives the gradient of that loss, for Zeno++."""
+        if not self._is_needed:
+            return None
+        losses_of = self._losses_of(variables)
+
+        def validate(params_d: np.ndarray, number: int, count: int) -> np.ndarray:
+            rng = generator("validation gradient", self._secret, number)
+            return losses_of().gradient(params_d, count, rng)
+
+        return validate
+
+    def _losses_of(self, variables: Sequence[Any]) -> Callable[[], LossOnCopies]:
+        """Returns what gives the losses of variables, as they are given when it is asked."""
+        made: list[tuple[_Source, LossOnCopies]] = []  # of the loss that was asked last
+
+        def losses() -> LossOnCopies:
             self.check()
             source = self._source
             assert source is not None
             if not made or made[0][0] is not source:
                 made[:] = [(source, LossOnCopies(source.loss_of, variables, source.examples))]
-            return made[0][1](params_d, stack_nd, rows, gamma, n_r, rng)
+            return made[0][1]
 
-        return judge
+        return losses
 
     def _check_threads(self) -> None:
         """Raises ``UserError`` where the losses would wait for the step that waits for them."""

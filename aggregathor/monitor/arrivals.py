@@ -15,6 +15,12 @@ from aggregathor.monitor.figures import summary_of
 from aggregathor.protocols.arrivals import ArrivalReport
 
 
+def columns_of(reasons: Sequence[str]) -> tuple[str, ...]:
+    """Returns the header of the CSV of a protocol that rejects for these reasons."""
+    figures = ("arrivals", "accepted", "staleness", "most_stale", "dropped")
+    return ("step", "worker", *figures, *(reason.replace(" ", "_") for reason in reasons))
+
+
 class ArrivalMonitor:
     """Appends to a CSV and writes TensorBoard scalars ``worker_07/accepted``, ... for each worker.
 
@@ -42,9 +48,9 @@ class ArrivalMonitor:
         """Appends to ``path``, which has its header, and to ``writer``."""
         self.path = path
         self._reasons = tuple(reasons)
-        figures = ("arrivals", "accepted", "staleness", "most_stale", "dropped")
-        self.columns = ("step", "worker", *figures, *(r.replace(" ", "_") for r in self._reasons))
+        self.columns = columns_of(self._reasons)
         self._writer = writer
+        self._last: ArrivalReport | None = None
         self._arrivals_n = np.zeros(num_workers, np.int64)
         self._staleness_n = np.zeros(num_workers, np.int64)
         self._most_stale_n = np.zeros(num_workers, np.int64)
@@ -69,6 +75,7 @@ class ArrivalMonitor:
     def record(self, report: ArrivalReport) -> None:
         """Adds an arrival. O(1)."""
         row = report.row
+        self._last = report
         self._arrivals_n[row] += 1
         self._staleness_n[row] += report.staleness
         self._most_stale_n[row] = max(self._most_stale_n[row], report.staleness)
@@ -100,5 +107,11 @@ class ArrivalMonitor:
         with self._writer.as_default(step=step):
             tf.summary.experimental.write_raw_pb(summary_of(rows).SerializeToString())
         self._writer.flush()
+        self._last = None
         for sums in (arrivals_n, self._staleness_n, self._most_stale_n, self._rejected_nr):
             sums.fill(0)
+
+    def write_rest(self, step: int) -> None:
+        """Writes rows for the arrivals since the last row, if any."""
+        if self._last is not None:
+            self.write(step, self._last)

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,14 +102,14 @@ class Monitor:
         sums.clear()
 
 
-def begin_csv(path: Path) -> None:
-    """Creates the CSV of a ``Monitor``, with its header.
+def begin_csv(path: Path, columns: Sequence[str]) -> None:
+    """Creates the CSV of a monitor, with its header.
 
     Raises:
       FileExistsError: it exists.
     """
     with path.open("x", newline="") as file:
-        csv.writer(file).writerow(Monitor.COLUMNS)
+        csv.writer(file).writerow(columns)
 
 
 def distances_to(stack_nd: np.ndarray, grad_d: np.ndarray) -> np.ndarray:

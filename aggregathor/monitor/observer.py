@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +17,12 @@ import tensorflow as tf
 from aggregathor import log
 from aggregathor.errors import UserError
 from aggregathor.internals.tensorflow import eager_mode
+from aggregathor.monitor.arrivals import ArrivalMonitor, columns_of
 from aggregathor.monitor.attendance import Attendance
 from aggregathor.monitor.figures import Monitor, begin_csv
-from aggregathor.monitor.suspicion import Suspicion
+from aggregathor.monitor.suspicion import Rejections, Suspicion
+from aggregathor.protocols.arrivals import ArrivalReport
+from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.report import RoundReport
 from aggregathor.protocols.setting import Setting
 from lossympi import RoundStats
@@ -30,15 +35,25 @@ BELOW_S = 30.0  # where each is a line of its own
 _MOST_LISTED, _MOST_COUNTED = 4, 12
 
 
-def open_folder(path: str) -> Path | None:
+def columns_for(setting: Setting) -> Sequence[str]:
+    """Returns the columns of workers.csv."""
+    protocol = PROTOCOLS[setting.protocol]
+    return columns_of(protocol.reasons) if protocol.takes else Monitor.COLUMNS
+
+
+def open_folder(path: str, columns: Sequence[str] = Monitor.COLUMNS) -> Path | None:
     """Makes the folder of a run below the one that the user has named; None for "".
+
+    Args:
+      path: the user's.
+      columns: of workers.csv.
 
     Raises:
       UserError: it cannot be made or written to.
     """
     if not path:
         return None
-    folder = new_folder(Path(path).expanduser().absolute())
+    folder = new_folder(Path(path).expanduser().absolute(), columns)
     _logger.info("what is seen of the workers is written to %s", folder)
     return folder
 
@@ -54,27 +69,46 @@ class Observer:
         self._setting = setting
         self._folder = folder
         self._every = every
-        self._status = Status()
         self._optimizers: list[RoundsObserver] = []
+        self._arrivals: list[ArrivalsObserver] = []
 
     def of_rounds(self) -> RoundsObserver:
         """Returns what observes one more optimizer."""
-        if self._folder is None:
-            made = RoundsObserver(self._setting)
-        else:
-            number = len(self._optimizers) + 1
-            folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
-            files = _Files(folder, self._setting.num_workers, self._every)
-            made = RoundsObserver(self._setting, files, self._status)
+        n = self._setting.num_workers
+        files = self._files(lambda path, writer: Monitor(path, n, writer))
+        status = None if files is None else self._status
+        made = RoundsObserver(self._setting, files, status)
         self._optimizers.append(made)
         return made
 
+    def of_arrivals(self) -> ArrivalsObserver:
+        """Returns what observes one more optimizer, whose gradients come one by one."""
+        n, reasons = self._setting.num_workers, PROTOCOLS[self._setting.protocol].reasons
+        files = self._files(lambda path, writer: ArrivalMonitor(path, n, reasons, writer))
+        made = ArrivalsObserver(self._setting, files, None if files is None else ArrivalStatus())
+        self._arrivals.append(made)
+        return made
+
+    @cached_property
+    def _status(self) -> Status:
+        return Status()
+
+    def _files(self, open_monitor: _OpenMonitor) -> _Files | None:
+        if self._folder is None:
+            return None
+        number = 1 + len(self._optimizers) + len(self._arrivals)
+        folder = self._folder if number == 1 else self._folder / f"optimizer-{number}"
+        return _Files(folder, columns_for(self._setting), open_monitor, self._every)
+
     def close(self) -> None:
         """Writes the last rows, and logs who was suspected."""
-        for each in self._optimizers:
-            each.close()
+        observers: list[RoundsObserver | ArrivalsObserver] = [*self._optimizers, *self._arrivals]
+        for observer in observers:
+            observer.close()
+        if self._arrivals and self._folder is not None:
+            _logger.info("%s", summary_of_arrivals(self._setting, self._arrivals))
         anybody_missing = any(each.suspicion.missing_n.any() for each in self._optimizers)
-        if self._folder is not None or anybody_missing:
+        if anybody_missing or (self._folder is not None and not self._arrivals):
             _logger.info("%s", summary(self._setting, self._optimizers))
 
 
@@ -146,41 +180,84 @@ class RoundsObserver:
             self._files.close()
 
 
+class ArrivalsObserver:
+    """One optimizer's gradients, which come one by one.
+
+    Attributes:
+      rejections: its judgement of the workers.
+      updates: how many there have been.
+    """
+
+    def __init__(
+        self, setting: Setting, files: _Files | None = None, status: ArrivalStatus | None = None
+    ) -> None:
+        """Passes what it sees to files and a status line, if there are any."""
+        self.rejections = Rejections(setting.num_workers, setting.f)
+        self.updates = 0
+        self._innocent = PROTOCOLS[setting.protocol].innocent
+        self._files = files
+        self._status = status
+
+    def decided(self, report: ArrivalReport) -> ArrivalReport:
+        """Adds a gradient that was answered; returns the report with the suspects."""
+        is_rejected = bool(report.why) and report.why not in self._innocent
+        suspected_n = self.rejections.see(report.row, is_rejected)
+        self.updates = report.updates
+        report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
+        if self._files is not None:
+            self._files.see(report)
+        if self._status is not None:
+            self._status.see(report)
+        return report
+
+    def close(self) -> None:
+        """Writes the last rows."""
+        if self._files is not None:
+            self._files.close()
+
+
+# Opens a ``Monitor`` or an ``ArrivalMonitor`` of a CSV and a writer of TensorBoard's events.
+_OpenMonitor = Callable[[Path, tf.summary.SummaryWriter], Any]
+
+
 class _Files:
     """CSV and TensorBoard events of one optimizer.
 
     A training goes on if they cannot be written: a warning says so, once.
     """
 
-    def __init__(self, folder: Path, num_workers: int, every: int) -> None:
+    def __init__(
+        self, folder: Path, columns: Sequence[str], open_monitor: _OpenMonitor, every: int
+    ) -> None:
         self._folder = folder
-        self._num_workers = num_workers
+        self._columns = columns
+        self._open_monitor = open_monitor
         self._every = every
         self._rounds = 0
-        self._monitor: Monitor | None = None
+        self._monitor: Any = None
         self._failed = False
 
-    def see(self, report: RoundReport) -> None:
+    def see(self, report: RoundReport | ArrivalReport) -> None:
         self._rounds += 1
         self._try(lambda: self._see(report))
 
     def close(self) -> None:
         self._try(self._close)
 
-    def _see(self, report: RoundReport) -> None:
+    def _see(self, report: RoundReport | ArrivalReport) -> None:
         if self._monitor is None:
             self._monitor = self._open()
         self._monitor.record(report)
         if self._rounds % self._every == 0:
             self._monitor.write(self._rounds, report)
 
-    def _open(self) -> Monitor:
+    def _open(self) -> Any:
         path = self._folder / "workers.csv"
         if not path.exists():
-            _begin(self._folder)
+            _begin(self._folder, self._columns)
         # Not sooner: it initialises TensorFlow, which a script may want to set up first.
         writer = tf.summary.create_file_writer(str(self._folder / "events"))
-        return Monitor(path, self._num_workers, writer)
+        return self._open_monitor(path, writer)
 
     def _close(self) -> None:
         if self._monitor is not None:
@@ -209,42 +286,134 @@ class Status:
 
     def __init__(self) -> None:
         """Starts counting with the first round."""
-        self._in_place = log.shows_in_place(__name__)
-        self._every_s = IN_PLACE_S if self._in_place else BELOW_S
+        self._line = _Line()
         self._rounds = 0
-        self._begun_s = 0.0
         self._recent_rounds = 0
         self._delivered = 0.0
 
     def see(self, report: RoundReport) -> None:
         """Adds a round; writes the line if it is due."""
-        if self._rounds == 0:
-            self._begun_s = time.monotonic()
         self._rounds += 1
         self._recent_rounds += 1
         self._delivered += float(report.delivered_n.mean())
-        elapsed_s = time.monotonic() - self._begun_s
-        if elapsed_s >= self._every_s:
-            text = self._text(report, elapsed_s)
-            if self._in_place:
-                log.show(__name__, text)
-            else:
-                _logger.info("%s", text)
-            self._begun_s += elapsed_s
+        elapsed_s = self._line.due()
+        if elapsed_s:
+            self._line.write(self._text(report, elapsed_s))
             self._recent_rounds = 0
             self._delivered = 0.0
 
     def _text(self, report: RoundReport, elapsed_s: float) -> str:
-        text = f"round {self._rounds}, {self._recent_rounds / elapsed_s:.3g}/s"
         missing = np.flatnonzero(report.delivered_n == 0).tolist()
         # What matters most comes first: a narrow terminal cuts the end.
-        for word, rows in (("suspected", report.suspected), ("missing", missing)):
-            if rows:
-                text += f"; {word} worker{'s' if len(rows) > 1 else ''} {_listed(rows)}"
-        return f"{text}; {self._delivered / self._recent_rounds:.0%} delivered"
+        named = _named(suspected=report.suspected, missing=missing)
+        return (
+            f"round {self._rounds}, {self._recent_rounds / elapsed_s:.3g}/s{named}; "
+            f"{self._delivered / self._recent_rounds:.0%} delivered"
+        )
 
 
-def new_folder(path: Path) -> Path:
+class ArrivalStatus:
+    """The same where gradients come one by one: what was accepted of each worker, and how stale."""
+
+    def __init__(self) -> None:
+        """Starts counting with the first gradient."""
+        self._line = _Line()
+        self._updates = 0  # as of the last line
+        self._of: dict[int, _Recent] = {}
+
+    def see(self, report: ArrivalReport) -> None:
+        """Adds a gradient; writes the line if it is due."""
+        self._of.setdefault(report.row, _Recent()).add(report)
+        elapsed_s = self._line.due()
+        if elapsed_s:
+            self._line.write(self._text(report, elapsed_s))
+            self._of.clear()
+            self._updates = report.updates
+
+    def _text(self, report: ArrivalReport, elapsed_s: float) -> str:
+        total = sum(self._of.values(), _Recent())
+        rates = (report.updates - self._updates) / elapsed_s, total.arrivals / elapsed_s
+        each = [f"{row}: {self._of[row]}" for row in sorted(self._of)[:_MOST_COUNTED]]
+        left = len(self._of) - len(each)
+        return (
+            f"update {report.updates}, {rates[0]:.3g}/s of {rates[1]:.3g} gradients/s"
+            f"{_named(suspected=report.suspected)}; accepted, staleness: {total.words()}; "
+            + ", ".join(each)
+            + (f" +{left}" if left else "")
+        )
+
+
+@dataclass
+class _Recent:
+    """Gradients since the last line."""
+
+    arrivals: int = 0
+    rejected: int = 0
+    staleness: int = 0
+    most_stale: int = 0
+
+    def add(self, report: ArrivalReport) -> None:
+        self.arrivals += 1
+        self.rejected += bool(report.why)
+        self.staleness += report.staleness
+        self.most_stale = max(self.most_stale, report.staleness)
+
+    def __add__(self, other: _Recent) -> _Recent:
+        return _Recent(
+            self.arrivals + other.arrivals,
+            self.rejected + other.rejected,
+            self.staleness + other.staleness,
+            max(self.most_stale, other.most_stale),
+        )
+
+    def __str__(self) -> str:
+        """Returns such as "83% 2.1/7": the share that is accepted, staleness on average/at most."""
+        accepted = 1 - self.rejected / self.arrivals
+        return f"{accepted:.0%} {self.staleness / self.arrivals:.1f}/{self.most_stale}"
+
+    def words(self) -> str:
+        """Returns the same as "83%, 2.1 on average and 7 at most"."""
+        accepted = 1 - self.rejected / self.arrivals
+        mean = self.staleness / self.arrivals
+        return f"{accepted:.0%}, {mean:.1f} on average and {self.most_stale} at most"
+
+
+class _Line:
+    """A status line, and when the next one is due."""
+
+    def __init__(self) -> None:
+        self._in_place = log.shows_in_place(__name__)
+        self._every_s = IN_PLACE_S if self._in_place else BELOW_S
+        self._begun_s: float | None = None
+
+    def due(self) -> float:
+        """Returns how long it was since the last line, if the next is due; else 0."""
+        now_s = time.monotonic()
+        if self._begun_s is None:
+            self._begun_s = now_s
+        elapsed_s = now_s - self._begun_s
+        if elapsed_s < self._every_s:
+            return 0.0
+        self._begun_s = now_s
+        return max(elapsed_s, 1e-9)
+
+    def write(self, text: str) -> None:
+        if self._in_place:
+            log.show(__name__, text)
+        else:
+            _logger.info("%s", text)
+
+
+def _named(**rows_of: Sequence[int]) -> str:
+    """Returns such as "; suspected workers 3, 4"; "" for nobody."""
+    return "".join(
+        f"; {word} worker{'s' if len(rows) > 1 else ''} {_listed(rows)}"
+        for word, rows in rows_of.items()
+        if rows
+    )
+
+
+def new_folder(path: Path, columns: Sequence[str] = Monitor.COLUMNS) -> Path:
     """Makes the next of ``run-1``, ``run-2``, ... in ``path``, which may hold earlier runs.
 
     Raises:
@@ -259,7 +428,7 @@ def new_folder(path: Path) -> Path:
                 folder.mkdir(mode=0o755)  # whatever the umask: others may read it
             except FileExistsError:  # another job has been faster
                 continue
-            _begin(folder)
+            _begin(folder, columns)
             return folder
     except OSError as error:
         raise UserError(
@@ -282,16 +451,7 @@ def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
         parts.append(f"suspected: {_counted(suspected_n)}")
     else:
         parts.append("nobody was suspected" if robust else f"{method} suspects nobody")
-    if setting.attack:
-        first = setting.num_workers - setting.byzantine
-        attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
-        if setting.byzantine_moves:
-            parts.append(f"{setting.byzantine}, drawn anew each round, used {setting.attack}")
-        elif setting.byzantine:
-            many = "s" if setting.byzantine > 1 else ""
-            parts.append(f"worker{many} {attackers} attacked with {setting.attack}")
-        else:  # one on coordinates of any worker's
-            parts.append(f"{setting.attack} hit what arrived")
+    parts += _attacks(setting)
     if missing_n.any():
         parts.append(f"nothing came from {_counted(missing_n)}")
     unverified = sum(each.unverified_rounds for each in optimizers)
@@ -302,11 +462,45 @@ def summary(setting: Setting, optimizers: Sequence[RoundsObserver]) -> str:
     return "; ".join(parts)
 
 
-def _counted(times_n: np.ndarray) -> str:
+def summary_of_arrivals(setting: Setting, optimizers: Sequence[ArrivalsObserver]) -> str:
+    """Returns how many gradients made how many updates, and who was suspected, in a line."""
+    nobody = np.zeros(setting.num_workers, np.int64)
+    arrivals_n = sum((each.rejections.arrivals_n for each in optimizers), nobody)
+    suspected_n = sum((each.rejections.suspected_n for each in optimizers), nobody)
+    updates = sum(each.updates for each in optimizers)
+    made = f"{updates} update{'' if updates == 1 else 's'} by {_gradients(arrivals_n.sum())}"
+    parts = [f"{made}, {setting.protocol} f={setting.f}"]
+    if suspected_n.any():
+        parts.append(f"suspected: {_counted(suspected_n, _gradients)}")
+    else:
+        parts.append("nobody was suspected")
+    parts += _attacks(setting)
+    silent = np.flatnonzero(arrivals_n == 0).tolist()
+    if silent:
+        parts.append(f"nothing came from {setting.topology.describe_rows(silent)}")
+    return "; ".join(parts)
+
+
+def _attacks(setting: Setting) -> list[str]:
+    """Returns who attacked, for the end of an experiment's log."""
+    if not setting.attack:
+        return []
+    first = setting.num_workers - setting.byzantine
+    attackers = ", ".join(str(row) for row in range(first, setting.num_workers))
+    if setting.byzantine_moves:
+        return [f"{setting.byzantine}, drawn anew each round, used {setting.attack}"]
+    if setting.byzantine:
+        many = "s" if setting.byzantine > 1 else ""
+        return [f"worker{many} {attackers} attacked with {setting.attack}"]
+    return [f"{setting.attack} hit what arrived"]  # one on coordinates of any worker's
+
+
+def _counted(times_n: np.ndarray, unit: Callable[[int], str] | None = None) -> str:
     """Returns such as "worker 6 in 480 rounds, worker 7 in 479", those most often first."""
+    unit = unit or _rounds
     order = [i for i in np.argsort(-times_n, kind="stable").tolist() if times_n[i]]
     first, *others = order[:_MOST_COUNTED]
-    words = [f"worker {first} in {_rounds(times_n[first])}"]
+    words = [f"worker {first} in {unit(times_n[first])}"]
     words += [f"worker {i} in {times_n[i]}" for i in others]
     left = len(order) - len(words)
     return ", ".join(words) + (f" and {left} others" if left else "")
@@ -318,13 +512,17 @@ def _listed(rows: Sequence[int]) -> str:
     return text + (f" +{len(rows) - _MOST_LISTED}" if len(rows) > _MOST_LISTED else "")
 
 
+def _gradients(number: int) -> str:
+    return f"{number} gradient{'' if number == 1 else 's'}"
+
+
 def _rounds(number: int) -> str:
     return f"{number} round{'' if number == 1 else 's'}"
 
 
-def _begin(folder: Path) -> None:
+def _begin(folder: Path, columns: Sequence[str]) -> None:
     folder.mkdir(mode=0o755, exist_ok=True)
-    begin_csv(folder / "workers.csv")
+    begin_csv(folder / "workers.csv", columns)
 
 
 def _reason(error: OSError | tf.errors.OpError) -> str:

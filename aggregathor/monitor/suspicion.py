@@ -94,6 +94,55 @@ class Suspicion:
         return np.logaddexp.reduce(self._log_m_2n, axis=0) >= self._log_enough
 
 
+class Rejections:
+    r"""Judges the workers by the gradients that an asynchronous protocol rejects.
+
+    Where all workers are alike, a gradient is rejected with some probability p, whose it may be. p
+    is estimated by the n - f workers of which the least share is rejected, and two standard errors
+    are added to that. By Chernoff's bound a share s > p of m gradients is rejected by chance with a
+    probability of at most :math:`e^{-m D(s, p)}`, with D the Kullback-Leibler divergence. A worker
+    is *suspected* while that is below :math:`\text{LEVEL} / (n m (m + 1))`: the sum of these over
+    all m and all workers is LEVEL. As p is an estimate, it is not exactly the probability of a
+    false suspicion. Reasons that say nothing about a gradient itself, such as that its worker was
+    heard too often, do not count.
+
+    Attributes:
+      arrivals_n: int64 [n], how many gradients came of each worker.
+      rejected_n: int64 [n], how many of them were rejected for what they are.
+      suspected_n: int64 [n], at how many of its gradients each was suspected.
+    """
+
+    def __init__(self, num_workers: int, f: int, level: float = LEVEL) -> None:
+        """Starts without a suspicion."""
+        self.arrivals_n = np.zeros(num_workers, np.int64)
+        self.rejected_n = np.zeros(num_workers, np.int64)
+        self.suspected_n = np.zeros(num_workers, np.int64)
+        self._alike = max(1, num_workers - f)
+        self._level = level
+
+    def see(self, row: int, rejected: bool) -> np.ndarray:
+        """Adds a gradient; returns which workers are suspected now, bool [n]. O(n log n)."""
+        self.arrivals_n[row] += 1
+        self.rejected_n[row] += rejected
+        suspected_n = self._suspected()
+        self.suspected_n[row] += suspected_n[row]
+        return suspected_n
+
+    def _suspected(self) -> np.ndarray:
+        m_n = self.arrivals_n
+        share_n = self.rejected_n / np.maximum(m_n, 1)
+        came = np.flatnonzero(m_n)
+        least = came[np.argsort(share_n[came], kind="stable")][: self._alike]
+        m = m_n[least].sum()
+        mean = (self.rejected_n[least].sum() + 1) / (m + 2)
+        p = min(mean + 2 * math.sqrt(mean * (1 - mean) / (m + 2)), 1 - 1e-9)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            accepted_n = np.where(share_n < 1, (1 - share_n) * np.log((1 - share_n) / (1 - p)), 0)
+            divergence_n = np.where(share_n > 0, share_n * np.log(share_n / p), 0) + accepted_n
+        enough_n = np.log(len(m_n) * np.maximum(m_n, 1) * (m_n + 1.0) / self._level)
+        return (share_n > p) & (m_n * divergence_n > enough_n)
+
+
 def left_out(usage_n: np.ndarray, delivered_n: np.ndarray) -> np.ndarray:
     """Returns which workers the rule left out of a round, bool [n]; see ``Suspicion``."""
     came_n = delivered_n > 0

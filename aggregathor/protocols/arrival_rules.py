@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from aggregathor import ops
 from aggregathor.protocols.aggregation import Aggregation
+from aggregathor.protocols.arrivals import Need
 from aggregathor.protocols.basgd import Basgd
 from aggregathor.protocols.kardam import Kardam
 from aggregathor.protocols.offers import ArrivalRule, Offer, Verdict
@@ -18,12 +19,9 @@ from aggregathor.protocols.plain import Plain
 from aggregathor.protocols.registry import PROTOCOLS, num_buffers
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
+from aggregathor.protocols.validation import Validate, Validation
 from aggregathor.protocols.vectors import NUMPY, Vectors
 from aggregathor.protocols.zenopp import Zenopp
-
-# ``validate(params_d, number, count)``: the gradient [d] at the server's parameters of that many
-# validation examples, the same ones for the same number.
-Validate = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def arrival_rule(
@@ -33,6 +31,7 @@ def arrival_rule(
     dtype: DTypeLike = np.float32,
     secret: int | None = None,
     learning_rate: Callable[[], float] | None = None,
+    validation: Validation | None = None,
     validate: Validate | None = None,
 ) -> ArrivalRule:
     """Returns the rule of a setting that was checked, before its first arrival.
@@ -42,7 +41,9 @@ def arrival_rule(
       dim: d.
       dtype: of gradients and parameters.
       secret: seed of the generators that BASGD's rule gets: see ``Aggregation``.
-      learning_rate: gives the optimizer's in the next step; for Zeno++, unless it has a gamma.
+      learning_rate: gives the optimizer's in the next step; for Zeno++, unless it has a gamma, and
+        for BASGD's rule.
+      validation: what BASGD's rule may judge its buffers by; None where there is nothing.
       validate: for Zeno++.
     """
     given = _given(setting)
@@ -52,7 +53,12 @@ def arrival_rule(
         buffers = num_buffers(n=n, f=f, buffers=given["buffers"])
         # The rule gets as many rows as there are buffers.
         aggregation = Aggregation(
-            replace(setting, num_workers=buffers), dim, dtype=dtype, secret=secret
+            replace(setting, num_workers=buffers),
+            dim,
+            dtype=dtype,
+            secret=secret,
+            learning_rate=learning_rate,
+            validation=validation,
         )
         return BasgdWithRule(n, buffers, aggregation, given["reassign_s"], vectors)
     if setting.protocol == "zeno++":
@@ -72,15 +78,15 @@ def vectors_for(dtype: DTypeLike) -> Vectors:
     )
 
 
-def need_of(setting: Setting) -> str:
-    """Returns what a protocol needs to go on, for whoever waits in vain."""
+def need_of(setting: Setting) -> Need:
+    """Returns what a protocol needs to go on."""
     n, f = setting.num_workers, setting.f
     if setting.protocol == "basgd":
         buffers = num_buffers(n=n, f=f, buffers=_given(setting)["buffers"])
-        return f"basgd has {buffers} buffers, and goes on while as many workers live"
+        return Need(buffers, f"basgd has {buffers} buffers, and goes on while as many workers live")
     if setting.protocol == "kardam":
-        return f"kardam goes on while n - f = {n - f} workers live"
-    return f"{setting.protocol} goes on while one worker's gradients are accepted"
+        return Need(n - f, f"kardam goes on while n - f = {n - f} workers live")
+    return Need(1, f"{setting.protocol} goes on while one worker's gradients are accepted")
 
 
 def _given(setting: Setting) -> dict[str, Any]:

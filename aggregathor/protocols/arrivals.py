@@ -13,17 +13,32 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from aggregathor.gars import State
+from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.offers import ArrivalRule, Offer
 from aggregathor.protocols.rounds import TrainingStopped
 from aggregathor.protocols.state import prefixed, under
 from lossympi import ServerLink, Topology
+from lossympi.link import NativeRound
 
 _SLICE_S = 0.2  # of a wait, between two looks at what else there is
+
+
+class Need(NamedTuple):
+    """What a protocol needs to go on.
+
+    Attributes:
+      workers: how many that live.
+      words: for the message where it cannot go on.
+    """
+
+    workers: int = 1
+    words: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +50,30 @@ class ArrivalReport:
       ticket: the worker's number of it.
       version: of the model that the worker had, as the server knows.
       staleness: how many updates have been made since.
-      is_step: whether an update was made.
+      grad_d: [d], the step that is to be made, valid until it is published; None for no step.
       why: why the gradient was rejected; "" if it is used, now or in a later step.
-      updates: how many have been made in all.
+      updates: how many have been made in all, with this one.
       now_s: when it was decided, in seconds since the first model was handed out.
       dropped: gives how many messages of each row were dropped since it was asked last, by reason.
+      suspected: in a job, the workers whose gradients are rejected more often than chance explains:
+        see ``aggregathor.monitor.suspicion``.
     """
 
     row: int
     ticket: int
     version: int
     staleness: int
-    is_step: bool
+    grad_d: np.ndarray | None = field(repr=False)
     why: str
     updates: int
     now_s: float
-    dropped: Callable[[], list[dict[str, int]]]
+    dropped: Callable[[], list[dict[str, int]]] = field(repr=False)
+    suspected: tuple[int, ...] = ()
+
+    @property
+    def is_step(self) -> bool:
+        """Whether an update is made."""
+        return self.grad_d is not None
 
     @property
     def verdict(self) -> str:
@@ -58,8 +81,15 @@ class ArrivalReport:
         return self.why or ("step" if self.is_step else "kept")
 
 
+class ArrivalObserver(Protocol):
+    """What looks on at a server's arrivals."""
+
+    def decided(self, report: ArrivalReport) -> ArrivalReport:
+        """One was decided on; returns the report with what the observer adds."""
+
+
 class ArrivalsServer:
-    """One server's arrivals over a link.
+    """One server's arrivals over a link: a ``ServerHalf``.
 
     Attributes:
       round: how many there have been.
@@ -70,10 +100,10 @@ class ArrivalsServer:
         self,
         link: ServerLink,
         rule: ArrivalRule,
-        apply: Callable[[np.ndarray], None],
         read: Callable[[], np.ndarray],
         *,
-        need: str = "",
+        need: Need | None = None,
+        observer: ArrivalObserver | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         first_limit_s: float = math.inf,
         limit_s: float = math.inf,
@@ -84,9 +114,9 @@ class ArrivalsServer:
         Args:
           link: the server's end.
           rule: decides on each gradient.
-          apply: makes a step [d] with the optimizer.
           read: gives the parameters as they are, [d] of the link's dtype.
-          need: what the protocol needs to go on, for the message where it does not.
+          need: what the protocol needs to go on.
+          observer: sees every arrival.
           waiting: gives a context in which gradients are waited for and decided on.
           first_limit_s: how long the first update may take.
           limit_s: how long there may be no further one.
@@ -96,18 +126,24 @@ class ArrivalsServer:
         self.version = 0
         self._link = link
         self._rule = rule
-        self._apply = apply
         self._read = read
-        self._need = need
+        self._need = need or Need()
+        self._observer = observer
         self._waiting = waiting
         self._limit_s, self._later_limit_s = first_limit_s, limit_s
         self._earlier_s = 0.0  # of the clock, before a checkpoint
         self._begun_s = time.monotonic()
         self._now = now or (lambda: self._earlier_s + time.monotonic() - self._begun_s)
-        self._params_d = self._snapshot()
-        self._held = [(0, self._params_d)] * link.num_workers
+        # Of v1 variables there is nothing to read before a session runs.
+        self._params_d: np.ndarray | None = None
+        self._held: list[tuple[int, np.ndarray]] = []
+        self._tickets = [0] * link.num_workers  # of each row's next gradient
         self._heard_s = [0.0] * link.num_workers
         self._updated_s = 0.0
+        self._open: ArrivalReport | None = None  # whose step is to be published
+        self._has_begun = False  # since all workers last went on together
+        self._may_be_older: set[int] = set()  # rows whose next gradient may be from before that
+        self._forgotten: set[int] = set()
         self._leaving = False
 
     @property
@@ -117,103 +153,183 @@ class ArrivalsServer:
 
     def held(self, row: int) -> tuple[int, np.ndarray]:
         """Returns version and parameters that were handed to a worker; never written to."""
+        self._current()
         return self._held[row]
 
     def hand(self, row: int, version: int, params_d: np.ndarray) -> None:
         """In a simulation: lets a worker have another version than the one it was answered with."""
+        self._current()
         self._held[row] = version, params_d
 
     def newest(self) -> tuple[int, np.ndarray]:
         """Returns the version and the parameters as they are; never written to."""
-        return self.version, self._params_d
+        return self.version, self._current()
 
-    def next(self) -> ArrivalReport:
-        """Waits for the next gradient, decides on it, and answers it.
+    def collect(self) -> ArrivalReport:
+        """Waits for the next gradient and decides on it; what makes no step is answered at once.
+
+        A step is to be made, and ``publish``ed.
 
         Raises:
-          TrainingStopped: there has been no update for too long.
+          TrainingStopped: there has been no update for too long, or too few workers are left.
           RuleError: BASGD's rule cannot be applied to the buffers.
         """
+        self._has_begun = True
         with self._waiting():
             while (report := self._look()) is None:
                 self._check_time()
-        self._check_time()
+        if not report.is_step:
+            self._check_time()
         return report
 
+    def aggregate(self) -> ArrivalReport:
+        """Collects until there is a step, which ``publish`` follows.
+
+        Raises:
+          TrainingStopped: there can be none any more.
+        """
+        try:
+            while not (report := self.collect()).is_step:
+                pass
+        except RuleError as error:
+            raise TrainingStopped(str(error)) from None
+        return report
+
+    def publish(self, params_d: np.ndarray) -> ArrivalReport | None:
+        """Answers the gradient that made a step with the parameters after it, [d].
+
+        Returns the report of that gradient.
+        """
+        report, self._open = self._open, None
+        assert report is not None
+        self.version += 1
+        self._params_d = self._snapshot(params_d)
+        self._updated_s, self._limit_s = report.now_s, self._later_limit_s
+        self._answer(report.row, report.ticket)
+        return report if self._observer is None else self._observer.decided(report)
+
     def _look(self) -> ArrivalReport | None:
-        """Makes one arrival, if one comes soon."""
+        """Decides on an arrival, if one comes soon."""
         arrival = self._link.take(_SLICE_S)
         if arrival is None:
             return None
         row, now_s = arrival.row, self._now()
-        version, model_d = self._held[row]
+        self._heard_s[row] = now_s
+        if row in self._may_be_older:
+            self._may_be_older.discard(row)
+            self._answer(row, arrival.ticket)
+            return None
+        version, model_d = self.held(row)
         staleness = self.version - version
         verdict = self._rule.offer(
-            Offer(row, version, staleness, model_d, self._params_d, arrival.grad_d, now_s)
+            Offer(row, version, staleness, model_d, self._current(), arrival.grad_d, now_s)
         )
-        if verdict.step_d is not None:
-            self._apply(verdict.step_d)
-            self.version += 1
-            self._params_d = self._snapshot()
-            self._updated_s, self._limit_s = now_s, self._later_limit_s
-        self._link.reply(row, self._params_d)
-        self._held[row] = self.version, self._params_d
-        self._heard_s[row] = now_s
+        is_step = verdict.step_d is not None
         self.round += 1
-        return ArrivalReport(
+        report = ArrivalReport(
             *(row, arrival.ticket, version, staleness),
-            *(verdict.step_d is not None, verdict.why, self.version, now_s),
+            *(verdict.step_d, verdict.why, self.version + is_step, now_s),
             self._link.dropped,
         )
+        if is_step:
+            self._open = report
+            return report
+        self._answer(row, arrival.ticket)
+        return report if self._observer is None else self._observer.decided(report)
+
+    def _answer(self, row: int, ticket: int) -> None:
+        params_d = self._current()
+        self._link.reply(row, params_d)
+        self._held[row] = self.version, params_d
+        self._tickets[row] = ticket + 1
 
     def _check_time(self) -> None:
+        left = self._link.num_workers - len(self._forgotten)
+        if left < self._need.workers:
+            whom = self._described(sorted(self._forgotten))
+            self._stop(f"{whom} ended, and {left} of {self._link.num_workers} workers are left")
         waited_s = self._now() - self._updated_s
         if not self._leaving and waited_s < self._limit_s:
             return
         since_s = self._now() - min(waited_s, self._limit_s)
         silent = [row for row, heard_s in enumerate(self._heard_s) if heard_s <= since_s]
-        whom = Topology(servers=1, workers=self._link.num_workers).describe_rows(silent)
-        came = f"nothing came from {whom}" if silent else "gradients came from all workers"
-        raise TrainingStopped(
-            f"the model has had no update for {waited_s:.0f} s, in which {came}"
-            + (f": {self._need}" if self._need else "")
+        whom = (
+            f"nothing came from {self._described(silent)}"
+            if silent
+            else ("gradients came from all workers")
         )
+        self._stop(f"the model has had no update for {waited_s:.0f} s, in which {whom}")
+
+    def _stop(self, words: str) -> NoReturn:
+        raise TrainingStopped(f"{words}: {self._need.words}" if self._need.words else words)
+
+    def _described(self, rows: Sequence[int]) -> str:
+        return Topology(servers=1, workers=self._link.num_workers).describe_rows(rows)
+
+    def resume(self) -> None:
+        """Lets all workers go on together, from the parameters as they are.
+
+        What a worker had sent before is of no use: it may be of other parameters. So the next
+        gradient of each worker fetches the model, and is not offered.
+        """
+        if self._has_begun:
+            self._may_be_older = set(range(self._link.num_workers))
+        self._has_begun = False
+        self._params_d = None
+        self._updated_s = self._now()
+
+    def rounds(self) -> list[int]:
+        """Returns the ticket of each worker's next gradient."""
+        return list(self._tickets)
 
     def state(self) -> State:
-        """Returns what the next verdicts depend on, beside parameters and optimizer."""
-        versions = sorted({version for version, _ in self._held})
-        models = dict(self._held)
+        """Returns what the next verdicts depend on, beside parameters, optimizer and workers.
+
+        Of workers nothing outlives their processes: see ``state_of_workers``.
+        """
         return {
             **prefixed("rule", self._rule.state()),
             "round": np.array(self.round, np.int64),
             "version": np.array(self.version, np.int64),
             "now_s": np.array(self._now()),
-            "updated_s": np.array(self._updated_s),
-            "heard_s": np.array(self._heard_s),
+        }
+
+    def restore(self, state: State) -> None:
+        """Goes on from what ``state`` gave, once the parameters are those of then.
+
+        All workers have these, as after a start of their processes.
+        """
+        self._rule.restore(under("rule", state))
+        self.round, self.version = int(state["round"]), int(state["version"])
+        self._earlier_s, self._begun_s = float(state["now_s"]), time.monotonic()
+        self._params_d = None
+        self._updated_s = self._earlier_s
+        self._heard_s = [self._earlier_s] * self._link.num_workers
+
+    def state_of_workers(self) -> State:
+        """Returns which models the workers have, for a simulation that goes on with them."""
+        self._current()
+        versions = sorted({version for version, _ in self._held})
+        models = dict(self._held)
+        return {
+            "tickets": np.array(self._tickets, np.int64),
             "held": np.array([version for version, _ in self._held], np.int64),
             "versions": np.array(versions, np.int64),
             "models": np.stack([models[version] for version in versions]),
         }
 
-    def restore(self, state: State, *, anew: bool = False) -> None:
-        """Goes on from what ``state`` gave, once the parameters are those of then.
-
-        Args:
-          state: what it gave.
-          anew: all workers have the newest parameters, as after a start of their processes.
-        """
-        self._rule.restore(under("rule", state))
-        self.round, self.version = int(state["round"]), int(state["version"])
-        self._earlier_s, self._begun_s = float(state["now_s"]), time.monotonic()
-        self._params_d = self._snapshot()
+    def restore_workers(self, state: State) -> None:
+        """Goes on from what ``state_of_workers`` gave, after ``restore``."""
         models = dict(zip(state["versions"].tolist(), np.array(state["models"]), strict=True))
         for model_d in models.values():
             model_d.setflags(write=False)
-        models[self.version] = self._params_d
-        held = [self.version] * len(self._held) if anew else state["held"].tolist()
-        self._held = [(version, models[version]) for version in held]
-        self._updated_s = self._earlier_s if anew else float(state["updated_s"])
-        self._heard_s = state["heard_s"].tolist()
+        models[self.version] = self._current()
+        self._held = [(version, models[version]) for version in state["held"].tolist()]
+        self.expect(state["tickets"].tolist())
+
+    def native(self, fail: Callable[[Exception], None]) -> NativeRound | None:
+        """Returns None: models differ by worker, and each is kept as long as one has it."""
+        return None
 
     def waiting_for(self) -> list[int]:
         """Returns the rows of which no gradient is there; from any thread."""
@@ -221,6 +337,7 @@ class ArrivalsServer:
 
     def forget(self, row: int) -> None:
         """Notes that a worker's process has ended; from any thread."""
+        self._forgotten.add(row)
         self._link.forget(row)
 
     def leave(self) -> None:
@@ -234,8 +351,18 @@ class ArrivalsServer:
     def expect(self, tickets: Sequence[int]) -> None:
         """Says which ticket each worker's next gradient has, before the first arrival."""
         self._link.expect(tickets)
+        self._tickets = list(tickets)
 
-    def _snapshot(self) -> np.ndarray:
-        params_d = np.array(self._read())
+    def _current(self) -> np.ndarray:
+        """Returns the parameters as they are, which all workers have where they are read anew."""
+        if self._params_d is None:
+            self._params_d = self._snapshot(self._read())
+            self._held = [(self.version, self._params_d)] * self._link.num_workers
+        return self._params_d
+
+    @staticmethod
+    def _snapshot(params_d: np.ndarray) -> np.ndarray:
+        """Returns a copy that is never written to, as workers may hold it for long."""
+        params_d = np.array(params_d)
         params_d.setflags(write=False)
         return params_d

@@ -30,6 +30,7 @@ class Protocol:
       robust: whether it tolerates Byzantine workers, where it has no rule.
       needs_validation: whether the server needs data that no worker draws of.
       reasons: for which it rejects a gradient, where it decides on each by itself.
+      innocent: those of them that say nothing about the gradient itself.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Protocol:
     robust: bool = True
     needs_validation: bool = False
     reasons: tuple[str, ...] = ()
+    innocent: tuple[str, ...] = ()
     _check: Callable[..., None] | None = None
     _rows: Callable[..., int] | None = None
 
@@ -200,6 +202,7 @@ protocol(
     check=_check_basgd,
     rows=num_buffers,
     reasons=("not finite", "reassigned"),
+    innocent=("reassigned",),
 )
 protocol(
     "zeno++",
@@ -223,4 +226,5 @@ protocol(
     has_rule=False,
     check=_check_kardam,
     reasons=("not finite", "no coefficient", "lipschitz", "frequency"),
+    innocent=("no coefficient", "frequency"),
 )

@@ -170,6 +170,14 @@ class RoundsServer:
             return report
         return self._observer.published(report)
 
+    def resume(self) -> None:
+        """Lets all workers go on together, with a round for which none of them has sent."""
+        self.round += 1
+
+    def rounds(self) -> list[int]:
+        """Returns the round of each worker's next gradient."""
+        return [self.round] * self._link.num_workers
+
     def state(self) -> State:
         """Returns what the next rounds depend on, beside parameters and optimizer."""
         return {**self.aggregation.state(), "round": np.array(self.round, np.int64)}

@@ -1,6 +1,7 @@
 """The server's half of a protocol, as those see it that drive it or watch over it.
 
-``rounds.py`` has the one of synchronous SGD. The worker's half is one for all: ``worker.py``.
+``rounds.py`` has the one of synchronous SGD, ``arrivals.py`` that of asynchronous SGD. The worker's
+half is one for all: ``worker.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from aggregathor.gars import State
+from aggregathor.protocols.arrivals import ArrivalReport
 from aggregathor.protocols.report import RoundReport
 from lossympi.link import NativeRound
+
+Report = RoundReport | ArrivalReport
 
 
 class ServerHalf(Protocol):
@@ -21,7 +25,7 @@ class ServerHalf(Protocol):
     Whoever drives it calls ``aggregate`` or ``collect``, applies the aggregate, and ``publish``es.
 
     Attributes:
-      round: the number of the next aggregate.
+      round: the number of the next aggregate, or arrival.
     """
 
     round: int
@@ -30,28 +34,40 @@ class ServerHalf(Protocol):
     def dim(self) -> int:
         """d, floats in a gradient."""
 
-    def collect(self) -> RoundReport:
+    def collect(self) -> Report:
         """Waits for what the protocol aggregates next, and tries to aggregate it.
+
+        Where single gradients come, the report of one that makes no step has no ``grad_d``, and
+        nothing is to be published.
 
         Raises:
           RefusedError: the rule cannot be applied; ``publish`` comes next all the same.
         """
 
-    def aggregate(self) -> RoundReport:
+    def aggregate(self) -> Report:
         """Collects until something can be aggregated; what is refused is answered in between.
 
         Raises:
           TrainingStopped: nothing can be aggregated any more.
         """
 
-    def publish(self, params_d: np.ndarray) -> RoundReport | None:
+    def publish(self, params_d: np.ndarray) -> Report | None:
         """Answers with the parameters, [d]; returns the report with what observers add."""
+
+    def resume(self) -> None:
+        """Lets all workers go on together, from the parameters as they are.
+
+        What a worker had sent before, for an answer that never came, is of no use.
+        """
+
+    def rounds(self) -> list[int]:
+        """Returns the number of each worker's next gradient."""
 
     def state(self) -> State:
         """Returns what the next aggregates depend on, beside parameters and optimizer."""
 
     def restore(self, state: State) -> None:
-        """Goes on from what ``state`` gave."""
+        """Goes on from what ``state`` gave; all workers have the parameters as they are."""
 
     def native(self, fail: Callable[[Exception], None]) -> NativeRound | None:
         """Returns where C may write the next model, if the link has such a place."""

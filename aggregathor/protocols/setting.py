@@ -61,6 +61,12 @@ class Setting(settings.Simulation):
         return self.rule.name if PROTOCOLS[self.protocol].has_rule else self.protocol
 
     @property
+    def needs_validation(self) -> bool:
+        """Whether the server judges gradients by data that it alone has."""
+        protocol = PROTOCOLS[self.protocol]
+        return protocol.needs_validation or (protocol.has_rule and self.rule.needs_validation)
+
+    @property
     def group(self) -> int:
         """How many workers, side by side, compute the same: r of a repetition code, else 1."""
         parameters = self.protocol_parameters

@@ -48,6 +48,11 @@ class Validation(Protocol):
         """
 
 
+# ``validate(params_d, number, count)``: the gradient [d] at these parameters of so many validation
+# examples, the same ones for the same number.
+Validate = Callable[[np.ndarray, int, int], np.ndarray]
+
+
 class Examples:
     """Validation examples, of which each round draws some.
 
@@ -122,6 +127,7 @@ class LossOnCopies:
         self._batch: Any = None  # variables that have the round's, in the structure of a batch
         self._traced: Any = None
         self._loss: Any = None  # of the candidate
+        self._gradient: Any = None
 
     def __call__(
         self,
@@ -138,7 +144,31 @@ class LossOnCopies:
           UserError: the loss is no scalar, or does not depend on the variables, or there are fewer
             than n_r examples.
         """
-        drawn = () if self._examples is None else self._examples.draw(rng, n_r)
+        self._prepare(n_r, rng)
+        losses = np.empty(len(rows) + 1)
+        for place, row in enumerate([None, *rows]):
+            self._step(params_d, None if row is None else stack_nd[row], gamma)
+            losses[place] = self._loss()
+        return losses
+
+    def gradient(self, params_d: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns the gradient [d] of the loss at x.
+
+        Args:
+          params_d: x, [d].
+          count: of how many examples; all, where there are no more.
+          rng: draws them.
+        Raises:
+          UserError: the loss is no scalar, or does not depend on the variables.
+        """
+        most = count if self._examples is None else min(count, self._examples.count)
+        self._prepare(most, rng)
+        self._step(params_d, None, 0.0)
+        return self._gradient().numpy()
+
+    def _prepare(self, count: int, rng: np.random.Generator) -> None:
+        """Draws so many examples, and reads the other variables."""
+        drawn = () if self._examples is None else self._examples.draw(rng, count)
         batch = tf.nest.map_structure(tf.convert_to_tensor, drawn)
         if self._traced is None:
             self._trace(batch)
@@ -146,11 +176,6 @@ class LossOnCopies:
         # Read once: another thread may write them meanwhile, and all losses shall be of the same.
         for other in self._others:
             other.start.assign(_read(other.handle, other.spec))
-        losses = np.empty(len(rows) + 1)
-        for place, row in enumerate([None, *rows]):
-            self._step(params_d, None if row is None else stack_nd[row], gamma)
-            losses[place] = self._loss()
-        return losses
 
     def _step(self, params_d: np.ndarray, grad_d: np.ndarray | None, gamma: float) -> None:
         """Writes x - gamma u, or x, to the candidate."""
@@ -207,6 +232,16 @@ class LossOnCopies:
         # arguments, and looking for the trace that fits them, take longer than a small model.
         loss_of = tf.function(self._loss_of_candidate, autograph=False)
         self._loss = loss_of.get_concrete_function()
+        self._gradient = tf.function(self._gradient_of_candidate, autograph=False)
+
+    def _gradient_of_candidate(self) -> tf.Tensor:
+        """Makes the graph: 0 for a variable on which the loss does not depend."""
+        copies = {place: copy for place, copy in self._trained}
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(copies.values()))
+            loss = self._loss_of_candidate()
+        gradients = dict(zip(copies, tape.gradient(loss, list(copies.values())), strict=True))
+        return self._layout.flatten([gradients.get(i) for i in range(len(self._variables))])
 
     def _loss_of_candidate(self) -> tf.Tensor:
         """Makes the graph."""

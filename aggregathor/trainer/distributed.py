@@ -20,8 +20,7 @@ from aggregathor.attacks import ATTACKS
 from aggregathor.cluster.job import Job
 from aggregathor.gars import State
 from aggregathor.protocols.decoding import code_of
-from aggregathor.protocols.rounds import RefusedError
-from aggregathor.protocols.server import ServerHalf
+from aggregathor.protocols.rounds import RefusedError, RoundsServer
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
 from aggregathor.protocols.worker import WorkerHalf
@@ -94,7 +93,7 @@ class Server:
         code_of(setting, self._parameters.dtype)  # which may refuse the type
         self._seeds = seeds_of(model)
         self._forward = tf.function(self._loss_of, autograph=False)
-        self._half: ServerHalf  # of `connect`
+        self._half: RoundsServer  # of `connect`
         # What the workers keep, as of the step at which they were asked last.
         self._momentum_nd: np.ndarray | None = None
         if setting.worker_momentum:
@@ -119,13 +118,15 @@ class Server:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        self._half = self._job.serve(
+        half = self._job.serve(
             self.dim,
             self._parameters.read,
             self._parameters.dtype,
             learning_rate=self._parameters.learning_rate,
             validation=self._validation,
         )
+        assert isinstance(half, RoundsServer)
+        self._half = half
 
     def state(self) -> State:
         """Returns everything that the next steps depend on, as arrays for a checkpoint."""

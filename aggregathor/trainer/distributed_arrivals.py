@@ -77,14 +77,15 @@ class ServerOfArrivals:
 
     def connect(self) -> None:
         """Connects to the workers; collective."""
-        self._half = self._job.serve_arrivals(
+        half = self._job.serve(
             self._parameters.dim,
-            lambda step_d: self._parameters.apply(tf.constant(step_d)),
             self._parameters.read,
             self._parameters.dtype,
             learning_rate=self._parameters.learning_rate,
             validate=self._validate,
         )
+        assert isinstance(half, ArrivalsServer)
+        self._half = half
 
     def state(self) -> State:
         """Returns everything that the server knows, as arrays for a checkpoint."""
@@ -99,7 +100,7 @@ class ServerOfArrivals:
     def restore(self, state: State) -> None:
         """Goes on from what ``state`` gave; the workers with the newest model."""
         assign_values(self.model, self._optimizer, state)
-        self._half.restore(under("server", state), anew=True)
+        self._half.restore(under("server", state))
         self._ticket_n = np.array(state["tickets"])
         self.steps = int(state["step"])
         self._first.loss = float(state["loss"])
@@ -113,9 +114,12 @@ class ServerOfArrivals:
         if not self._has_begun:
             self._begin()
         try:
-            report = self._half.next()
+            report = self._half.collect()
         except (TrainingStopped, RuleError) as error:
             raise RuleError(f"step {self.steps + 1}: {error}") from None
+        if report.is_step:
+            self._parameters.apply(tf.constant(report.grad_d))
+            self._half.publish(self._parameters.read())
         self._ticket_n[report.row] = report.ticket + 1
         if report.row == 0:
             self._first.see(report.ticket)

@@ -100,9 +100,7 @@ class SimulatedArrivals:
             learning_rate=self._parameters.learning_rate,
             validate=validate_of(setting, model, self._parameters, loss, validation),
         )
-        self._server = ArrivalsServer(
-            server, rule, self._apply, self._parameters.read, now=lambda: self._now_s
-        )
+        self._server = ArrivalsServer(server, rule, self._parameters.read, now=lambda: self._now_s)
         self._halves = [
             WorkerHalf(link, attack=local_attacker_of(setting, row))
             for row, link in enumerate(links)
@@ -124,11 +122,11 @@ class SimulatedArrivals:
         state = {
             "step": np.array(self.steps, np.int64),
             "loss": np.array(self._first.loss),
-            "tickets": np.array([half.round for half in self._halves], np.int64),
             "past/versions": np.array(versions, np.int64),
             "past/models": np.stack([self._past[version] for version in versions]),
             **values_of(self.model, self._optimizer),
             **prefixed("server", self._server.state()),
+            **prefixed("held", self._server.state_of_workers()),
             **prefixed("delays", self._delays.state()),
         }
         if self._momentum_nd is not None:
@@ -139,7 +137,7 @@ class SimulatedArrivals:
         """Goes on from what ``state`` gave."""
         assign_values(self.model, self._optimizer, state)
         self._server.restore(under("server", state))
-        self._server.expect(state["tickets"].tolist())
+        self._server.restore_workers(under("held", state))
         self._delays.restore(under("delays", state))
         self._now_s = float(state["server/now_s"])
         models = np.array(state["past/models"])
@@ -149,7 +147,7 @@ class SimulatedArrivals:
             self._momentum_nd = np.array(state["workers/momentum"])
         self.steps = int(state["step"])
         self._first.loss = float(state["loss"])
-        for half, ticket in zip(self._halves, state["tickets"].tolist(), strict=True):
+        for half, ticket in zip(self._halves, self._server.rounds(), strict=True):
             half.round = ticket
 
     def step(self) -> StepReport:
@@ -166,7 +164,10 @@ class SimulatedArrivals:
                 self._server.hand(row, coming.version, self._past_of(coming.version))
             half = self._halves[row]
             half.send(self._gradient(row, half.round))
-            report = self._server.next()
+            report = self._server.collect()
+            if report.is_step:
+                self._parameters.apply(tf.constant(report.grad_d))
+                self._server.publish(self._parameters.read())
             half.receive()
         except (RuleError, UserError) as error:
             raise RuleError(f"step {self.steps + 1}: {error}") from None
@@ -176,9 +177,6 @@ class SimulatedArrivals:
         self._check_schedule(report)
         self.steps += 1
         return StepReport(self.steps, self._first.loss, report)
-
-    def _apply(self, step_d: np.ndarray) -> None:
-        self._parameters.apply(tf.constant(step_d))
 
     def _coming(self) -> Coming:
         """Returns who comes next: of the schedule, if there is one."""

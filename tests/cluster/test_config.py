@@ -13,7 +13,6 @@ from aggregathor.errors import UserError
         ({"gar": "median"}, "the script asks for gar='median' and the command line for 'krum'"),
         ({"transport": "pigeon"}, "no transport is called 'pigeon'"),
         ({"protocol": "synk"}, "no protocol is called 'synk': did you mean 'sync'"),
-        ({"protocol": "basgd"}, "protocol='basgd' is not in agt.init and aggregathor run yet"),
         ({"protocol_args": {"buffers": 3}}, "the protocol sync has no parameter 'buffers': it has"),
         ({"fill": "previos"}, "no fill is called 'previos': did you mean 'previous'"),
         ({"log": "loud"}, "no log is called 'loud': known: debug, error, info, warning."),

@@ -6,7 +6,8 @@ import pytest
 
 from aggregathor import notes
 from aggregathor.cluster.config import Config
-from aggregathor.cluster.job import Job, corruption
+from aggregathor.cluster.job import Job
+from aggregathor.cluster.loops import corruption
 from aggregathor.cluster.ranks import Ranks, TrainingEnded
 from aggregathor.errors import UserError
 from aggregathor.protocols.rounds import RoundsServer, TrainingStopped

@@ -138,10 +138,10 @@ def test_a_hostile_row_is_written_as_it_is(poison, make_monitor):
 
 
 def test_a_csv_that_is_there_is_not_begun_again(tmp_path):
-    begin_csv(tmp_path / "workers.csv")
+    begin_csv(tmp_path / "workers.csv", Monitor.COLUMNS)
     assert (tmp_path / "workers.csv").read_text().strip() == ",".join(Monitor.COLUMNS)
     with pytest.raises(FileExistsError):
-        begin_csv(tmp_path / "workers.csv")
+        begin_csv(tmp_path / "workers.csv", Monitor.COLUMNS)
 
 
 def test_events_need_neither_tensorboard_nor_eager_execution(tmp_path):

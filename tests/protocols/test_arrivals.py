@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from aggregathor.protocols.arrivals import ArrivalsServer
+from aggregathor.protocols.aggregation import RuleError
+from aggregathor.protocols.arrivals import ArrivalsServer, Need
 from aggregathor.protocols.offers import Verdict
 from aggregathor.protocols.plain import Plain
 from aggregathor.protocols.rounds import TrainingStopped
@@ -44,7 +45,8 @@ class Model:
 def connected(rule, **given):
     link, workers = memory.connect(N, D, arrivals=True)
     model = Model()
-    server = ArrivalsServer(link, rule, model.apply, model.read, **given)
+    server = ArrivalsServer(link, rule, model.read, **given)
+    server.model = model
     return server, [WorkerHalf(worker) for worker in workers], model
 
 
@@ -54,8 +56,17 @@ def vector(value):
 
 def exchange(server, workers, row, value):
     workers[row].send(vector(value))
-    report = server.next()
+    report = step(server)
     return report, workers[row].receive()
+
+
+def step(server):
+    """Makes one arrival, and the step that it may be."""
+    report = server.collect()
+    if report.is_step:
+        server.model.apply(report.grad_d)
+        server.publish(server.model.read())
+    return report
 
 
 def test_staleness_is_the_servers_own_book_keeping():
@@ -97,17 +108,19 @@ def test_a_loop_goes_on_from_its_state():
     second, workers2, model2 = connected(Noting())
     model2.params_d[:] = model.params_d
     second.restore(state)
-    second.expect([half.round for half in workers])
+    second.restore_workers(first.state_of_workers())
     for half, half2 in zip(workers, workers2, strict=True):
         half2.round = half.round
+    assert second.rounds() == first.rounds() == [half.round for half in workers]
     for row, value in moments:
         reports = [exchange(*of, row, value)[0] for of in ((first, workers), (second, workers2))]
-        a, b = (vars(report) | {"now_s": 0, "dropped": None} for report in reports)
+        same = {"now_s": 0, "dropped": None, "grad_d": None}
+        a, b = (vars(report) | {"is_step": report.is_step} | same for report in reports)
         assert a == b
     np.testing.assert_array_equal(model.params_d, model2.params_d)
     third, _, model3 = connected(Noting())
     model3.params_d[:] = model.params_d
-    third.restore(first.state(), anew=True)
+    third.restore(first.state())
     assert [third.held(row)[0] for row in range(N)] == [first.version] * N
 
 
@@ -122,7 +135,7 @@ class Clock:
 
 def test_without_an_update_for_too_long_it_stops_and_names_who_was_silent():
     server, workers, _ = connected(
-        Plain(), now=Clock(1.0), first_limit_s=100.0, limit_s=30.0, need="all need it"
+        Plain(), now=Clock(1.0), first_limit_s=100.0, limit_s=30.0, need=Need(1, "all need it")
     )
     for _ in range(5):
         exchange(server, workers, 0, 1)
@@ -142,11 +155,85 @@ def test_without_an_update_for_too_long_it_stops_and_names_who_was_silent():
 def test_nobody_comes():
     server, _, _ = connected(Plain(), now=Clock(1.0), first_limit_s=20.0)
     with pytest.raises(TrainingStopped, match=r"no update for 2\d s"):
-        server.next()
+        server.collect()
 
 
 def test_leaving_ends_a_wait():
     server, _, _ = connected(Plain())
     server.leave()
     with pytest.raises(TrainingStopped):
-        server.next()
+        server.collect()
+
+
+def test_where_too_few_processes_are_left_it_stops_at_once():
+    server, workers, _ = connected(Plain(), need=Need(2, "two are needed"))
+    exchange(server, workers, 0, 1)
+    server.forget(1)
+    exchange(server, workers, 0, 1)
+    server.forget(2)
+    said = r"workers 1, 2 \(ranks 2, 3\) ended, and 1 of 3 workers are left: two are needed"
+    with pytest.raises(TrainingStopped, match=said):
+        server.collect()
+
+
+def test_an_aggregate_is_the_next_step_and_what_makes_none_is_answered_before():
+    observed = []
+
+    class Observer:
+        def decided(self, report):
+            observed.append((report.row, report.verdict))
+            return report
+
+    server, workers, _ = connected(Noting(), observer=Observer())
+    for row in range(N):
+        workers[row].send(vector(row + 1))
+    assert server.aggregate().grad_d[0] == 1
+    assert server.publish(vector(-1)).row == 0
+    assert server.aggregate().grad_d[0] == 3  # the one between was rejected
+    np.testing.assert_array_equal(workers[1].receive(), vector(-1))
+    server.publish(vector(-4))
+    np.testing.assert_array_equal(workers[2].receive(), vector(-4))
+    np.testing.assert_array_equal(workers[0].receive(), vector(-1))
+    assert observed == [(0, "step"), (1, "even"), (2, "step")]
+
+
+def test_a_rule_that_cannot_be_applied_stops_the_training():
+    class Failing(Plain):
+        def offer(self, offer):
+            raise RuleError("cannot be applied")
+
+    server, workers, _ = connected(Failing())
+    workers[0].send(vector(1))
+    with pytest.raises(TrainingStopped, match="cannot be applied"):
+        server.aggregate()
+
+
+def test_what_was_sent_before_all_go_on_together_is_not_offered():
+    """A worker may have sent at a model that is none any more; nobody knows whether it has."""
+    rule = Noting()
+    server, workers, model = connected(rule)
+    exchange(server, workers, 0, 1)
+    workers[1].send(vector(7))  # not answered
+    model.params_d[:] = 5
+    server.resume()
+    assert server.rounds() == [1, 0, 0]
+    assert [server.held(row)[1][0] for row in range(N)] == [5] * N
+    workers[0].send(vector(2))
+    workers[2].send(vector(4))
+    server.leave()
+    for _ in workers:
+        with pytest.raises(TrainingStopped):  # none of them counts
+            server.collect()
+    for worker in workers:
+        np.testing.assert_array_equal(worker.receive(), vector(5))
+    assert (len(rule.offers), server.round) == (1, 1)
+    assert server.rounds() == [2, 1, 1]
+
+
+def test_nothing_is_lost_where_nobody_can_have_sent_before():
+    rule = Noting()
+    server, workers, _ = connected(rule)
+    server.resume()
+    server.resume()
+    exchange(server, workers, 0, 1)
+    assert len(rule.offers) == 1

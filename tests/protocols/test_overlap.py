@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregathor import ops
-from aggregathor.cluster.job import corruption
+from aggregathor.cluster.loops import corruption
 from aggregathor.gars import GARS
 from aggregathor.protocols.aggregation import SAMPLED, Aggregation
 from aggregathor.protocols.overlap import StreamingAggregate, others

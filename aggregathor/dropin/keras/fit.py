@@ -140,6 +140,7 @@ class Fit:
             last = leader.last(
                 lambda: self._has_changed(model, before), lambda: self._synchronise(model)
             )
+            self._log_steps(given)
             # There are no metrics of an epoch that was skipped, or of one without data.
             history = self._call(model, given, [leader.first(), *callbacks, last], lambda: True)
         except BaseException as error:
@@ -154,9 +155,21 @@ class Fit:
         self._end(model)
         return history
 
+    def _log_steps(self, given: Mapping[str, Any]) -> None:
+        """Logs when a ``fit`` ends whose steps are not those of all ranks."""
+        what = self._job.loop.steps_of_fit()
+        if what:
+            epochs = given.get("epochs", 1) - given.get("initial_epoch", 0)
+            steps = given.get("steps_per_epoch")
+            many = f"{steps} steps" if steps else "as many steps as the server has batches"
+            after = f"1 epoch of {many}" if epochs == 1 else f"{epochs} epochs, each of {many}"
+            _logger.info("fit ends after %s: %s", after, what)
+
     def _run_on_worker(self, model: Any, given: dict[str, Any], fit: int) -> Any:
         callbacks = given["callbacks"]
-        self._follower = follower = Follower(self._job.ranks, self._news, fit, model)
+        self._follower = follower = Follower(
+            self._job.ranks, self._news, fit, model, self._job.loop.in_step
+        )
         self._synchronise(model)
         # The server prints, and says when it is over.
         given.update(verbose=0, epochs=follower.arguments["epochs"], initial_epoch=0)

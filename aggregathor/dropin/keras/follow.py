@@ -11,8 +11,10 @@
 It is plain data, goes downwards only, and never waits for a worker. A worker makes as many steps an
 epoch as the server, and then waits for its word. Where that comes earlier, as after a stop in the
 middle of an epoch, the worker leaves the epoch at its next step. Where a round was repeated, the
-worker makes one step more. So neither waits for ever, however many batches each has. Where nothing
-is trained no round keeps them together, and a slow worker makes fewer steps than the server.
+worker makes one step more. Where ranks do not step together, as in asynchronous training, a worker
+makes as many steps as it can until it hears that the epoch has ended. So neither waits for ever,
+however many batches each has. Where nothing is trained no round keeps them together, and a slow
+worker makes fewer steps than the server.
 """
 
 from __future__ import annotations
@@ -229,9 +231,15 @@ class Follower:
       has_data: whether it still has a batch to make a step of.
     """
 
-    def __init__(self, ranks: Ranks, news: News, fit: int, model: Any) -> None:
+    def __init__(self, ranks: Ranks, news: News, fit: int, model: Any, in_step: bool) -> None:
         """Waits until the server has begun, and takes over how many epochs it has.
 
+        Args:
+          ranks: the processes.
+          news: what the server tells.
+          fit: its number, counted from 1.
+          model: that is trained.
+          in_step: whether this worker makes each of the server's steps.
         Raises:
           TrainingEnded: the server ends instead.
         """
@@ -241,6 +249,7 @@ class Follower:
         self._news = news
         self._fit = fit
         self._model = model
+        self._in_step = in_step
         self._epoch = 0
         self._steps: int | None = None
         self._of: dict[str, dict[str, Any]] = {}
@@ -265,7 +274,7 @@ class Follower:
                 return False
             if "left" in self._of:
                 raise FitLeft
-            most = self._steps
+            most = self._steps if self._in_step else None
             if self.has_data and (most is None or self.made < most + self._again()):
                 return True
             self._take(self._news.next(self._fit, "the server, to end the epoch"))

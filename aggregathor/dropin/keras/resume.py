@@ -13,6 +13,8 @@ of a rule with another state are refused.
 The server keeps the checkpoint before its last one too, under another name. It is taken where the
 last one is not there, so that who removes a damaged one goes on from the one before.
 
+Where ranks do not step together, a worker goes on with the newest that it has saved.
+
 Each rank has a folder of its own below the one that ``--checkpoint`` names, which other users can
 neither read nor write: workers may run as another user on a file system that all hosts share.
 """
@@ -113,6 +115,9 @@ class Checkpoints:
             _log.info("going on after %s, from %s", at, self._folder.path)
             return
         name = self._name(steps, is_end=bool(is_end))
+        if not self._job.loop.in_step:
+            # A worker has made other steps than the server: its newest file is the nearest.
+            name = max(self._folder.names(), default=name)
         if not self._take_up(name):
             _log.warning(
                 "%s is not there, so this worker's random numbers and the memory of an attack "
