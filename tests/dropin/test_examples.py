@@ -28,6 +28,7 @@ JOBS = {
         "shard --epochs=1",
     ),
     "draco": ("draco --epochs=1",),
+    "async": ("async_fit --epochs=2",),
     "v1": (
         "v1_monitored --steps=50 --sync-replicas --checkpoint-dir={folder}/checkpoints",
         "v1_session --steps=50",
@@ -38,14 +39,14 @@ JOBS = {
 LEFT = {"keras": {"best.keras", "last.keras"}, "more": set(), "v1": {"checkpoints"}}
 # Of held-out data, after the few steps above; 0.1 is chance. A GAN has learnt nothing by then.
 LEAST_ACCURACY = {"keras_options": 0.6, "mirrored": 0.6, "shard": 0.6, "tape_loop": 0.7}
-LEAST_ACCURACY |= {"own_rule": 0.4, "zeno": 0.7, "draco": 0.6}
+LEAST_ACCURACY |= {"own_rule": 0.4, "zeno": 0.7, "draco": 0.6, "async_fit": 0.6}
 LEAST_ACCURACY |= {"keras_fit": 0.4, "keras_text": 0.3, "v1_monitored": 0.8, "v1_session": 0.8}
 
 
 # The others are with the long tests: by their own lines they do what they do with none.
-ONE_LINE = ("keras_fit", "tape_loop", "own_rule", "zeno", "draco")
+ONE_LINE = ("keras_fit", "tape_loop", "own_rule", "zeno", "draco", "async_fit")
 # Without their lines own_rule trains by no optimizer that could take part, the others by a rule.
-NOT_WITHOUT = ("own_rule", "zeno", "draco")
+NOT_WITHOUT = ("own_rule", "zeno", "draco", "async_fit")
 CASES = [
     pytest.param(mode, job, command, marks=[pytest.mark.long] if is_long else [])
     for mode in ("zero_line", "one_line", "one_line_all")
@@ -53,7 +54,7 @@ CASES = [
     for is_long in [mode == "one_line_all" or job == "more"]
     for command in commands
     if mode != "one_line" or command.split()[0] in ONE_LINE
-    if mode != "one_line_all" or job != "draco"  # that has been
+    if mode != "one_line_all" or job not in ("draco", "async")  # those have been
     if mode != "zero_line" or command.split()[0] not in NOT_WITHOUT
 ]
 

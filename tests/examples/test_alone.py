@@ -12,6 +12,7 @@ import pytest
 from tests.examples.scripts import FOLDER, MARK, NAMES, ordinary
 
 COMMANDS = (
+    "async_fit --epochs=1",
     "draco --epochs=1",
     "keras_fit --epochs=1 --schedule --checkpoint=best.keras --save=last.keras",
     "keras_gan --epochs=1",
