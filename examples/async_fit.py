@@ -3,7 +3,7 @@
 The server averages gradients in three buffers as they come, and steps with the median of these once
 none is empty (BASGD): one worker of three may send anything at all, and a slow one keeps nobody
 waiting. ``fit`` ends when the server has made its steps; then all ranks hold the same model. About
-97% of held-out digits are told right, after 8 s. Let one of four workers lie:
+96% of held-out digits are told right, after 8 s. Let one of four workers lie:
 
     mpirun -n 5 --with-ft ulfm -x AGGREGATHOR_BYZANTINE=1 -x AGGREGATHOR_ATTACK=negative-gradient \\
         python examples/async_fit.py

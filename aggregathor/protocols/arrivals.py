@@ -251,17 +251,16 @@ class ArrivalsServer:
         waited_s = self._now() - self._updated_s
         if not self._leaving and waited_s < self._limit_s:
             return
-        since_s = self._now() - min(waited_s, self._limit_s)
-        silent = [row for row, heard_s in enumerate(self._heard_s) if heard_s <= since_s]
-        whom = (
-            f"nothing came from {self._described(silent)}"
-            if silent
-            else ("gradients came from all workers")
-        )
-        self._stop(f"the model has had no update for {waited_s:.0f} s, in which {whom}")
+        # Who has fallen silent may have been heard after the last update.
+        half_s = min(waited_s, self._limit_s) / 2
+        silent = [i for i, heard_s in enumerate(self._heard_s) if heard_s <= self._now() - half_s]
+        whom = "gradients came from all workers"
+        if silent:
+            whom = f"nothing came from {self._described(silent)} for {half_s:.2g} s or longer"
+        self._stop(f"the model has had no update for {waited_s:.0f} s, and {whom}")
 
     def _stop(self, words: str) -> NoReturn:
-        raise TrainingStopped(f"{words}: {self._need.words}" if self._need.words else words)
+        raise TrainingStopped(f"{words}: {self._need.words}." if self._need.words else f"{words}.")
 
     def _described(self, rows: Sequence[int]) -> str:
         return Topology(servers=1, workers=self._link.num_workers).describe_rows(rows)

@@ -1,10 +1,10 @@
 """A Keras script in which ranks do what FAULTS says: "rank:step:fault ...", step 0 before all.
 
-kill, raise, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), and garbage
-(raw MPI messages to the server). The script knows nothing of AggregaThor; it leaves its accuracy
-and a digest of its parameters, on the server also how many steps it made and from how many rounds
-each worker was missing. In the third step it leaves a file named like its process in the
-folder STARTED, if there is one.
+kill, raise, stop (and go on after 4 s), exit, nan, huge, late (half a second a step), garbage (raw
+MPI messages to the server), and flood (whole gradients, of this ticket and of others). The script
+knows nothing of AggregaThor; it leaves its accuracy and a digest of its parameters, on the server
+also how many steps it made and from how many rounds each worker was missing. In the third step it
+leaves a file named like its process in the folder STARTED, if there is one.
 """
 
 import os
@@ -23,6 +23,7 @@ from tests.mpi.results import digest, leave
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 FAULTS = {}
+SENT = []  # whose memory MPI may still read
 for word in os.environ.get("FAULTS", "").split():
     rank, step, fault = word.split(":")
     if int(rank) == RANK:
@@ -55,6 +56,8 @@ class Model(keras.Sequential):
             time.sleep(0.5)
         if Model.fault == "garbage":
             garbage()
+        if Model.fault == "flood":
+            flood()
         if Model.fault == "nan":
             return images * np.nan
         return images * 1e30 if Model.fault == "huge" else images
@@ -68,6 +71,17 @@ def garbage():
     random = np.random.default_rng(Model.step)
     for tag in (0, 1, Model.step, Model.step + 1, 2**30):
         comm.Isend(random.bytes(int(random.integers(1, 5000))), dest=0, tag=tag).Free()
+
+
+def flood():
+    """Sends 100 gradients where one is due, on the communicator of the link itself."""
+    from aggregathor import api
+
+    half = api.current().halves[0]
+    grad_d = np.full(half._link.dim, 1e6, np.float32)
+    for number in range(100):
+        half._link._comm.Isend(grad_d, dest=0, tag=half.round + number % 3 - 1).Free()
+    SENT.append(grad_d)
 
 
 def main():
@@ -90,16 +104,22 @@ def main():
     sys.stdout.write(f"rank {RANK} has ended\n")
     result = {"accuracy": accuracy, "digest": digest(model.trainable_variables)}
     if RANK == 0:
-        result |= {"steps": Model.step, "missing": missing()}
+        result |= {"steps": Model.step, **seen()}
     leave(RANK, result)
 
 
-def missing():
-    """From how many rounds each worker was missing, as the server has seen."""
+def seen():
+    """What the server has seen: from how many rounds each worker was missing, or its gradients."""
     from aggregathor import api
 
-    (rounds,) = api.current()._observer._optimizers
-    return rounds.suspicion.missing_n.tolist()
+    observer = api.current()._observer
+    if observer._arrivals:
+        (arrivals,) = observer._arrivals
+        rejections = arrivals.rejections
+        counts = {"arrivals": rejections.arrivals_n, "rejected": rejections.rejected_n}
+        return {name: each.tolist() for name, each in counts.items()}
+    (rounds,) = observer._optimizers
+    return {"missing": rounds.suspicion.missing_n.tolist()}
 
 
 main()

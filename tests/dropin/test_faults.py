@@ -56,6 +56,62 @@ def test_training_goes_on_while_no_more_than_f_are_faulty(transport, start):
     assert ranks_in(done.stdout) == set(found)
 
 
+BASGD = ("--protocol=basgd", "--gar=median", "--f=1", "--protocol_args=buffers=3 reassign_s=0.5")
+
+
+@pytest.mark.long
+def test_without_rounds_faulty_workers_stop_nobody(start, tmp_path):
+    """NaN, killed, stopped for 4 s, garbage and a flood: each of them is one of seven workers.
+
+    The one that was stopped comes back, and ends with the model that all have.
+    """
+    faults = "3:5:flood 4:5:garbage 5:1:nan 6:8:kill 7:8:stop"
+    monitor = tmp_path / "monitor"
+    flags = (*BASGD, "--transport=mpi", "--show=all", f"--monitor={monitor}")
+    done, found = start(8, *flags, STEPS="300", FAULTS=faults)
+    check(done)
+    assert set(found) == {0, 1, 2, 3, 4, 5, 7}
+    assert found[0]["steps"] == 300
+    assert found[0]["accuracy"] > 0.8
+    assert {each["digest"] for each in found.values()} == {found[0]["digest"]}
+    arrivals, rejected = found[0]["arrivals"], found[0]["rejected"]
+    assert rejected == [0, 0, 0, 0, arrivals[4], 0, 0]
+    assert arrivals[5] < 10
+    assert arrivals[6] > 10  # it has gone on
+    # Who floods has its turn as the others have.
+    assert arrivals[2] < 2 * max(arrivals[0], arrivals[1])
+    assert "suspected: worker 4 in" in done.stderr
+    rows = [row.split(",") for row in (monitor / "run-1" / "workers.csv").read_text().splitlines()]
+    dropped = [sum(int(row[6]) for row in rows[1:] if row[1] == str(each)) for each in range(7)]
+    assert dropped[2] > 100
+    assert dropped[:2] == [0, 0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ("2:5:kill 3:6:kill", r"workers 1, 2 \(ranks 2, 3\) ended, and 2 of 4 workers are left"),
+        (
+            "2:5:stop 3:6:stop",
+            r"the model has had no update for [23] s, and nothing came from workers 1, 2 "
+            r"\(ranks 2, 3\) for 1 s or longer",
+        ),
+    ],
+)
+def test_without_rounds_it_stops_where_too_few_are_left(faults, said, start, tmp_path):
+    """At once where they are dead, and where they are silent after --stop_after_s."""
+    saved = tmp_path / "saved"
+    flags = (*BASGD, "--transport=mpi", "--stop_after_s=2", f"--checkpoint={saved}")
+    done, found = start(5, *flags, STEPS="2000", FAULTS=faults)
+    assert done.returncode != 0
+    assert re.search(said, done.stderr), done.stderr
+    assert "basgd has 3 buffers, and goes on while as many workers live" in done.stderr
+    assert f"Saved in {saved / 'server' / 'server.npz'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not found
+
+
 def test_averaging_learns_nothing_where_one_sends_nan(start):
     """In as many steps as above."""
     done, found = start(4, "--gar=average", STEPS="120", FAULTS="2:1:nan")

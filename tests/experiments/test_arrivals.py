@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_stops_nobody(tmp_path):
 def test_with_fewer_workers_than_buffers_it_stops_and_names_who_is_missing(tmp_path):
     failure, schedule, err = deadly("too few", tmp_path)
     found = re.fullmatch(
-        r"step \d+: the model has had no update for (\d+) s, in which nothing came from worker 4 "
+        r"step \d+: the model has had no update for (\d+) s, and nothing came from worker 4 "
         r"\(rank 5\): basgd has 5 buffers, and goes on while as many workers live",
         failure,
     )

@@ -145,8 +145,8 @@ def test_without_an_update_for_too_long_it_stops_and_names_who_was_silent():
             exchange(server, workers, 1, np.nan)
 
     said = (
-        r"the model has had no update for 3\d s, in which nothing came from workers 0, 2 "
-        r"\(ranks 1, 3\): all need it"
+        r"the model has had no update for 3\d s, and nothing came from workers 0, 2 "
+        r"\(ranks 1, 3\) for 15 s or longer: all need it\."
     )
     with pytest.raises(TrainingStopped, match=said):
         spoil()
