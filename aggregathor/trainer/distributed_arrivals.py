@@ -71,7 +71,6 @@ class ServerOfArrivals:
         self._parameters = Parameters(model, optimizer)
         self._first = FirstWorker(model, loss, batches)
         self._validate = validate_of(setting, model, self._parameters, loss, validation)
-        self._ticket_n = np.zeros(setting.num_workers, np.int64)  # of each worker's next gradient
         self._has_begun = False
         self._half: ArrivalsServer  # of `connect`
 
@@ -92,16 +91,16 @@ class ServerOfArrivals:
         return {
             "step": np.array(self.steps, np.int64),
             "loss": np.array(self._first.loss),
-            "tickets": self._ticket_n.copy(),
             **values_of(self.model, self._optimizer),
             **prefixed("server", self._half.state()),
+            **prefixed("held", self._half.state_of_workers()),
         }
 
     def restore(self, state: State) -> None:
         """Goes on from what ``state`` gave; the workers with the newest model."""
         assign_values(self.model, self._optimizer, state)
         self._half.restore(under("server", state))
-        self._ticket_n = np.array(state["tickets"])
+        self._half.expect(state["held/tickets"].tolist())
         self.steps = int(state["step"])
         self._first.loss = float(state["loss"])
 
@@ -120,7 +119,6 @@ class ServerOfArrivals:
         if report.is_step:
             self._parameters.apply(tf.constant(report.grad_d))
             self._half.publish(self._parameters.read())
-        self._ticket_n[report.row] = report.ticket + 1
         if report.row == 0:
             self._first.see(report.ticket)
         self.steps += 1
@@ -128,11 +126,10 @@ class ServerOfArrivals:
 
     def _begin(self) -> None:
         """Gives the workers what was restored, or what all begin with."""
-        self._half.expect(self._ticket_n.tolist())
         self._job.ranks.send_state(
             {
                 "step": np.array(self.steps),
-                "tickets": self._ticket_n,
+                "tickets": np.array(self._half.rounds()),
                 "params": self._parameters.read(),
             }
         )
