@@ -156,7 +156,7 @@ class LossOnCopies:
 
         Args:
           params_d: x, [d].
-          count: of how many examples; all, where there are no more.
+          count: of how many examples, the same in all calls; all, where there are no more.
           rng: draws them.
         Raises:
           UserError: the loss is no scalar, or does not depend on the variables.

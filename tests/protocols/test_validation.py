@@ -88,6 +88,42 @@ def test_losses_are_those_of_the_model_after_each_step(make, examples, rng):
     assert len(set(got.tolist())) == 5
 
 
+@pytest.mark.parametrize("make", [network, everything])
+def test_the_gradient_is_that_of_the_model_at_the_parameters(make, examples, rng):
+    model = make()
+    variables = tf_variables(model)
+    before = [variable.numpy() for variable in model.variables]
+    params_d = flat(variables) + np.float32(0.1)
+
+    def loss_of(points, labels):
+        return of_labels(labels, model(points, training=False))
+
+    losses = LossOnCopies(loss_of, variables, Examples(examples))
+    got = [losses.gradient(params_d, 4, np.random.default_rng(7)) for _ in range(2)]
+    others = LossOnCopies(loss_of, variables, Examples(examples))
+    everybody = others.gradient(params_d, 10**6, np.random.default_rng(7))
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    for variable in variables:
+        variable.assign_add(tf.fill(variable.shape, 0.1))
+    batches = Examples(examples).draw(np.random.default_rng(7), 4), examples
+    for grad_d, batch in zip((got[0], everybody), batches, strict=True):
+        with tf.GradientTape() as tape:
+            loss = loss_of(*batch)
+        expected = tape.gradient(loss, variables)
+        expected_d = np.concatenate([tf.reshape(each, [-1]) for each in expected])
+        np.testing.assert_allclose(grad_d, expected_d, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(*got)
+
+
+def test_a_gradient_is_0_where_the_loss_does_not_depend_on_a_variable(rng):
+    x, unused = tf.Variable([1.0, 2.0]), tf.Variable([9.0])
+    losses = LossOnCopies(lambda: tf.reduce_sum(x**2) / 2, [x, unused], None)
+    got = losses.gradient(np.array([3, -4, 0], np.float32), 1, rng)
+    np.testing.assert_array_equal(got, [3, -4, 0])
+    np.testing.assert_array_equal(x, [1, 2])
+
+
 def test_any_number_of_rows_is_traced_once(rng):
     x = tf.Variable([1.0, 2.0])
     traces = []
