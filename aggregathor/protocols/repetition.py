@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from aggregathor.protocols import linear
 from aggregathor.protocols.decoded import Decoded
 
 AGREE = 1e-4  # how far a copy may be from its group's median, in norms of that, and be a copy of it
@@ -46,7 +47,11 @@ class Repetition:
     width = 1
 
     def __init__(
-        self, num_workers: int, redundancy: int, median: Median = median_of_present
+        self,
+        num_workers: int,
+        redundancy: int,
+        median: Median = median_of_present,
+        tools: linear.Tools | None = None,
     ) -> None:
         """Takes n, and r, which divides it.
 
@@ -54,6 +59,7 @@ class Repetition:
           num_workers: n.
           redundancy: r.
           median: gives the coordinate-wise median of a group's copies [r, d], each NaN left out.
+          tools: the work on whole gradients; NumPy's by default.
         """
         if num_workers % redundancy:
             raise ValueError(f"r={redundancy} does not divide n={num_workers}")
@@ -63,6 +69,7 @@ class Repetition:
         # More than s copies are needed in each group: so many can all be wrong.
         self.most_lost = num_workers // redundancy * (redundancy - self.most_wrong - 1)
         self._median = median
+        self._tools = tools or linear.Tools()
 
     def group_of(self, worker: int) -> int:
         """Returns the number of a worker's group."""
@@ -81,16 +88,9 @@ class Repetition:
           worker: 0..n-1.
 
         Returns:
-          [d] of their dtype: added in float64 in that order, divided and rounded once.
+          [d] of their dtype: each times 1 / r, added in float64 in that order and rounded once.
         """
-        mean_d = np.empty_like(rows[0])
-        for begin in range(0, len(mean_d), _CHUNK):
-            part = slice(begin, begin + _CHUNK)
-            total = np.zeros(len(mean_d[part]))
-            for row_d in rows:
-                total += row_d[part]
-            mean_d[part] = total / len(rows)
-        return mean_d
+        return self._mean(rows)
 
     def decode(
         self, stack_nd: np.ndarray, rng: np.random.Generator | None = None, block: int = 1
@@ -124,10 +124,17 @@ class Repetition:
             usage_n[number * r : (number + 1) * r] = agrees_r * present_r
             if 2 * np.count_nonzero(agrees_r) <= np.count_nonzero(present_r):
                 divided.append(number)
-        mean_d = _mean(medians)
+        mean_d = self._mean(medians)
         mean_d[lost_d] = 0
         unverified = 1.0 if divided else float(lost_d.mean())
         return Decoded(mean_d, usage_n, unverified, tuple(divided))
+
+    def _mean(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the mean of rows [d]."""
+        mean_d = np.empty_like(rows[0])
+        weights = np.full(len(rows), 1 / len(rows))
+        self._tools.weighted_sum(rows, weights, linear.all_columns(len(mean_d)), mean_d)
+        return mean_d
 
 
 def _compare(copies_rd: np.ndarray, median_d: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -157,16 +164,3 @@ def _distance(copy_d: np.ndarray, median_d: np.ndarray) -> tuple[float, float]:
             sq_distance += float(difference @ difference)
             sq_norm += float(median @ median)
     return sq_distance, sq_norm
-
-
-def _mean(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean of rows [d], added in float64 in their order and rounded once."""
-    mean_d = np.empty_like(rows[0])
-    for begin in range(0, len(mean_d), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        total = np.zeros(len(mean_d[part]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            for row_d in rows:
-                total += row_d[part]
-            mean_d[part] = total / len(rows)
-    return mean_d
