@@ -136,17 +136,18 @@ class Cyclic:
         Returns:
           [width * d] of their dtype: added in float64 in that order, and rounded once.
         """
-        dim = len(rows[0])
-        sent = np.empty(dim * self.width, rows[0].dtype)
         taps = self.encoder_nn[self.batches_of(worker), worker]
-        # Real and imaginary parts in turn; a real code has no others.
-        parts = (taps,) if self.width == 1 else (taps.real, taps.imag)
-        for i, part in enumerate(parts):
-            out_d = sent[i :: self.width]
-            self._tools.weighted_sum(
-                rows, np.ascontiguousarray(part), linear.all_columns(dim), out_d
-            )
-        return sent
+        if self.width == 1:
+            return self._combined(rows, taps)
+        parts = [
+            self._combined(rows, np.ascontiguousarray(part)) for part in (taps.real, taps.imag)
+        ]
+        return np.stack(parts, axis=1).reshape(-1)
+
+    def _combined(self, rows: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        sum_d = np.empty_like(rows[0])
+        self._tools.weighted_sum(rows, weights, linear.all_columns(len(sum_d)), sum_d)
+        return sum_d
 
     def weights(self, lost_n: np.ndarray) -> np.ndarray:
         """Returns the shortest b [n] with W b = 1 that is 0 at the lost ones, bool [n]."""
