@@ -41,7 +41,7 @@ def code_of(setting: Setting, dtype: DTypeLike = np.float32) -> Code | None:
     n, r = setting.num_workers, draco.redundancy_of(setting.f, told["redundancy"])
     tools = linear.Tools(_project, _weighted_sum)
     if told["code"] == draco.REPETITION:
-        return Repetition(n, r, lambda copies_rd: _median(copies_rd, (r - 1) // 2), tools)
+        return Repetition(n, r, _median, tools)
     is_paper = told["code"] == draco.CYCLIC_PAPER
     if is_paper and n > MOST_IN_FLOAT32 and np.dtype(dtype) == np.float32:
         raise UserError(
@@ -133,10 +133,10 @@ class UndecodableError(UserError):
     """More rows are lost or wrong than the code allows."""
 
 
-def _median(copies_rd: np.ndarray, s: int) -> np.ndarray:
+def _median(copies_rd: np.ndarray) -> np.ndarray:
     """Returns the coordinate-wise median, by the rule's kernel."""
     median = gars.GARS["median"]
-    return np.asarray(median.apply(copies_rd, {}, Context(), f=s, usage=False)[0].grad_d)
+    return np.asarray(median.apply(copies_rd, {}, Context(), f=0, usage=False)[0].grad_d)
 
 
 def _project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
