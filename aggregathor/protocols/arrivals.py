@@ -130,7 +130,8 @@ class ArrivalsServer:
         self._need = need or Need()
         self._observer = observer
         self._waiting = waiting
-        self._limit_s, self._later_limit_s = first_limit_s, limit_s
+        self._limit_s = self._first_limit_s = first_limit_s
+        self._later_limit_s = limit_s
         self._earlier_s = 0.0  # of the clock, before a checkpoint
         self._begun_s = time.monotonic()
         self._now = now or (lambda: self._earlier_s + time.monotonic() - self._begun_s)
@@ -139,7 +140,8 @@ class ArrivalsServer:
         self._held: list[tuple[int, np.ndarray]] = []
         self._tickets = [0] * link.num_workers  # of each row's next gradient
         self._heard_s = [0.0] * link.num_workers
-        self._updated_s = 0.0
+        self._waited_s = 0.0  # in `collect`, since the last update
+        self._since_s = 0.0  # when the wait at hand began
         self._open: ArrivalReport | None = None  # whose step is to be published
         self._has_begun = False  # since all workers last went on together
         self._may_be_older: set[int] = set()  # rows whose next gradient may be from before that
@@ -175,11 +177,13 @@ class ArrivalsServer:
           RuleError: BASGD's rule cannot be applied to the buffers.
         """
         self._has_begun = True
+        self._since_s = self._now()
         with self._waiting():
             while (report := self._look()) is None:
                 self._check_time()
         if not report.is_step:
             self._check_time()
+            self._waited_s += self._now() - self._since_s
         return report
 
     def aggregate(self) -> ArrivalReport:
@@ -204,7 +208,7 @@ class ArrivalsServer:
         assert report is not None
         self.version += 1
         self._params_d = self._snapshot(params_d)
-        self._updated_s, self._limit_s = report.now_s, self._later_limit_s
+        self._waited_s, self._limit_s = 0.0, self._later_limit_s
         self._answer(report.row, report.ticket)
         return report if self._observer is None else self._observer.decided(report)
 
@@ -248,7 +252,8 @@ class ArrivalsServer:
         if left < self._need.workers:
             whom = self._described(sorted(self._forgotten))
             self._stop(f"{whom} ended, and {left} of {self._link.num_workers} workers are left")
-        waited_s = self._now() - self._updated_s
+        # Not what the server does else, such as to validate: workers wait for it meanwhile.
+        waited_s = self._waited_s + self._now() - self._since_s
         if not self._leaving and waited_s < self._limit_s:
             return
         # Who has fallen silent may have been heard after the last update.
@@ -275,7 +280,7 @@ class ArrivalsServer:
             self._may_be_older = set(range(self._link.num_workers))
         self._has_begun = False
         self._params_d = None
-        self._updated_s = self._now()
+        self._waited_s, self._limit_s = 0.0, self._first_limit_s  # they may trace and compile
 
     def rounds(self) -> list[int]:
         """Returns the ticket of each worker's next gradient."""
@@ -302,7 +307,7 @@ class ArrivalsServer:
         self.round, self.version = int(state["round"]), int(state["version"])
         self._earlier_s, self._begun_s = float(state["now_s"]), time.monotonic()
         self._params_d = None
-        self._updated_s = self._earlier_s
+        self._waited_s = 0.0
         self._heard_s = [self._earlier_s] * self._link.num_workers
 
     def state_of_workers(self) -> State:

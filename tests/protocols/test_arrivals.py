@@ -152,6 +152,17 @@ def test_without_an_update_for_too_long_it_stops_and_names_who_was_silent():
         spoil()
 
 
+def test_what_the_server_does_else_is_no_wait():
+    """It validates for 100 s, and the gradient that has come meanwhile makes no step."""
+    clock = Clock(0.1)
+    server, workers, _ = connected(Plain(), now=clock, first_limit_s=60.0, limit_s=30.0)
+    exchange(server, workers, 0, 1)
+    clock.now_s += 100.0
+    assert exchange(server, workers, 1, np.nan)[0].why == "not finite"
+    clock.now_s += 100.0
+    assert exchange(server, workers, 1, 1)[0].is_step
+
+
 def test_nobody_comes():
     server, _, _ = connected(Plain(), now=Clock(1.0), first_limit_s=20.0)
     with pytest.raises(TrainingStopped, match=r"no update for 2\d s"):
