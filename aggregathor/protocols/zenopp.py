@@ -79,17 +79,17 @@ class Zenopp:
         if length == 0:
             return Verdict(None, ZERO)
         gamma, v_norm = self._gamma(), self._v_norm
-        step_d = None
-        if 0 < square < np.inf and np.isfinite(product):
-            towards = product / length * v_norm  # <v, u'>
-        else:  # u, or a v that is not finite, leaves float64
-            step_d = self._rescaled(grad_d, length)
-            _, towards = self._vectors.products(step_d, self._v_d)
+        # <v, u'> = |v| <v, u / |u|>
+        if not (0 < square < np.inf and np.isfinite(product)):  # they have left float64
+            with np.errstate(over="ignore", invalid="ignore"):
+                _, product = self._vectors.products(grad_d / length, self._v_d)
+        else:
+            product /= length
         with np.errstate(over="ignore", invalid="ignore"):
-            score = gamma * towards - self._rho * v_norm * v_norm
+            score = gamma * product * v_norm - self._rho * v_norm * v_norm
         if not score >= -gamma * self._epsilon:  # also where v is not finite
             return Verdict(None, SCORE)
-        return Verdict(self._rescaled(grad_d, length) if step_d is None else step_d)
+        return Verdict(self._rescaled(grad_d, length))
 
     def _rescaled(self, grad_d: np.ndarray, length: float) -> np.ndarray:
         """Returns a gradient of this length, above 0, with the length of v."""

@@ -17,7 +17,7 @@ def rule_of(v_d=V_D, gamma=0.1, rho=0.002, epsilon=0.1, refresh=10):
 
 def offered(rule, grad_d, params_d=None):
     params_d = np.zeros(len(grad_d)) if params_d is None else params_d
-    return rule.offer(Offer(0, 0, 0, params_d, params_d, np.asarray(grad_d), 0.0))
+    return rule.offer(Offer(0, 0, 0, params_d, params_d, np.array(grad_d), 0.0))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
