@@ -20,7 +20,7 @@ LABELS = (POINTS[:, 0] > 0).astype(int)
 
 def validations(gar="zeno", is_server=True):
     return Validations(
-        SimpleNamespace(setting=Setting(num_workers=3, gar=gar), is_server=is_server)
+        SimpleNamespace(setting=Setting(num_workers=3, gar=gar), is_server=is_server, secret=0)
     )
 
 
