@@ -41,7 +41,8 @@ class Config(settings.Training):
     """How the ranks of a job train together. Every rank has the same.
 
     Each field is an argument of ``agt.init``, a flag of ``aggregathor run`` (``--gar_args m=2``),
-    and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
+    and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``). What one of them says the
+    others may leave out, and must not contradict.
     """
 
     transport: str = setting(
@@ -124,11 +125,15 @@ class Config(settings.Training):
         for name, value in given.items():
             if name not in FIELDS:
                 raise UserError(f"agt.init has no parameter {name!r}: {near(name, FIELDS)}")
-            if name in told and told[name] != value:
-                raise UserError(
-                    f"the script asks for {name}={value!r} and the command line for "
-                    f"{told[name]!r}. Leave one of them out."
-                )
+        differ = [name for name in given if name in told and told[name] != given[name]]
+        if differ:
+            here, there = (
+                ", ".join(f"{name}={which[name]!r}" for name in differ) for which in (given, told)
+            )
+            raise UserError(
+                f"agt.init({here}) in the script contradicts the command line, which says {there}. "
+                "Leave one of them out."
+            )
         values = {**told, **given}
         config = cls(**{"f": values.get("byzantine", 0), **values})
         config.check()

@@ -40,11 +40,18 @@ class Validations:
 
     def __init__(self, job: Job) -> None:
         """Begins without any."""
-        self._rule = job.setting.rule.gar.name
-        self._is_needed = job.is_server and job.setting.rule.needs_validation
+        self._job = job
         self._held_out: Any = None
         self._given: _Source | None = None
         self._of_fit: _Source | None = None
+
+    @property
+    def _rule(self) -> str:
+        return self._job.setting.rule.gar.name
+
+    @property
+    def _is_needed(self) -> bool:
+        return self._job.is_server and self._job.setting.rule.needs_validation
 
     def hold_out(self, data: Any) -> None:
         """Takes what ``agt.init`` is given, for ``fit``."""
