@@ -51,8 +51,8 @@ def init(*, validation_data: Any = None, **given: Any) -> None:
 
     Raises:
       UserError: an argument is wrong, contradicts the command line or an earlier call, or comes too
-        late, as ``lock``, ``checkpoint`` and ``protocol`` do in a job that runs; or the installed Keras or TensorFlow lacks what is needed;
-        every rank ends, and rank 0 reports it.
+        late, as ``lock``, ``checkpoint`` and ``protocol`` do in a job that runs; or the installed
+        Keras or TensorFlow lacks what is needed. Every rank ends, and rank 0 reports it.
     """
     global _job, _dropin, _initialised
     ending.install_hook()

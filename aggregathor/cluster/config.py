@@ -81,6 +81,14 @@ class Config(settings.Training):
         'to the logger "aggregathor" of Python\'s logging.',
         choices=LEVELS,
     )
+    draws: str = setting(
+        "own",
+        "what a loop of the script draws after the first step, several numbers at once by random "
+        'or numpy.random, or by TensorFlow eagerly. "own": each rank its own, as batches and noise '
+        'must be. "alike": all the same, as tasks of meta-learning must be. Input pipelines, '
+        "functions and layers draw each rank's own in any case.",
+        choices=("own", "alike"),
+    )
     lock: str = setting(
         "drift",
         "what keeps a worker from writing what only the server writes, one or more of these, "
@@ -122,7 +130,7 @@ class Config(settings.Training):
           UserError: a name is unknown, a value cannot be read, or the two contradict each other.
         """
         told = _read(environment)
-        for name, value in given.items():
+        for name in given:
             if name not in FIELDS:
                 raise UserError(f"agt.init has no parameter {name!r}: {near(name, FIELDS)}")
         differ = [name for name in given if name in told and told[name] != given[name]]

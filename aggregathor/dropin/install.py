@@ -56,6 +56,7 @@ class Dropin:
             entropy=job.meeting.bcast(secrets.randbits(31), int),
             rounds=lambda: sum(half.round for half in job.halves),
             together=job.meeting,
+            loop_is_alike=lambda: job.config.draws == "alike",
         )
         job.at_begin(seeds.begin)
         files = ServerFiles(job.ranks, is_server=job.is_server)
