@@ -196,6 +196,7 @@ TENSORFLOW_NAMES = (
     PrivateName("tensorflow.python.training.saver", "Saver.__init__", sets="_pad_step_number"),
     PrivateName(_SUMMARIES, "EventFileWriter", "logdir ..."),
     PrivateName(_SUMMARIES, "EventFileWriterV2", "session logdir ..."),
+    PrivateName("tensorflow.python.profiler.profiler_v2", "stop", "save"),
     PrivateName("tensorflow.python.autograph.impl.api", "autograph_artifact", "entity ..."),
     PrivateName("tensorflow.python.autograph.impl.api", "tf_convert", "f ctx ..."),
     PrivateName("tensorflow.python.autograph.core.ag_ctx", "control_status_ctx", ""),
