@@ -212,14 +212,14 @@ class Fit:
         """Worker: waits until the server, whose ``fit`` was left by an error, goes on or ends.
 
         Raises:
-          TrainingEnded: it ends, as its script does not handle the error.
+          TrainingEnded: it ends, as its script does not handle the error, or as a check is made.
         """
         try:
             self._job.ranks.wait(
                 self._job.ranks.state_is_there, "the server, whose fit was left by an error"
             )
         except TrainingEnded as ended:
-            if str(ended):
+            if str(ended) or self._job.config.check_rounds:
                 raise
 
     def _stopped(self, model: Any, failure: TrainingStopped) -> TrainingStopped:
