@@ -388,7 +388,7 @@ class Ranks:
                     waiting.remove(rank)
             time.sleep(_POLL_S)
         cut = [str(rank) for rank, goodbye in sorted(self._goodbyes.items()) if goodbye.cut]
-        if cut and not reason:
+        if cut and not reason and not stopping.asked():
             _log.info(
                 "the server's script ended first, and with it the rounds of rank %s", ", ".join(cut)
             )
