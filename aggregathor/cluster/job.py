@@ -10,6 +10,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -102,7 +103,8 @@ class Job:
         self.halves: list[Half] = []
         self._places = Places(ranks, self.halves)
         self._secret = secrets.randbits(63) if secret is None else secret
-        self._observer = self._open_observer()
+        self._folder = self._open_folder()  # of the monitor
+        self._observer = self._observe()
         self.has_begun = False
         self.doing = ""
         self._at_begin: list[Callable[[], None]] = []
@@ -140,8 +142,9 @@ class Job:
                 f"`aggregathor run` {shlex.join(flags)}"
             )
         self._take(config)
-        if "monitor" in names or "monitor_every" in names:
-            self._observer = self._open_observer()
+        if "monitor" in names:
+            self._folder = self._open_folder()
+        self._observer = self._observe()
 
     def _take(self, config: Config) -> None:
         """Checks a configuration, and makes it this job's; collective."""
@@ -164,11 +167,13 @@ class Job:
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
 
-    def _open_observer(self) -> Observer:
-        folder = self.meeting.together(
+    def _open_folder(self) -> Path | None:
+        return self.meeting.together(
             lambda: open_folder(self.config.monitor if self.is_server else "")
         )
-        return Observer(self.setting, folder, self.config.monitor_every)
+
+    def _observe(self) -> Observer:
+        return Observer(self.setting, self._folder, self.config.monitor_every)
 
     def _warn(self) -> None:
         """Warns of what can run, and will hardly be what was meant."""

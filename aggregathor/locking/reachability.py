@@ -49,7 +49,7 @@ def reach(start: Any, is_wanted: Callable[[tf.Variable], bool]) -> Reached | Non
 
     It searches closures, defaults, the globals that the code names, the object that a method is
     bound to, containers, attributes, and objects of Keras and TensorFlow. It does not see what a
-    function looks up while it runs (``gc``, ``sys.modules``, frames).
+    function looks up while it runs (``gc``, ``sys.modules``, frames, the list of threads).
     """
     ahead, seen = deque([start]), {id(start): start}
     variable = None

@@ -432,17 +432,24 @@ def test_a_check_keeps_nothing_and_was_told_what_it_was_told(monkeypatch, capfd)
     assert "no optimizer took part" in capfd.readouterr().out
 
 
-def test_what_the_script_says_completes_what_the_job_was_started_with(tmp_path, capsys):
+@pytest.mark.parametrize("at_start", [True, False])
+def test_what_the_script_says_completes_what_the_job_was_started_with(at_start, tmp_path, capsys):
+    seen = {"monitor": str(tmp_path)}
+
     def run(job):
-        job.complete(Config(f=1, gar="median", monitor=str(tmp_path)))
+        job.complete(Config(f=1, gar="median", **seen))
         half = connect(job)
         return job.setting.gar, job.setting.f, one_round(job, half)
 
-    server, *workers = run_jobs(4, run, config=lambda _: {"f": 1})
+    config = {"f": 1, **(seen if at_start else {})}
+    server, *workers = run_jobs(4, run, config=lambda _: config)
     assert server == ("median", 1, [1.0] * DIM)
     assert workers == [("median", 1, [10.0] * DIM)] * 3
+    assert [each.name for each in tmp_path.iterdir()] == ["run-1"]
     assert (tmp_path / "run-1" / "workers.csv").exists()
-    assert "tolerates no Byzantine worker" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 round, median f=1; nobody was suspected" in said
+    assert "tolerates no Byzantine worker" not in said
 
 
 @pytest.mark.parametrize(
