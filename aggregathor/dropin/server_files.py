@@ -12,6 +12,7 @@ until the server has done so as often, and reads the server's.
 | ``Dataset.cache(FILE)``, ``Dataset.snapshot`` | writes | has a private place, or reads a cache that was whole before the job |
 | summary writers, v1's too; profiles | writes | writes nothing |
 | ``save``, ``save_weights``, ``export`` of models | writes | has a private copy; reads the server's if it can see it |
+| ``keras.utils.get_file`` | one rank of a host fetches: see ``keras/downloads.py`` | the same |
 | ``tf.io.write_file``, ``tf.io.gfile``, ``TFRecordWriter``, ``numpy.save``, ``open``, ``os`` | as the script says | the same: a script may have files of each rank |
 """  # noqa: E501 - the table
 

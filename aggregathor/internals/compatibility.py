@@ -120,6 +120,8 @@ KERAS_NAMES = (
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.__init__", sets="dynamic_growth_steps"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="step_counter"),
     PrivateName(_LOSS_SCALE, "LossScaleOptimizer.build", sets="dynamic_scale"),
+    PrivateName("keras.src.utils.file_utils", "urlretrieve", "url filename ..."),
+    PrivateName("keras.src.utils.file_utils", "extract_archive", "file_path path archive_format"),
     PrivateName("keras.src.random.seed_generator", "make_default_seed", ""),
     PrivateName("keras.src.random.seed_generator", "global_seed_generator", ""),
     PrivateName("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"),
