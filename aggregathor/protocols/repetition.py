@@ -136,7 +136,7 @@ class Repetition:
         if missing_rd is None or not missing_rd.any():
             for i in np.flatnonzero(~agrees_r):
                 agrees_r[i] = _is_copy(copies_rd[i], median_d)
-            is_divided = 2 * np.count_nonzero(agrees_r) <= len(agrees_r)
+            is_divided = 2 * int(np.count_nonzero(agrees_r)) <= len(agrees_r)
             return _Group(median_d, agrees_r.astype(float), None, is_divided)
         present_rd = ~missing_rd
         num_present_d = np.count_nonzero(present_rd, axis=0)
@@ -145,7 +145,7 @@ class Repetition:
         for i in np.flatnonzero(~agrees_r & is_here_r):
             here_d = present_rd[i] & ~is_thin_d  # where it has none, nothing speaks against it
             agrees_r[i] = _is_copy(copies_rd[i, here_d], median_d[here_d])
-        num_here, num_right = np.count_nonzero(is_here_r), np.count_nonzero(agrees_r)
+        num_here, num_right = (int(np.count_nonzero(each_r)) for each_r in (is_here_r, agrees_r))
         is_divided = 2 * num_right <= num_here
         used_rd = present_rd & ~is_thin_d & agrees_r[:, None]
         lost_d = is_thin_d

@@ -20,11 +20,12 @@ SYSTEMS = {
     "zeno": {"gar": "zeno", "f": 4, "gar_args": {"b": 4, "n_r": 16}, "validation_share": 0.1},
     "repetition": {"protocol": "draco", "f": 1, "protocol_args": {"code": "repetition"}},
     "cyclic": {"protocol": "draco", "f": 1},
+    "attacked": {"gar": "median", "f": 2, "byzantine": 2, "attack": "little"},
 }
 DIES_AT = 4  # of a worker's gradients
 # What each fault does, by row.
 FAULTS = {"killed": {5: "killed"}, "garbage": {5: "garbage"},
-    "too many": {4: "killed", 5: "killed"}}  # fmt: skip
+    "too many": {4: "killed", 5: "killed"}, "first killed": {0: "killed"}}  # fmt: skip
 MOST = {"garbage": {"zeno": {2: "garbage", 3: "garbage", 4: "garbage", 5: "garbage"}}}
 
 

@@ -65,3 +65,17 @@ def test_where_too_many_die_it_stops_and_names_them(system, tmp_path):
     assert re.match(
         r"step \d+: nothing came from workers 4, 5 \(ranks 5, 6\), and draco \(", failure
     ), f"{failure}\n{err}"
+
+
+@long
+@pytest.mark.parametrize("fault", ["killed", "first killed"])
+@pytest.mark.parametrize("transport", ["mpi", "udp"])
+def test_a_dead_worker_stops_no_attackers(fault, transport, tmp_path):
+    """They see the gradients of the others before they send theirs."""
+    failure, metrics, workers, err = ran(tmp_path, fault, "attacked", transport, 0, 60)
+    assert failure == "", err
+    assert float(metrics[-1]["accuracy"]) > 0.6
+    alive = [row for row in range(WORKERS) if row != (5 if fault == "killed" else 0)]
+    assert all(
+        float(each["delivered"]) == 1 for each in workers[-WORKERS:] if int(each["worker"]) in alive
+    )
