@@ -6,9 +6,10 @@ takes part once ``DistributedOptimizer`` or ``distribute_all`` marks it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aggregathor import log
@@ -29,6 +30,7 @@ _logger = logging.getLogger(__name__)
 _job: Job | None = None
 _dropin: Dropin | None = None
 _initialised = False
+_given: dict[str, Any] = {}  # to `init`
 _PROCESS = "AGGREGATHOR_PROCESS"  # the number of the rank's process, which its children inherit
 
 
@@ -44,11 +46,13 @@ def init(*, validation_data: Any = None, **given: Any) -> None:
 
     Without mpirun it checks the arguments and does nothing: the script trains as it would without.
     So it does in the processes that a rank starts, as by ``multiprocessing``: these are no ranks.
-    Called again it does nothing either, as long as it is given nothing else.
+    Called again, such as in a script that ``aggregathor run`` has started, it takes up what was not
+    said before, on all ranks alike and before the first step.
 
     Raises:
-      UserError: an argument is wrong, or the installed Keras or TensorFlow lacks what is needed;
-        every rank ends, and rank 0 reports it.
+      UserError: an argument is wrong, contradicts the command line or an earlier call, or comes too
+        late, as ``lock``, ``checkpoint`` and ``protocol`` do in a job that runs; or the installed
+        Keras or TensorFlow lacks what is needed. Every rank ends, and rank 0 reports it.
     """
     global _job, _dropin, _initialised
     ending.install_hook()
@@ -57,12 +61,14 @@ def init(*, validation_data: Any = None, **given: Any) -> None:
     if config.log != Config.log:
         log.install(config.log)
     if _initialised:
-        if _job is not None and given and config.to_environment() != _job.told:
-            raise UserError("agt.init was called before, with other arguments. Call it once.")
+        if _job is not None and given:
+            with _said_by_server(_job.is_server):
+                _job.complete(_joined(given))
         if _dropin is not None and validation_data is not None:
             _dropin.validations.hold_out(validation_data)
         return
     _initialised = True
+    _given.update(given)
     if os.environ.get(_PROCESS, str(os.getpid())) != str(os.getpid()):
         return  # a child that a rank has spawned, which runs the script's first lines too
     ranks = start_ranks(config.start_s)
@@ -73,17 +79,13 @@ def init(*, validation_data: Any = None, **given: Any) -> None:
         return
     os.environ[_PROCESS] = str(os.getpid())
     os.register_at_fork(after_in_child=_leave_to_parent)
-    try:
+    with _said_by_server(ranks.is_server):
         from aggregathor.internals import compatibility
 
         Meeting(ranks, config.start_s).together(compatibility.check)
         from aggregathor.cluster.job import Job
 
         _job = Job(ranks, config)
-    except UserError:
-        if ranks.is_server:
-            raise
-        raise SystemExit(2) from None
     ending.watch(_job)
     if ranks.is_server and (untested := compatibility.untested()):
         _logger.warning("%s", untested)
@@ -272,6 +274,33 @@ def shard(data: Any) -> Any:
     size = _job.setting.group
     n = _job.ranks.topology.workers // size
     return part_of(data, n, n - 1 if _job.is_server else _job.ranks.row // size)
+
+
+@contextlib.contextmanager
+def _said_by_server(is_server: bool) -> Iterator[None]:
+    """Ends a worker without words for what the server says for all."""
+    try:
+        yield
+    except UserError:
+        if is_server:
+            raise
+        raise SystemExit(2) from None
+
+
+def _joined(given: dict[str, Any]) -> Config:
+    """Returns the configuration of all calls of ``init`` so far, and keeps what this one is given.
+
+    Raises:
+      UserError: they contradict each other.
+    """
+    differ = [name for name in given if name in _given and _given[name] != given[name]]
+    if differ:
+        before, now = (
+            ", ".join(f"{name}={which[name]!r}" for name in differ) for which in (_given, given)
+        )
+        raise UserError(f"agt.init({now}) contradicts agt.init({before}) before. Call it once.")
+    _given.update(given)
+    return Config.of(_given, os.environ)
 
 
 def _leave_to_parent() -> None:

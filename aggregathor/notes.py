@@ -115,14 +115,17 @@ class _Warnings(logging.Handler):
 
 
 def _see(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the files that Python opens to write, but for temporary ones and devices."""
+    """Keeps the files that Python opens to write."""
     if event != "open" or not isinstance(arguments[0], (str, bytes)):
         return
     path, mode, flags = arguments
-    writes = bool(flags & _WRITES) if mode is None else bool(set(mode) & set("wax+"))
-    if not writes:
-        return
-    name = os.path.abspath(os.fsdecode(path))
+    if bool(flags & _WRITES) if mode is None else bool(set(mode) & set("wax+")):
+        opened(os.fsdecode(path))
+
+
+def opened(path: str) -> None:
+    """Keeps a file that the script itself writes, but for temporary ones and devices."""
+    name = os.path.abspath(path)
     aside = (tempfile.gettempdir(), "/dev", "/proc", "/sys", sys.prefix)
     if any(name == each or name.startswith(f"{each}{os.sep}") for each in aside):
         return

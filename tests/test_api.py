@@ -91,3 +91,37 @@ assert 'mpi4py' not in sys.modules
 """
     launched = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "1"}
     assert run(code, AGGREGATHOR_PROCESS="1", **launched) == ""
+
+
+def test_a_later_call_completes_an_earlier_one_and_must_not_contradict_it():
+    code = """
+import aggregathor as agt
+from aggregathor import api
+from aggregathor.errors import UserError
+
+class Job:
+    is_server = True
+    def complete(self, config):
+        said.append((config.gar, config.f, config.fill))
+
+said = []
+agt.init(fill='zero')
+api._job = Job()
+agt.init()
+agt.init(gar='median')
+agt.init(gar='median', f=2)
+assert said == [('median', 2, 'zero')] * 2, said
+for given in ({'gar': 'krum', 'f': 2}, {'f': 1}, {'fill': 'previous'}):
+    try:
+        agt.init(**given)
+    except UserError as error:
+        said.append(str(error))
+assert said[2:] == [
+    "agt.init(gar='krum') contradicts agt.init(gar='median') before. Call it once.",
+    "agt.init(f=1) in the script contradicts the command line, which says f=2. Leave one of them "
+    "out.",
+    "agt.init(fill='previous') contradicts agt.init(fill='zero') before. Call it once.",
+], said[2:]
+api._job = None
+"""
+    assert run(code, AGGREGATHOR_F="2") == SAID

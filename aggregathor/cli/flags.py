@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], program.Program]:
     told = to_environment(found.job, unknown)
     named = program.read(found.words)
     if named is None:
-        raise UserError(f"no script is named{_hint(found.job)}: {USAGE}")
+        raise UserError(f"no script is named{hint(found.job)}: {USAGE}")
     named.check()
     return told, named
 
@@ -137,7 +137,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _hint(flags: Flags) -> str:
+def hint(flags: Flags) -> str:
     """Returns a hint where the last flag has taken the script for its value."""
     if not flags or not flags[-1][1].endswith(".py"):
         return ""

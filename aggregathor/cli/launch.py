@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
     if args.check:
         args.job = [*args.job, ("check_rounds", str(CHECKED_ROUNDS))]
     told = flags.to_environment(args.job, unknown)
-    named = _program(args.words)
+    named = _program(args.words, args.job)
     # What every process would refuse after TensorFlow's start is refused at once, and once.
     named.set_path()
     config = Config.of({}, {**os.environ, **told})
@@ -197,11 +197,12 @@ def _ranks(said: str | None) -> int:
     return ranks
 
 
-def _program(words: Sequence[str]) -> program.Program:
+def _program(words: Sequence[str], job: flags.Flags) -> program.Program:
     """Returns the program to start, whose syntax is checked."""
     named = program.read(words)
     if named is None:
-        raise UserError("which script to start is missing: aggregathor run -n 9 train.py")
+        hint = flags.hint(job)
+        raise UserError(f"which script to start is missing: aggregathor run -n 9 train.py{hint}")
     named.check()
     return named
 

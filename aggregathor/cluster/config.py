@@ -41,7 +41,8 @@ class Config(settings.Training):
     """How the ranks of a job train together. Every rank has the same.
 
     Each field is an argument of ``agt.init``, a flag of ``aggregathor run`` (``--gar_args m=2``),
-    and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``).
+    and a variable of the environment (``AGGREGATHOR_GAR_ARGS="m=2"``). What one of them says the
+    others may leave out, and must not contradict.
     """
 
     transport: str = setting(
@@ -79,6 +80,14 @@ class Config(settings.Training):
         'the least severe messages that are logged: "debug", "info", "warning" or "error". They go '
         'to the logger "aggregathor" of Python\'s logging.',
         choices=LEVELS,
+    )
+    draws: str = setting(
+        "own",
+        "what a loop of the script draws after the first step, several numbers at once by random "
+        'or numpy.random, or by TensorFlow eagerly. "own": each rank its own, as batches and noise '
+        'must be. "alike": all the same, as tasks of meta-learning must be. Input pipelines, '
+        "functions and layers draw each rank's own in any case.",
+        choices=("own", "alike"),
     )
     lock: str = setting(
         "drift",
@@ -121,14 +130,18 @@ class Config(settings.Training):
           UserError: a name is unknown, a value cannot be read, or the two contradict each other.
         """
         told = _read(environment)
-        for name, value in given.items():
+        for name in given:
             if name not in FIELDS:
                 raise UserError(f"agt.init has no parameter {name!r}: {near(name, FIELDS)}")
-            if name in told and told[name] != value:
-                raise UserError(
-                    f"the script asks for {name}={value!r} and the command line for "
-                    f"{told[name]!r}. Leave one of them out."
-                )
+        differ = [name for name in given if name in told and told[name] != given[name]]
+        if differ:
+            here, there = (
+                ", ".join(f"{name}={which[name]!r}" for name in differ) for which in (given, told)
+            )
+            raise UserError(
+                f"agt.init({here}) in the script contradicts the command line, which says {there}. "
+                "Leave one of them out."
+            )
         values = {**told, **given}
         config = cls(**{"f": values.get("byzantine", 0), **values})
         config.check()

@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import DTypeLike
 
 import lossympi
 from aggregathor import notes
-from aggregathor.cluster.config import Config
+from aggregathor.cluster.config import FIELDS, PREFIX, Config
 from aggregathor.cluster.loops import Parts, loop_of
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.places import Places
@@ -43,6 +45,10 @@ _LINK_ARGS = {"timeout_s": 10.0, "give_up_s": 600.0}
 # Workers pause all at once between epochs.
 _UDP_ARGS = {**_LINK_ARGS, "floor_s": 1.0}
 _CLOSE_S = 5.0  # for a round that a cancelled session has left behind
+# What a job acts on as soon as it starts: how Keras is patched, and what an earlier job has left.
+_AT_START = frozenset(
+    ("protocol", "protocol_args", "lock", "digest_every", "checkpoint", "check_rounds", "show")
+)
 _ROUNDS, _DOING = "rounds of the optimizers", "what the server is doing"
 # Of a name that Keras has made: a rank that makes more models counts differently.
 _NUMBER = re.compile(r"_\d+\b")
@@ -80,17 +86,71 @@ class Job:
           UserError: on every rank.
         """
         self._process = os.getpid()
-        self.told = config.to_environment()
         if config.check_rounds:
             notes.keep()
             ranks.sends_notes = True
-            config = dataclasses.replace(config, checkpoint="", monitor="")
         self.ranks = ranks
         self.meeting = Meeting(ranks, config.start_s)
-        self.meeting.agree("configuration", self.told)
+        self._take(config)
         ranks.identify(self.meeting)
+        self.failure: Exception | None = None
+        self.last_round: Report | None = None
+        self.halves: list[Half] = []
+        self._doings: list[str] = []  # in which `fit` each half began
+        self._places = Places(ranks, self.halves)
+        self.secret = secrets.randbits(63) if secret is None else secret
+        self._folder = self._open_folder()  # of the monitor
+        self._observer = self._observe()
+        self.has_begun = False
+        self.doing = ""
+        self._at_begin: list[Callable[[], None]] = []
+        self._at_close: list[Callable[[float], None]] = []
+        self._closed = False
+        self._given_up = 0  # rounds by which the numbers of the halves moved without an exchange
+
+    def complete(self, config: Config) -> None:
+        """Takes up what the script says beside what the job was started with; collective.
+
+        Args:
+          config: with what the job was started with, and more.
+        Raises:
+          UserError: on every rank: it cannot work, it comes after the first step, or it changes
+            what a job has to know when it starts.
+        """
+        told = config.to_environment()
+        names = [name for name in FIELDS if getattr(config, name) != getattr(self._asked, name)]
+        if not names:
+            return
+        more = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
+        if self.has_begun:
+            raise UserError(f"agt.init({more}) comes after the first step: call it before.")
+        # Draco's groups of workers, which draw alike, depend on f.
+        fixed = _AT_START | ({"f", "byzantine"} if config.protocol == "draco" else set())
+        variables = [PREFIX + name.upper() for name in names if name in fixed]
+        if variables:
+            flags = [
+                f"--{variable.removeprefix(PREFIX).lower()}={told[variable]}"
+                for variable in variables
+                if variable in told
+            ]
+            raise UserError(
+                f"agt.init({more}) comes too late for what a job must know when it starts: give "
+                f"`aggregathor run` {shlex.join(flags)}"
+            )
+        self._take(config)
+        if "monitor" in names:
+            self._folder = self._open_folder()
+        self._observer = self._observe()
+
+    def _take(self, config: Config) -> None:
+        """Checks a configuration, and makes it this job's; collective."""
+        self._asked = config
+        self.told = config.to_environment()
+        self.meeting.agree("configuration", self.told)
+        if config.check_rounds:
+            config = dataclasses.replace(config, checkpoint="", monitor="")
         self.setting = Setting(
-            num_workers=ranks.topology.workers,
+            num_workers=self.ranks.topology.workers,
             quorum=config.link_args.get("quorum"),
             **shared(config),
         )
@@ -100,36 +160,30 @@ class Job:
         check_transport(config.protocol, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
-        f = min(config.f, ranks.topology.workers - 1) if self.setting.robust else 0
+        f = min(config.f, self.ranks.topology.workers - 1) if self.setting.robust else 0
         link_args = {**usual, "f": f, **config.link_args}
         self.config = Config(**{**vars(config), "link_args": link_args})
-        if ranks.is_server:
-            for doubt in doubts(config, robust=self.setting.robust):
-                _log.warning("%s", doubt)
-        loses_to_nan = config.transport == "udp" and config.fill == "nan"
-        has_rule = PROTOCOLS[config.protocol].has_rule
-        if ranks.is_server and loses_to_nan and has_rule and config.gar == "average":
+
+    def _open_folder(self) -> Path | None:
+        return self.meeting.together(
+            lambda: open_folder(
+                self.config.monitor if self.is_server else "", columns_for(self.setting)
+            )
+        )
+
+    def _observe(self) -> Observer:
+        return Observer(self.setting, self._folder, self.config.monitor_every)
+
+    def _warn(self) -> None:
+        """Warns of what can run, and will hardly be what was meant."""
+        for doubt in doubts(self.config, robust=self.setting.robust):
+            _log.warning("%s", doubt)
+        loses_to_nan = self.config.transport == "udp" and self.config.fill == "nan"
+        has_rule = PROTOCOLS[self.config.protocol].has_rule
+        if loses_to_nan and has_rule and self.config.gar == "average":
             _log.warning(
                 "a value that UDP loses is NaN, and so is their average: see --gar=average-nan"
             )
-        self.failure: Exception | None = None
-        self.last_round: Report | None = None
-        self.halves: list[Half] = []
-        self._doings: list[str] = []  # in which `fit` each half began
-        self._places = Places(ranks, self.halves)
-        self.secret = secrets.randbits(63) if secret is None else secret
-        folder = self.meeting.together(
-            lambda: open_folder(
-                config.monitor if ranks.is_server else "", columns_for(self.setting)
-            )
-        )
-        self._observer = Observer(self.setting, folder, config.monitor_every)
-        self.has_begun = False
-        self.doing = ""
-        self._at_begin: list[Callable[[], None]] = []
-        self._at_close: list[Callable[[float], None]] = []
-        self._closed = False
-        self._given_up = 0  # rounds by which the numbers of the halves moved without an exchange
 
     @property
     def rounds(self) -> int:
@@ -360,6 +414,8 @@ class Job:
 
     def begin(self) -> None:
         """Marks that the training begins; more than once does no harm."""
+        if self.is_server and not self.has_begun:
+            self._warn()
         self.has_begun = True
         calls, self._at_begin = self._at_begin, []
         for call in calls:

@@ -56,7 +56,9 @@ class _Way(MpiCommunicator):
         causes = self._ranks.causes()
         remedy = "start again with one worker fewer if it cannot be mended"
         why = (
-            f"{causes}. Mend that, or {remedy}" if causes else f"Its own output says why; {remedy}"
+            f"{causes[:1].upper()}{causes[1:]}. Mend that, or {remedy}"
+            if causes
+            else f"Its own output says why; {remedy}"
         )
         return f"rank {rank} {how}, and the training begins with all ranks. {why}."
 

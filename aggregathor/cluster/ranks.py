@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aggregathor import notes
+from aggregathor.cluster import stopping
 from aggregathor.cluster.processes import Process, identify_all, listen, now_s
 from aggregathor.errors import UserError
 from lossympi import LinkError, Topology, mpi
@@ -47,7 +48,8 @@ _NOTES_BYTES = 1 << 18  # of these with its notes
 _POLL_S = 0.01
 _FIRST_POLL_S = 1e-4  # of a wait that may be short, as of an epoch's end
 _FLUSH_S = 5.0
-# How long the server waits for workers to end: they may still evaluate, or have been stopped.
+# How long the server waits for workers to end, which may still evaluate; and for those that the
+# kernel has stopped, or for all once the user has asked for the end.
 _GOODBYE_S, _STOPPED_S = 600.0, 5.0
 SAY_AFTER_S = 10.0  # of waiting
 START_S = 300.0  # how much later than another a rank may come
@@ -367,7 +369,10 @@ class Ranks:
         whole = True
         begun = time.monotonic()
         warning = SlowWaitWarning(self.rank, lambda: f"rank {listed(sorted(waiting))} to end")
-        while waiting and time.monotonic() < begun + _GOODBYE_S:
+        while waiting:
+            limit_s = _STOPPED_S if stopping.asked() else _GOODBYE_S
+            if time.monotonic() > begun + limit_s:
+                break
             warning.look()
             for rank in list(waiting):
                 if time.monotonic() > begun + _STOPPED_S and self._process_state(rank) == "T":
@@ -383,7 +388,7 @@ class Ranks:
                     waiting.remove(rank)
             time.sleep(_POLL_S)
         cut = [str(rank) for rank, goodbye in sorted(self._goodbyes.items()) if goodbye.cut]
-        if cut and not reason:
+        if cut and not reason and not stopping.asked():
             _log.info(
                 "the server's script ended first, and with it the rounds of rank %s", ", ".join(cut)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from aggregathor.cluster.job import Job
 from aggregathor.dropin import keras2, strategies
 from aggregathor.dropin.deferred_variables import keep_initial_values
 from aggregathor.dropin.functions import patch_calls
+from aggregathor.dropin.keras.downloads import Downloads
 from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.keras.fit import Fit
 from aggregathor.dropin.keras.optimizers import Optimizers
@@ -56,8 +58,10 @@ class Dropin:
             entropy=job.meeting.bcast(secrets.randbits(31), int),
             rounds=lambda: sum(half.round for half in job.halves),
             together=job.meeting,
+            loop_is_alike=lambda: job.config.draws == "alike",
         )
         job.at_begin(seeds.begin)
+        Downloads(job.meeting.bcast(time.time(), float))
         files = ServerFiles(job.ranks, is_server=job.is_server)
         job.at_close(files.remove)
         if job.is_server:

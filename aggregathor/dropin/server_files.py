@@ -10,8 +10,9 @@ until the server has done so as often, and reads the server's.
 | ``tf.train.Checkpoint``, ``CheckpointManager``, v1's ``Saver`` | writes | writes nothing; reads the server's |
 | ``tf.saved_model.save``, ``Dataset.save`` | writes | writes nothing; reads the server's |
 | ``Dataset.cache(FILE)``, ``Dataset.snapshot`` | writes | has a private place, or reads a cache that was whole before the job |
-| summary writers, v1's too | writes | writes nothing |
+| summary writers, v1's too; profiles | writes | writes nothing |
 | ``save``, ``save_weights``, ``export`` of models | writes | has a private copy; reads the server's if it can see it |
+| ``keras.utils.get_file`` | one rank of a host fetches: see ``keras/downloads.py`` | the same |
 | ``tf.io.write_file``, ``tf.io.gfile``, ``TFRecordWriter``, ``numpy.save``, ``open``, ``os`` | as the script says | the same: a script may have files of each rank |
 """  # noqa: E501 - the table
 
@@ -80,6 +81,8 @@ class ServerFiles:
             tf.data.Dataset.snapshot = self._private(tf.data.Dataset.snapshot, "path")
             tf.summary.create_file_writer = self._no_writer
             internals.leave_events_out()
+            internals.leave_profiles_out()
+        _note_files()
 
     def remove(self, wait_s: float = 0.0) -> None:
         """Removes the worker's private folder."""
@@ -217,6 +220,25 @@ class ServerFiles:
 
     def _no_writer(self, *args: Any, **kwargs: Any) -> Any:
         return tf.summary.create_noop_writer()
+
+
+def _note_files() -> None:
+    """Has files noted that the script writes by TensorFlow, as those are that Python opens."""
+    write_records, open_file = tf.io.TFRecordWriter.__init__, tf.io.gfile.GFile.__init__
+
+    @functools.wraps(write_records)
+    def noting_records(writer: Any, path: Any, options: Any = None) -> None:
+        notes.opened(os.fsdecode(path))
+        write_records(writer, path, options)
+
+    @functools.wraps(open_file)
+    def noting_file(file: Any, name: Any, mode: str = "r") -> None:
+        if not set("wa+").isdisjoint(mode):
+            notes.opened(os.fsdecode(name))
+        open_file(file, name, mode)
+
+    tf.io.TFRecordWriter.__init__ = noting_records
+    tf.io.gfile.GFile.__init__ = noting_file
 
 
 class _Kept:

@@ -139,7 +139,7 @@ class Updates:
                     learning_rate=update.learning_rate,
                     validations=self._validations,
                 )
-                _note(update, self._guard)
+                note_shared(update.owner, update.variables, self._guard)
                 self._checkpoints.restore(len(self._job.halves) - 1)
                 if self._guard is not None:
                     self._guard.lock(variables)
@@ -222,11 +222,12 @@ class Updates:
         update.follow()
 
 
-def _note(update: Update, guard: Guard | None) -> None:
+def note_shared(owner: Any, variables: Sequence[Any], guard: Guard | None) -> None:
     """Notes what an update rule shares."""
-    rule = getattr(update.owner, "name", None) or getattr(update.owner, "__qualname__", "agt.apply")
-    layout = FlatLayout([variable_of(v) for v in update.variables])
-    names = notes.listed(map(name_of, update.variables))
+    name = owner.get_name() if hasattr(owner, "get_name") else getattr(owner, "name", None)
+    rule = name or getattr(owner, "__qualname__", "agt.apply")
+    layout = FlatLayout([variable_of(v) for v in variables])
+    names = notes.listed(map(name_of, variables))
     notes.add(
         notes.SHARED, f"{layout.dim} values in {layout.dtype.name}, trained by {rule}: {names}"
     )

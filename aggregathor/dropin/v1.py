@@ -20,7 +20,7 @@ import tensorflow as tf
 from aggregathor.cluster.job import Job
 from aggregathor.dropin.server_files import ServerFiles
 from aggregathor.dropin.shared_variables import SharedVariables
-from aggregathor.dropin.updates import Update, Updates
+from aggregathor.dropin.updates import Update, Updates, note_shared
 from aggregathor.errors import UserError
 from aggregathor.flat import is_number, places_of_trained
 from aggregathor.internals.patching import as_method
@@ -123,7 +123,7 @@ class V1:
         if self._updates.is_applying or not takes_part or not self._job.is_here:
             return apply(pairs)
         if is_graph_of_sessions():
-            return self.train_op(pairs, apply, count, name)
+            return self.train_op(pairs, apply, count, name, inner)
         variables = [variable for _, variable in pairs]
         update = Update(
             owner=inner,
@@ -141,6 +141,7 @@ class V1:
         apply: Callable[[Pairs], Any],
         follow: Callable[[], Any] = lambda: None,
         name: str | None = None,
+        owner: Any = None,
     ) -> tf.Operation:
         """Builds a round into the graph.
 
@@ -149,6 +150,7 @@ class V1:
           apply: server: makes the op that applies the aggregate, given as such pairs.
           follow: worker: makes an op, or None, to run beside the assignment of the variables.
           name: of the op that is returned.
+          owner: the rule's object, if it has one.
 
         Raises:
           UserError: the rule judges gradients by a loss, which graphs of sessions do not compute.
@@ -163,6 +165,7 @@ class V1:
         gradients, variables = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         pairs = [pairs[place] for place in places_of_trained(gradients, variables)]
         variables = [variable for _, variable in pairs]
+        note_shared(owner, variables, self._guard)
         if self._guard is not None:
             self._guard.train(variables)
         graph = v1.get_default_graph()

@@ -41,13 +41,19 @@ class Validations:
 
     def __init__(self, job: Job) -> None:
         """Begins without any."""
-        setting = job.setting
-        self._rule = setting.rule.gar.name if setting.rule.needs_validation else setting.protocol
-        self._is_needed = job.is_server and setting.needs_validation
-        self._secret = job.secret
+        self._job = job
         self._held_out: Any = None
         self._given: _Source | None = None
         self._of_fit: _Source | None = None
+
+    @property
+    def _rule(self) -> str:
+        setting = self._job.setting
+        return setting.rule.gar.name if setting.rule.needs_validation else setting.protocol
+
+    @property
+    def _is_needed(self) -> bool:
+        return self._job.is_server and self._job.setting.needs_validation
 
     def hold_out(self, data: Any) -> None:
         """Takes what ``agt.init`` is given, for ``fit``."""
@@ -118,7 +124,7 @@ class Validations:
         losses_of = self._losses_of(variables)
 
         def validate(params_d: np.ndarray, number: int, count: int) -> np.ndarray:
-            rng = generator("validation gradient", self._secret, number)
+            rng = generator("validation gradient", self._job.secret, number)
             return losses_of().gradient(params_d, count, rng)
 
         return validate

@@ -16,6 +16,7 @@ from keras.src.backend.tensorflow import trainer as trainer_module
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer, TFEpochIterator
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.random import seed_generator
+from keras.src.utils import file_utils
 
 # Models.
 
@@ -347,3 +348,20 @@ __all__ = [
     "step_counter",
     "steps_of_fit",
 ]
+
+
+# Files.
+
+
+def change_downloads(
+    retrieve: Callable[[Callable[..., Any]], Callable[..., Any]],
+    extract: Callable[[Callable[..., bool]], Callable[..., bool]],
+) -> None:
+    """Changes how ``get_file`` fetches a file and extracts an archive.
+
+    Args:
+      retrieve: takes ``urlretrieve(url, filename, ...)``, and returns what is called instead.
+      extract: takes ``extract_archive(file_path, path, archive_format)``, likewise.
+    """
+    file_utils.urlretrieve = retrieve(file_utils.urlretrieve)
+    file_utils.extract_archive = extract(file_utils.extract_archive)

@@ -7,6 +7,7 @@ adds a name here adds it there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 import os
 import re
@@ -34,6 +35,7 @@ from tensorflow.python.eager.wrap_function import WrappedFunction
 from tensorflow.python.framework import graph_util, kernels, op_def_registry
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import handle_data_util, script_ops
+from tensorflow.python.profiler import profiler_v2 as profiler
 from tensorflow.python.summary.writer import writer as summaries
 from tensorflow.python.training import py_checkpoint_reader as readers
 from tensorflow.python.util import deprecation, tf_decorator
@@ -295,6 +297,17 @@ def leave_events_out() -> None:
     """Lets v1's ``FileWriter`` write nothing."""
     summaries.EventFileWriter = _NoEvents
     summaries.EventFileWriterV2 = lambda session, logdir, *_, **__: _NoEvents(logdir)
+
+
+def leave_profiles_out() -> None:
+    """Lets a profile be taken, and not be written."""
+    stop = profiler.stop
+
+    @functools.wraps(stop)
+    def without_saving(save: bool = True) -> None:
+        stop(save=False)
+
+    profiler.stop = tf.profiler.experimental.stop = without_saving
 
 
 # Graphs.

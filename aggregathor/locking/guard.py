@@ -297,10 +297,10 @@ class Guard:
         function = python_function(call.token)
         if function is None:
             return None
-        found = reach(function, lambda each: _key_of(each) in self._names)
+        found = reach(function, lambda each: _key_of_all(each) in self._names)
         if found is None or not (self.is_strict or found.may_write):
             return None
-        named = self._names[_key_of(found.variable)]
+        named = self._names[_key_of_all(found.variable)]
         return Write((named,), call.op, call.node, call.function)
 
     def _handles(self, graph: FuncGraph) -> dict[str, str]:

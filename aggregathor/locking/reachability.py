@@ -27,6 +27,8 @@ _WRITING = frozenset(
         *("apply", "apply_gradients", "minimize", "fit", "train_on_batch", "train_step"),
     }
 )
+# Whose globals hold nothing of a script's, but for the list of all threads that `threading` keeps.
+_LIBRARIES = ("keras", "tensorflow", "numpy", "threading")
 _HOLDERS = (keras.layers.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, tf.Module)
 
 
@@ -47,7 +49,7 @@ def reach(start: Any, is_wanted: Callable[[tf.Variable], bool]) -> Reached | Non
 
     It searches closures, defaults, the globals that the code names, the object that a method is
     bound to, containers, attributes, and objects of Keras and TensorFlow. It does not see what a
-    function looks up while it runs (``gc``, ``sys.modules``, frames).
+    function looks up while it runs (``gc``, ``sys.modules``, frames, the list of threads).
     """
     ahead, seen = deque([start]), {id(start): start}
     variable = None
@@ -107,7 +109,7 @@ def _is_ours(thing: Any) -> bool:
 
 
 def _is_of_a_library(thing: Any) -> bool:
-    return _package(thing) in ("keras", "tensorflow", "numpy")
+    return _package(thing) in _LIBRARIES
 
 
 def _package(thing: Any) -> str:

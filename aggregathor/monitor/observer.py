@@ -33,6 +33,7 @@ IN_PLACE_S = 1.0  # between two status lines that overwrite each other on a term
 BELOW_S = 30.0  # where each is a line of its own
 # Workers that are named in a status line, and in the summary.
 _MOST_LISTED, _MOST_COUNTED = 4, 12
+_LOOKED_AT = 64  # coordinates of a gradient
 
 
 def columns_for(setting: Setting) -> Sequence[str]:
@@ -130,6 +131,7 @@ class RoundsObserver:
         self._setting = setting
         self.unverified_rounds = 0
         self._has_warned = False
+        self._sends_nan_n = np.zeros(setting.num_workers, bool)
         self._attendance = Attendance(setting.topology)
         self._files = files
         self._status = status
@@ -142,6 +144,7 @@ class RoundsObserver:
         """Adds a round that was published; returns the report with the suspects."""
         suspected_n = self.suspicion.see(report.usage_n, report.delivered_n)
         self.unverified_rounds += report.unverified > 0
+        self._warn_of_nan(report)
         self._warn_of_infinity(report)
         report = replace(report, suspected=tuple(np.flatnonzero(suspected_n).tolist()))
         if self._files is not None:
@@ -149,6 +152,27 @@ class RoundsObserver:
         if self._status is not None:
             self._status.see(report)
         return report
+
+    def _warn_of_nan(self, report: RoundReport) -> None:
+        """Says once of each worker that it sends no numbers, as rules do not tell. O(n)."""
+        dim = report.stack_nd.shape[-1]
+        some = np.arange(0, dim, -(-dim // _LOOKED_AT))
+        bad_n = ~np.isfinite(report.stack_nd[:, some]).any(axis=1) & (report.delivered_n == 1)
+        new = np.flatnonzero(bad_n & ~self._sends_nan_n)
+        # Of those that attack on purpose nobody needs to hear.
+        new = new[new < self._setting.num_workers - self._setting.byzantine]
+        if not len(new):
+            return
+        self._sends_nan_n[new] = True
+        num_bad, f = int(self._sends_nan_n.sum()), self._setting.f
+        _logger.warning(
+            "round %d: %s: gradients of NaN or infinity, as of bad data. %s",
+            self.suspicion.rounds,
+            self._setting.topology.describe_rows(new),
+            f"That makes {num_bad} of the f={f} that are tolerated."
+            if self._setting.robust and num_bad <= f
+            else "Look at the data, the loss and the learning rate.",
+        )
 
     def _warn_of_infinity(self, report: RoundReport) -> None:
         """Says once that the rule gave what no training survives. O(d)."""

@@ -231,7 +231,7 @@ def test_without_an_mpi_it_is_told_how_to_install_one(here, capsys, monkeypatch)
         (["-n3", "trian.py"], "there is no script 'trian.py'"),
         (["-n3", "--gra", "krum", "train.py"], "there is no flag --gra: did you mean '--gar'"),
         (["-n3", "--gar"], "--gar needs a value"),
-        (["-n3", "--gar", "train.py"], "which script"),
+        (["-n3", "--gar", "train.py"], "train.py; if 'train.py' is it, --gar lacks its value"),
         (["-n3", "--mpirun-args"], "--mpirun-args needs a value"),
         (["-n3", "--gar=krum", "trian.py"], "there is no script 'trian.py'"),
         (["-n3", "--gar=kurm", "train.py"], "rule is called 'kurm': did you mean 'krum'"),

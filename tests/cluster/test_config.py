@@ -10,7 +10,11 @@ from aggregathor.errors import UserError
     ("given", "message"),
     [
         ({"gra": "krum"}, "agt.init has no parameter 'gra': did you mean 'gar'"),
-        ({"gar": "median"}, "the script asks for gar='median' and the command line for 'krum'"),
+        (
+            {"gar": "median"},
+            r"agt.init\(gar='median'\) in the script contradicts the command line, "
+            "which says gar='krum'. Leave",
+        ),
         ({"transport": "pigeon"}, "no transport is called 'pigeon'"),
         ({"protocol": "synk"}, "no protocol is called 'synk': did you mean 'sync'"),
         ({"protocol_args": {"buffers": 3}}, "the protocol sync has no parameter 'buffers': it has"),

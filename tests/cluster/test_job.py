@@ -388,20 +388,20 @@ def test_a_rule_that_can_be_kept_no_more_stops_the_training():
 
 def test_the_server_warns_of_more_attackers_than_the_rule_tolerates(capsys):
     config = {"gar": "median", "f": 1, "byzantine": 2, "attack": "zero"}
-    assert run_jobs(6, lambda job: None, config=lambda _: config) == [None] * 6
+    assert run_jobs(6, Job.begin, config=lambda _: config) == [None] * 6
     said = "aggregathor: 2 workers attack, and median expects at most f=1"
     assert capsys.readouterr().err.count(said) == 1
 
 
 def test_the_server_warns_of_a_rule_that_tolerates_nobody(capsys):
     config = {"gar": "average", "f": 1}
-    assert run_jobs(3, lambda job: None, config=lambda _: config) == [None] * 3
+    assert run_jobs(3, Job.begin, config=lambda _: config) == [None] * 3
     said = "aggregathor: f=1 is declared, and average tolerates no Byzantine worker: choose another"
     assert capsys.readouterr().err.count(said) == 1
 
 
 def test_the_server_warns_where_what_is_lost_spoils_the_average(capsys):
-    assert run_jobs(2, lambda job: None, config=lambda _: {"transport": "udp"}) == [None] * 2
+    assert run_jobs(2, Job.begin, config=lambda _: {"transport": "udp"}) == [None] * 2
     assert capsys.readouterr().err.count("a value that UDP loses is NaN") == 1
 
 
@@ -431,3 +431,62 @@ def test_a_check_keeps_nothing_and_was_told_what_it_was_told(monkeypatch, capfd)
 
     assert run_jobs(2, run, config=lambda _: config) == [("", "")] * 2
     assert "no optimizer took part" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_what_the_script_says_completes_what_the_job_was_started_with(at_start, tmp_path, capsys):
+    seen = {"monitor": str(tmp_path)}
+
+    def run(job):
+        job.complete(Config(f=1, gar="median", **seen))
+        half = connect(job)
+        return job.setting.gar, job.setting.f, one_round(job, half)
+
+    config = {"f": 1, **(seen if at_start else {})}
+    server, *workers = run_jobs(4, run, config=lambda _: config)
+    assert server == ("median", 1, [1.0] * DIM)
+    assert workers == [("median", 1, [10.0] * DIM)] * 3
+    assert [each.name for each in tmp_path.iterdir()] == ["run-1"]
+    assert (tmp_path / "run-1" / "workers.csv").exists()
+    said = capsys.readouterr().err
+    assert "1 round, median f=1; nobody was suspected" in said
+    assert "tolerates no Byzantine worker" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"gar": "krum", "f": 2}, "krum needs n >= 2f + 3"),
+        (
+            {"gar": "median", "lock": "scan", "checkpoint": "a b"},
+            "agt.init(gar='median', checkpoint='a b', lock='scan') comes too late for what a job "
+            "must know when it starts: give `aggregathor run` '--checkpoint=a b' --lock=scan",
+        ),
+    ],
+)
+def test_what_cannot_complete_it_is_refused_on_every_rank(more, words):
+    refused = run_jobs(4, lambda job: job.complete(Config(**more)))
+    assert all(isinstance(each, UserError) for each in refused)
+    assert all(words in str(each) for each in refused), refused
+
+
+def test_nothing_completes_it_after_the_first_step():
+    def run(job):
+        one_round(job, connect(job))
+        job.complete(Config(f=0))  # which says nothing new
+        job.complete(Config(gar="median"))
+
+    refused = run_jobs(3, run)
+    words = "agt.init(gar='median') comes after the first step: call it before."
+    assert [str(each) for each in refused] == [words] * 3
+
+
+def test_draco_does_not_change_its_groups():
+    config = {"protocol": "draco", "f": 1, "protocol_args": {"code": "repetition"}}
+
+    def run(job):
+        job.complete(Config(**{**config, "f": 2}))
+
+    refused = run_jobs(7, run, config=lambda _: config)
+    assert all("agt.init(f=2) comes too late" in str(each) for each in refused), refused
+    assert all("give `aggregathor run` --f=2" in str(each) for each in refused)

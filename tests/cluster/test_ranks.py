@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aggregathor.cluster import ranks as module
+from aggregathor.cluster import stopping
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.processes import Process
 from aggregathor.cluster.ranks import Ranks, SlowWaitWarning, TrainingEnded
@@ -136,9 +137,9 @@ def test_the_arrays_that_the_server_has_begun_to_send_come_before_its_end(monkey
     np.testing.assert_array_equal(got["w"], ARRAYS["w"])
 
 
-def end_without_goodbye(monkeypatch, processes):
+def end_without_goodbye(monkeypatch, processes, limit="_GOODBYE_S"):
     """A server that ends while its worker does not, which is one of these processes."""
-    monkeypatch.setattr(module, "_GOODBYE_S", 0.2)
+    monkeypatch.setattr(module, limit, 0.2)
     monkeypatch.setattr(module, "identify_all", lambda *_: processes)
     over = threading.Event()
 
@@ -264,3 +265,16 @@ def test_a_long_wait_is_told_ever_more_rarely(monkeypatch, capsys):
         warning.look()
     told = [f"aggregathor: rank 3 has waited {s} s for the server" for s in (10, 20, 40, 80)]
     assert capsys.readouterr().err.splitlines() == told
+
+
+def test_after_ctrl_c_the_server_does_not_wait_for_workers_that_evaluate(
+    monkeypatch, killed, capsys
+):
+    monkeypatch.setattr(stopping, "_asked", signal.SIGINT)
+    process = Process(os.getpid())
+    begun_s = time.monotonic()
+    end_without_goodbye(monkeypatch, {1: process}, "_STOPPED_S")
+    process.close()
+    assert time.monotonic() - begun_s < 5
+    assert [sent for _, sent in killed] == [signal.SIGKILL]
+    assert "rank 1 does not end, so it is killed" in capsys.readouterr().err

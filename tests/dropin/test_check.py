@@ -13,6 +13,7 @@ SAID = (
     "written             notes.txt, by rank 0",
     "locked              rank 1 to 3: on workers: sequential/dense/kernel",
     "the server's alone  the callback ModelCheckpoint",
+    "look at             rows is written by rank 0 to 3: write it where agt.is_server()",
     "look at             log.csv is written by rank 0 to 3: write it where agt.is_server()",
 )
 

@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.checkpoint import checkpoint_management
 from tensorflow.python.checkpoint.functional_saver import MultiDeviceSaver
+from tensorflow.python.profiler import profiler_v2
 from tensorflow.python.summary.writer import writer as summaries
 from tensorflow.python.training import py_checkpoint_reader
 
+from aggregathor import notes
 from aggregathor.dropin import server_files
 from aggregathor.dropin.keras.files import PrivateFiles, tell_of_models
 from aggregathor.dropin.server_files import ServerFiles
@@ -24,6 +26,8 @@ PLACES = [
     (MultiDeviceSaver, "save"),
     (py_checkpoint_reader, "NewCheckpointReader"),
     *((summaries, name) for name in ("EventFileWriter", "EventFileWriterV2")),
+    *((profiler_v2, "stop"), (tf.profiler.experimental, "stop")),
+    *((tf.io.TFRecordWriter, "__init__"), (tf.io.gfile.GFile, "__init__")),
     *(
         (checkpoint_management, name)
         for name in (
@@ -244,3 +248,38 @@ def test_a_model_is_loaded_from_the_servers_file_once_it_is_there(worker, tmp_pa
     assert value_of(keras.models.load_model(path)) == 7
     model(1).export(tmp_path / "exported", verbose=False)
     assert files_in(tmp_path) == ["a.keras"]
+
+
+def profile(folder):
+    with tf.profiler.experimental.Profile(str(folder / "a")):
+        pass
+    tf.profiler.experimental.start(str(folder / "b"))
+    tf.profiler.experimental.stop()
+    tf.summary.trace_on(graph=False, profiler=True, profiler_outdir=str(folder / "c"))
+    with tf.summary.create_file_writer(str(folder / "events")).as_default():
+        tf.summary.trace_export("step", step=0)
+    with pytest.raises(tf.errors.UnavailableError, match="No profiler is running"):
+        tf.profiler.experimental.stop()
+
+
+def test_the_server_writes_profiles(server, tmp_path):
+    profile(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "b", "c", "events"}
+
+
+def test_a_worker_takes_profiles_and_writes_none(worker, tmp_path):
+    """Ranks of one host that end in the same second would write the same file."""
+    profile(tmp_path)
+    assert files_in(tmp_path) == []
+
+
+def test_files_that_tensorflow_opens_to_write_are_noted(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(notes, "_kept", {})
+    monkeypatch.setattr(notes.tempfile, "gettempdir", lambda: "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    with tf.io.TFRecordWriter("rows") as writer:
+        writer.write(b"row")
+    for name, mode in (("rows", "rb"), ("text", "w"), ("more", "a")):
+        with tf.io.gfile.GFile(name, mode) as file:
+            assert file.read() if "r" in mode else file.write("a") is None
+    assert notes.kept() == {notes.OPENED: ["rows", "text", "more"]}

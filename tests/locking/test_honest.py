@@ -1,13 +1,14 @@
 """Steps as scripts have them, which write what is their own: none is refused."""
 
 import contextlib
+import threading
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from aggregathor.locking import Guard
+from aggregathor.locking import Guard, LockError
 
 layers = keras.layers
 
@@ -162,3 +163,32 @@ def test_fit_evaluate_and_predict(jit_compile, guard):
     before = layer.kernel.numpy()
     other.fit(model.predict(x, verbose=0), x[:, :3], verbose=0)
     assert (layer.kernel.numpy() != before).any()
+
+
+def test_what_holds_a_thread_does_not_hold_the_others(guard):
+    """The workers of a ``PyDataset`` and the replicas of ``MirroredStrategy`` are threads."""
+    variable = tf.Variable(1.0)
+    guard.lock([variable])
+    over = threading.Event()
+
+    def write(held):
+        over.wait()
+        held.assign(1.0)
+
+    threads = [threading.Thread(target=write, args=[variable]), threading.Thread(target=over.wait)]
+    for thread in threads:
+        thread.start()
+    mine = threads.pop()
+    step = tf.function(lambda: tf.py_function(lambda: float(mine.is_alive()), [], tf.float32))
+    try:
+        assert step().numpy() == 1.0
+    finally:
+        over.set()
+
+
+def test_python_that_reaches_a_mirrored_variable_is_refused_by_its_name(guard):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():  # between replicas, as ``fit`` is
+        variable = tf.Variable(1.0, name="mirrored")
+        guard.lock([variable])
+        with pytest.raises(LockError, match="rank 1 would write mirrored, which only the server"):
+            tf.function(lambda: tf.py_function(lambda: variable.assign(2.0), [], tf.float32))()

@@ -338,10 +338,32 @@ def test_an_aggregate_that_is_not_finite_is_said_once(gar, honest, capfd):
     said = capfd.readouterr().err
     if gar == "average":
         assert said.count("not finite") == 1
+        assert (
+            "round 1: worker 6 (rank 7): gradients of NaN or infinity, as of bad data. Lo" in said
+        )
         assert "round 1: the aggregate of average is not finite in 400 of 400 coordinates" in said
         assert "average gives no protection: see `aggregathor advise`" in said
     else:
-        assert said == ""
+        assert said == (
+            "aggregathor: round 1: worker 6 (rank 7): gradients of NaN or infinity, as of bad "
+            "data. That makes 1 of the f=1 that are tolerated.\n"
+        )
+
+
+def test_who_sends_no_numbers_is_named_once_but_not_who_attacks(honest, capfd):
+    setting = Setting(num_workers=N, f=1, gar="median", byzantine=1, attack="nan")
+    server = Server(setting)
+    nothing = np.full(D, np.nan, np.float32)
+    some = np.where(np.arange(D) < 300, np.nan, 0)
+    server.round([some, *honest()[1:-1], nothing])
+    assert capfd.readouterr().err == ""
+    for _ in range(2):
+        server.round([*[nothing] * 3, *honest()[3:-1], nothing])
+    said = capfd.readouterr().err
+    assert said.count("gradients of NaN") == 1
+    assert "round 2: workers 0, 1, 2 (ranks 1, 2, 3): gradients of NaN or infinity" in said
+    assert "Look at the data, the loss and the learning rate." in said
+    server.close()
 
 
 def test_a_large_aggregate_is_finite(honest, capfd):

@@ -60,7 +60,7 @@ class PrivateFiles:
     def _writing(self, write: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(write)
         def own(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._said:
+            if not self._said and self._server is None:  # who says it
                 self._said = True
                 _logger.info("rank %d leaves files of %s to rank 0", self._rank, model.name)
             if not isinstance(filepath, (str, os.PathLike)):

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from aggregathor import notes
+from aggregathor.cluster import stopping
 from aggregathor.cluster.job import Job
 from aggregathor.cluster.ranks import TrainingEnded
 from aggregathor.dropin import xla
@@ -225,14 +226,15 @@ class Fit:
         """Worker: waits until the server, whose ``fit`` was left by an error, goes on or ends.
 
         Raises:
-          TrainingEnded: it ends, as its script does not handle the error.
+          TrainingEnded: it ends, as its script does not handle the error; or it ends after a check,
+            or after the user has asked for that.
         """
         try:
             self._job.ranks.wait(
                 self._job.ranks.state_is_there, "the server, whose fit was left by an error"
             )
         except TrainingEnded as ended:
-            if str(ended):
+            if str(ended) or self._job.config.check_rounds or stopping.asked():
                 raise
 
     def _stopped(self, model: Any, failure: TrainingStopped) -> TrainingStopped:

@@ -86,7 +86,6 @@ class Checkpoints:
                 _check_no_old_layout(above, self._folder)
                 if not self._take_up(_SERVER) and self._take_up(_BEFORE):
                     _log.warning("%s is not there: %s is taken", _SERVER, self._source)
-                self._check_settings()
         except OSError as error:
             raise UserError(f"--checkpoint={above} cannot be used: {error}") from None
 
@@ -97,6 +96,7 @@ class Checkpoints:
         if self._folder is None:
             return
         if self._job.is_server:
+            self._check_settings()
             stopping.wait_for_step(True)
         # In which fit the server was saved, after how many of its steps, and whether at its end.
         saved = np.zeros(3, np.int64)
@@ -151,6 +151,7 @@ class Checkpoints:
         saved = under(name, self._saved)
         if not saved:
             return
+        self._check_settings()
         there = self._described.get(name)
         if there is not None and (differs := difference(there, group.describe())):
             raise self._other(differs)
@@ -323,8 +324,11 @@ class Checkpoints:
         }
 
     def _check_settings(self) -> None:
-        """Refuses what a rule or a fill has kept that is now another one; warns of the rest."""
-        there = self._described.get(_SETTINGS, {})
+        """Refuses what a rule or a fill has kept that is now another one; warns of the rest.
+
+        Once, and not sooner than needed: ``agt.init`` in the script may still name the rule.
+        """
+        there = self._described.pop(_SETTINGS, {})
         here = unpacked(packed(self._settings()))  # as JSON has it
         differ = [name for name in there if there[name] != here.get(name)]
         if not differ:

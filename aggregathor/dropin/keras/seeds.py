@@ -24,6 +24,11 @@ alike, so that it draws what the script would alone. A worker's is seeded by the
 7919 times its rank. Where a script sets no seed the server draws one for all, which
 steers only what is alike. ``fit`` and a loop can be told apart by the rounds: those that were made
 outside of ``fit`` are a loop's.
+
+What a loop draws several of may be rows or noise, and may decide what is learned, as the classes of
+a task do in meta-learning: then workers whose draws differ learn different things, and a robust
+aggregate of that is of none. Both look the same, so it is the user who says ``draws="alike"``, by
+which "in a loop of one's own: own" becomes alike. The log names the first such draw of a loop.
 """  # noqa: E501 - the table
 
 from __future__ import annotations
@@ -35,8 +40,10 @@ import hashlib
 import logging
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +80,7 @@ _NUMPY_SEVERAL = (
     *("multivariate_normal", "multivariate_hypergeometric"),
 )
 _MT_BYTES = 624 * 4
+_NOT_THE_SCRIPTS = ("aggregathor", "numpy", "random", "tensorflow", "keras")
 
 
 class Seeds:
@@ -86,6 +94,7 @@ class Seeds:
         entropy: int = 0,
         rounds: Callable[[], int] = lambda: 0,
         together: Collectives | None = None,
+        loop_is_alike: Callable[[], bool] = lambda: False,
     ) -> None:
         """Patches Python's, NumPy's, TensorFlow's and Keras's; seeds them alike.
 
@@ -95,12 +104,15 @@ class Seeds:
           entropy: stands for the seed that the script does not set; the same on all ranks.
           rounds: returns how many rounds were made.
           together: what all ranks come together by when the training begins; None for one alone.
+          loop_is_alike: returns whether all ranks draw alike in a loop of the script's.
         """
         self._rank = rank
         self._is_server = is_server
         self._entropy = entropy
         self._rounds = rounds
         self._together = together
+        self._loop_is_alike = loop_is_alike
+        self._named = False  # the first draw of a loop
         self._has_begun = False
         self._said = False
         self._main = threading.main_thread().ident
@@ -133,24 +145,55 @@ class Seeds:
         self._has_begun = True
         if not self._is_server and tf.executing_eagerly():
             keras_internals.reseed_global_generator(self._own)
-        if not self._fits:
+        if not self._fits and not self._loop_is_alike():
             self._make_tensorflow_own()
         if self._tensorflow_seed is None:
             notes.add(notes.SEEDED, "by the server for all, as the script sets no seed")
         if self._is_server and self._together is not None:
+            if self._loop_is_alike():
+                what = "(in input pipelines, functions and layers), and all draw alike in loops"
+            else:
+                what = (
+                    "(several numbers at once, in input pipelines, by TensorFlow and Keras), and "
+                    "all ranks draw alike single numbers of random and numpy.random"
+                )
             _logger.info(
-                "seeds: from the first step on each rank draws its own batches and noise (several "
-                "numbers at once, in input pipelines, by TensorFlow and Keras), and all ranks draw "
-                "alike single numbers of random and numpy.random"
+                "seeds: from the first step on each rank draws its own batches and noise %s", what
             )
 
-    def is_own(self, several: bool) -> bool:
-        """Whether a draw of now is this rank's own."""
+    def is_own(self, several: bool, name: str = "") -> bool:
+        """Whether a draw of now is this rank's own.
+
+        Args:
+          several: whether it is of several numbers.
+          name: of the function, for the log.
+        """
         if not self._has_begun:
             return False
         if self._is_child or threading.get_ident() != self._main or self._is_called:
             return True
-        return several and (self._fits > 0 or self._rounds() > self._rounds_of_fits)
+        if not several or self._fits:
+            return several
+        is_in_loop = self._rounds() > self._rounds_of_fits
+        if is_in_loop and name and not self._named:
+            self._named = True
+            self._name_draw(name)
+        return is_in_loop and not self._loop_is_alike()
+
+    def _name_draw(self, name: str) -> None:
+        """Says, on the server, what a loop of the script's draws several numbers by."""
+        place = _place_in_script()
+        if self._loop_is_alike():
+            notes.add(notes.SEEDED, f"{name} at {place}: alike on all ranks")
+            return
+        notes.add(notes.SEEDED, f"{name} at {place}: each rank's own; see --draws")
+        if self._is_server:
+            _logger.info(
+                "seeds: %s at %s draws other numbers on each rank, as batches and noise must; if "
+                "all ranks shall draw the same there, such as a task: --draws=alike",
+                name,
+                place,
+            )
 
     def own(self, seed: int) -> int:
         """Returns the seed of this rank's own generator for one that the script sets."""
@@ -313,6 +356,18 @@ class Seeds:
         Trainer.fit = counted
 
 
+def _place_in_script() -> str:
+    """Returns the file and line of the script's that called, "" where there is none."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as cheap as it must be, documented
+    while frame is not None and _package(frame) in _NOT_THE_SCRIPTS:
+        frame = frame.f_back
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
 class _Generates(Protocol):
     """What ``random.Random`` and ``numpy.random.RandomState`` have."""
 
@@ -381,7 +436,7 @@ class _Global:
 
         @functools.wraps(alike)
         def draw(*args: Any, **kwargs: Any) -> Any:
-            if seeds.is_own(is_several(name, args, kwargs)):
+            if seeds.is_own(is_several(name, args, kwargs), f"{self.name}.{name}"):
                 return mine(*args, **kwargs)
             return alike(*args, **kwargs)
 
@@ -504,7 +559,7 @@ class _Generator(np.random.Generator):
 def _method(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(np.random.Generator, name))
     def draw(self: _Generator, *args: Any, **kwargs: Any) -> Any:
-        is_own = self._seeds.is_own(_is_several(name, args, kwargs))
+        is_own = self._seeds.is_own(_is_several(name, args, kwargs), f"default_rng().{name}")
         generator = self._of_this_rank() if is_own else self._alike
         return getattr(generator, name)(*args, **kwargs)
 

@@ -350,7 +350,7 @@ def test_another_rule_may_go_on_if_nothing_was_kept_for_it(keeps, tmp_path, caps
     words = "was saved with workers=4, gar=median, and this job has workers=5, gar=krum"
     if keeps:
         with pytest.raises(UserError, match=f"server.npz {words}, which cannot use what"):
-            Checkpoints(other)
+            Checkpoints(other).begin_fit()
     else:
-        Checkpoints(other)
+        Checkpoints(other).begin_fit()
         assert words in capsys.readouterr().err

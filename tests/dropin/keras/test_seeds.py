@@ -31,9 +31,15 @@ ORIGINALS = [(place, name, getattr(place, name)) for place, name in PLACES]
 class Rank:
     """A rank's patches; a round of its own loop is made by ``step``."""
 
-    def __init__(self, number, entropy):
+    def __init__(self, number, entropy, draws="own"):
         self.made = 0
-        self.seeds = Seeds(number, is_server=number == 0, entropy=entropy, rounds=lambda: self.made)
+        self.seeds = Seeds(
+            number,
+            is_server=number == 0,
+            entropy=entropy,
+            rounds=lambda: self.made,
+            loop_is_alike=lambda: draws == "alike",
+        )
 
     def step(self):
         self.seeds.begin()
@@ -44,11 +50,11 @@ class Rank:
 def on_rank(monkeypatch):
     """Returns a function that patches as on a rank, in place of what was patched before."""
 
-    def patch(number, entropy=12345):
+    def patch(number, entropy=12345, draws="own"):
         for place, name, original in ORIGINALS:
             monkeypatch.setattr(place, name, original)
         global_state.set_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR, None)
-        return Rank(number, entropy)
+        return Rank(number, entropy, draws)
 
     yield patch
     monkeypatch.undo()
@@ -132,6 +138,45 @@ def test_what_a_script_decides_by_single_numbers_stays_alike(set_seed, on_rank):
         return decided
 
     assert alike(all_of(on_rank, script))
+
+
+@SEEDS
+def test_a_loop_draws_alike_where_the_user_says_so(set_seed, on_rank):
+    """The classes of a task, several at once; what feeds gradients still differs."""
+
+    def script(rank):
+        set_seed()
+        rng = np.random.default_rng()
+        decided, fed = [], []
+        for _ in range(2):
+            rank.step()
+            decided += [*several(rng), random.choices("abcdefgh", k=5), *one()]
+            decided += [tf.random.shuffle(tf.range(50)).numpy().tolist()]
+            fed += [list(tf.data.Dataset.range(50).shuffle(50).as_numpy_iterator())]
+            with ThreadPoolExecutor(1) as pool:
+                fed += [pool.submit(np.random.permutation, 50).result().tolist()]
+        return decided, fed
+
+    found = all_of(on_rank, script, draws="alike")
+    assert alike([decided for decided, _ in found])
+    assert all_differ([fed for _, fed in found])
+
+
+@pytest.mark.parametrize(("number", "draws"), [(0, "own"), (1, "own"), (0, "alike")])
+def test_the_first_draw_of_a_loop_is_named(number, draws, on_rank, capsys):
+    rank = on_rank(number, draws=draws)
+    np.random.permutation(3)
+    rank.step()
+    random.random()
+    line = test_the_first_draw_of_a_loop_is_named.__code__.co_firstlineno + 8
+    for _ in range(2):
+        random.choices("ab", k=5)
+        np.random.permutation(3)
+    said = capsys.readouterr().err
+    assert said.count("draws other numbers") == ((number, draws) == (0, "own"))
+    if said:
+        assert f"random.choices at {__file__}:{line} draws other numbers on each rank" in said
+        assert said.endswith(" such as a task: --draws=alike\n")
 
 
 def test_without_a_seed_each_job_draws_other_numbers(on_rank):
