@@ -225,9 +225,37 @@ class PySharedServer {
     double* settled = settled_n.mutable_data();
     const Reason reason = WithoutGil(
         [&] { return server_.Collect(r, data, terms, arrived, settled, &rows, CheckSignals); });
-    py::list counts;
-    for (const auto& row : rows) counts.append(py::make_tuple(row.late, row.early, row.duplicate));
-    return py::make_tuple(NameOf(reason), counts);
+    return py::make_tuple(NameOf(reason), CountsOf(rows));
+  }
+
+  // Writes `arrived_n` at its end.
+  py::list Take(const std::vector<uint64_t>& rounds, const py::array& stack, const Bools& taken_n,
+                Bools arrived_n, double timeout) {
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(num_rows_, dim_));
+    if (rounds.size() != static_cast<size_t>(num_rows_) || taken_n.size() != num_rows_ ||
+        arrived_n.size() != num_rows_) {
+      throw std::invalid_argument("rounds, taken_n and arrived_n must have a value for each row");
+    }
+    CheckSeconds("timeout_s", timeout);
+    std::vector<SharedServer::Row> rows(num_rows_);
+    for (int row = 0; row < num_rows_; ++row) rows[row].arrived = arrived_n.data()[row];
+    const auto* taken = reinterpret_cast<const uint8_t*>(taken_n.data());
+    WithoutGil([&] {
+      server_.Take(rounds, data, taken, timeout, &rows, CheckSignals);
+      return true;
+    });
+    for (int row = 0; row < num_rows_; ++row) arrived_n.mutable_data()[row] = rows[row].arrived;
+    return CountsOf(rows);
+  }
+
+  void Reply(const py::object& row, const py::object& round, const py::array& params) {
+    const float* data = DataOf("params_d", params, py::make_tuple(dim_));
+    const int i = static_cast<int>(NumberIn("row", row, 0, num_rows_ - 1));
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    WithoutGil([&] {
+      server_.Reply(i, r, data);
+      return true;
+    });
   }
 
   void Publish(const py::object& round, const py::array& params) {
@@ -242,6 +270,13 @@ class PySharedServer {
   void Leave() { server_.Leave(); }
 
  private:
+  static py::list CountsOf(const std::vector<SharedServer::Row>& rows) {
+    py::list counts;
+    for (const auto& row : rows) {
+      counts.append(py::make_tuple(row.late, row.early, row.duplicate));
+    }
+    return counts;
+  }
   static float* NextParams(void* server) {
     return static_cast<SharedServer*>(server)->next_params();
   }
@@ -254,8 +289,9 @@ class PySharedServer {
 
 class PySharedWorker {
  public:
-  PySharedWorker(int mailbox, int board, int bell, int64_t dim)
-      : dim_(dim), worker_(mailbox, board, bell, dim) {}
+  PySharedWorker(int mailbox, int board, int bell, int64_t dim, const py::object& row)
+      : dim_(dim),
+        worker_(mailbox, board, bell, dim, static_cast<int>(NumberIn("row", row, 0, 65535))) {}
 
   SharedWorker& get() { return worker_; }
   int64_t dim() const { return dim_; }
@@ -498,7 +534,7 @@ PYBIND11_MODULE(_core, m) {
       .def("close", &PyEndpoint::Close);
 
   m.def("mailbox_bytes", &MailboxBytes, "dim"_a);
-  m.def("board_bytes", &BoardBytes, "dim"_a);
+  m.def("board_bytes", &BoardBytes, "dim"_a, "num_workers"_a);
   m.attr("BELL_BYTES") = kBellBytes;
   py::class_<PySharedServer>(m, "SharedServer")
       .def(py::init<const std::vector<int>&, int, int, int64_t>(), "mailboxes"_a, "board"_a,
@@ -506,11 +542,15 @@ PYBIND11_MODULE(_core, m) {
       .def("collect", &PySharedServer::Collect, "round"_a, "stack_nd"_a, "live_n"_a, "quorum"_a,
            "timeout_s"_a, "f"_a, "free_s"_a, "allowance_s_n"_a, "arrived_n"_a, "settled_s_n"_a)
       .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
+      .def("take", &PySharedServer::Take, "rounds_n"_a, "stack_nd"_a, "taken_n"_a, "arrived_n"_a,
+           "timeout_s"_a)
+      .def("reply", &PySharedServer::Reply, "row"_a, "round"_a, "params_d"_a)
       .def("leave", &PySharedServer::Leave)
       .def_property_readonly("address",
                              [](PySharedServer& server) { return AddressOf(server.native()); });
   py::class_<PySharedWorker>(m, "SharedWorker")
-      .def(py::init<int, int, int, int64_t>(), "mailbox"_a, "board"_a, "bell"_a, "dim"_a)
+      .def(py::init<int, int, int, int64_t, py::object>(), "mailbox"_a, "board"_a, "bell"_a,
+           "dim"_a, "row"_a)
       .def("put", &PySharedWorker::Put, "round"_a, "grad_d"_a)
       .def("receive", &PySharedWorker::Receive, "round"_a, "params_d"_a, "timeout_s"_a)
       .def("server_left", [](PySharedWorker& worker) { return worker.get().server_left(); });

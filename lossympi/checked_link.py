@@ -196,7 +196,7 @@ class CheckedServerLink(ABC):
         """
         raise ValueError(
             "this transport collects rounds of all workers and takes no single gradients yet. "
-            "Connect with transport='mpi'."
+            "Connect with transport='mpi' or 'shm'."
         )
 
     def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:

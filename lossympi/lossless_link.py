@@ -65,6 +65,19 @@ class LosslessServerLink(CheckedServerLink):
           What closed the round, and how many seconds after its opening.
         """
 
+    def _at_desk(self) -> Desk:
+        """Returns where gradients come in one by one, from now on."""
+        if self._desk is None:
+            self._desk = Desk(self._tickets, self._dropped_of)
+        return self._desk
+
+    def _next_at(self, desk: Desk) -> tuple[int, np.ndarray] | None:
+        """Returns what `_take` does, of what is there."""
+        ready_n = desk.arrived_n.copy()
+        ready_n[list(self._unanswered)] = False
+        row = self._in_turn(ready_n)
+        return None if row is None else (row, self._stack_nd[row])
+
     def _waiting_for(self) -> list[int]:
         """Returns the rows of live workers whose gradient has not come."""
         opened = self._open
@@ -204,9 +217,9 @@ class Desk:
         """Notes that a row has its gradient."""
         self.arrived_n[row] = True
 
-    def count(self, row: int, reason: str) -> None:
-        """Counts a message that was dropped."""
-        self.counts[row][reason] += 1
+    def count(self, row: int, reason: str, count: int = 1) -> None:
+        """Counts messages that were dropped."""
+        self.counts[row][reason] += count
 
 
 def _worker_stats(

@@ -94,9 +94,7 @@ class MpiServer(LosslessServerLink):
 
     def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
         """Waits for a gradient without spinning; each worker's has its row of the stack."""
-        if self._desk is None:
-            self._desk = Desk(self._tickets, self._dropped_of)
-        desk = self._desk
+        desk = self._at_desk()
         until = time.monotonic() + wait_s
         backoff = Backoff(self._bell)
         while True:
@@ -104,11 +102,8 @@ class MpiServer(LosslessServerLink):
             heard = self._take_messages(desk, self.num_workers)
             heard |= self._end_receives(desk)
             self._end_sends()
-            ready_n = desk.arrived_n.copy()
-            ready_n[list(self._unanswered)] = False
-            row = self._in_turn(ready_n)
-            if row is not None:
-                return row, self._stack_nd[row]
+            if (taken := self._next_at(desk)) is not None:
+                return taken
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return None
@@ -122,8 +117,7 @@ class MpiServer(LosslessServerLink):
         An honest worker has, as it has sent again. Of one that has not, the newest waits: at most
         two copies a worker are kept.
         """
-        assert self._desk is not None
-        self._desk.arrived_n[row] = False
+        self._at_desk().arrived_n[row] = False
         self._end_sends()
         parcel = self._free_parcel()
         parcel.round[0] = ticket

@@ -290,17 +290,11 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self._transport,
+                transport=self.config.transport,
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
-
-    @property
-    def _transport(self) -> str:
-        """The one that is chosen, where "auto" may choose one that cannot do what is needed."""
-        takes = PROTOCOLS[self.setting.protocol].takes
-        return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
     def _compare_places(self, half: int | None, has_begun: bool = False) -> None:
         """Worker: raises ``UserError`` if the server waits for it elsewhere, or begins that.

@@ -83,10 +83,10 @@ def doubts(values: Training, *, robust: bool) -> list[str]:
 
 def check_transport(protocol: str, transport: str) -> None:
     """Raises ``UserError`` where a transport cannot do yet what a protocol needs."""
-    if PROTOCOLS[protocol].takes and transport in ("shm", "udp"):
+    if PROTOCOLS[protocol].takes and transport == "udp":
         raise UserError(
             f"--protocol={protocol} answers gradients one by one, which --transport={transport} "
-            "cannot yet. Take --transport=mpi."
+            "cannot yet. Take --transport=mpi or shm."
         )
 
 

@@ -14,22 +14,23 @@ from pathlib import Path
 from experiments.command import import_tensorflow
 
 COMMON = {"workers": 5, "batch_size": 8, "steps": 60, "eval_every": 30, "checkpoint_every": 30}
+# What ranks are linked by is "mpi" where nothing is said.
 RUNS = {
-    "async": {"protocol": "async", "momentum": 0.9},
+    "async": {"protocol": "async", "momentum": 0.9, "transport": "shm"},
     "basgd": {
         "protocol": "basgd", "gar": "median", "byzantine": 1, "attack": "random-disturbance",
         "protocol_args": {"reassign_s": 0.02},
     },
     "zeno++": {
         "protocol": "zeno++", "byzantine": 3, "attack": "sign-flip", "validation_share": 0.1,
-        "protocol_args": {"batch": 32},
+        "protocol_args": {"batch": 32}, "transport": "shm",
     },
     "kardam": {
         "protocol": "kardam", "byzantine": 1, "attack": "label-flip", "optimizer": "adam",
         "protocol_args": {"dampening": "exponential"},
     },
     "dropout": {"protocol": "async", "model": "phocas-cnn", "batch_size": 4, "steps": 20,
-        "eval_every": 10},
+        "eval_every": 10, "transport": "shm"},
 }  # fmt: skip
 RESUMED = ("basgd", "dropout")
 # Runs in which the last rank dies at its gradient 4.
@@ -65,8 +66,8 @@ def main(folder, schedules=None, deadly=None):
     is_alone = ranks is None
     last = None if is_alone else ranks.comm.size - 1
 
-    def train(name, dies=False, **given):
-        where = "" if is_alone else "mpi"
+    def train(name, dies=False, transport="mpi", **given):
+        where = "" if is_alone else transport
         schedule = str(schedules / name / "schedule.csv") if is_alone else ""
         config = Config(**{**COMMON, **given}, transport=where, schedule=schedule)
         job = None if is_alone else experiment_ranks.job_of(config, ranks)

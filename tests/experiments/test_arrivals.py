@@ -140,7 +140,6 @@ def test_a_schedule_is_as_long_as_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"protocol": "async", "transport": "shm"}, "--transport=shm cannot yet"),
         ({"protocol": "async", "transport": "udp"}, "--transport=udp cannot yet"),
         ({"protocol": "zeno++"}, "--validation_share=0.05"),
         ({"validation_share": 1.0}, "--validation_share is a share"),

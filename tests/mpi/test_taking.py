@@ -15,5 +15,6 @@ def test_the_contract(contract, dim, dtype):
 
 
 @pytest.mark.parametrize("job", ["idle", "flood"])
-def test_jobs(job):
-    check(run_on_one_host(5, "-m", RANKS, job, "mpi"))
+@pytest.mark.parametrize("transport", ["mpi", "shm"])
+def test_jobs(transport, job):
+    check(run_on_one_host(5, "-m", RANKS, job, transport))

@@ -45,10 +45,10 @@ def test_doubts_are_of_the_protocol_where_it_has_no_rule():
     assert doubts(Training(protocol="zeno++", f=8, byzantine=8), robust=False) == []
 
 
-@pytest.mark.parametrize("transport", ["shm", "udp"])
-def test_transports_that_cannot_take_are_refused_for_protocols_that_do(transport):
-    with pytest.raises(UserError, match=f"--transport={transport} cannot yet"):
-        check_transport("kardam", transport)
-    check_transport("sync", transport)
+def test_transports_that_cannot_take_are_refused_for_protocols_that_do():
+    with pytest.raises(UserError, match="--transport=udp cannot yet"):
+        check_transport("kardam", "udp")
+    check_transport("sync", "udp")
     check_transport("kardam", "mpi")
+    check_transport("kardam", "shm")
     check_transport("kardam", "auto")
