@@ -102,7 +102,7 @@ class Config(Settings):
                 "hold out a part of the training set with --validation_share=0.05"
             )
         if protocol.takes:
-            check_transport(self.protocol, self.transport)
+            check_transport(self, self.transport)
             check_delays(self.delays, self.delay_args, setting.num_workers)
             if self.schedule and self.transport:
                 raise UserError("a simulation follows a schedule, real ranks make their own")

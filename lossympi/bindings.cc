@@ -135,6 +135,49 @@ class PyEndpoint {
     return BoolsOf(done, {n});
   }
 
+  // The stack is kept as long as the endpoint: it writes there on its own.
+  void Await(const py::object& row, const py::object& round, const py::array& stack,
+             const py::object& policy) {
+    CheckRole("await_row", true);
+    const int n = setup().num_workers;
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
+    const auto i = static_cast<int>(NumberIn("row", row, 0, n - 1));
+    const ClosePolicy p = PolicyOf(policy, 1);
+    const uint32_t rate = RatesOf(policy.attr("rate_kbps"), 1)[0];
+    const uint64_t r = RoundOf(round);
+    if (!stack_.is_none() && !stack_.is(stack)) {
+      throw std::invalid_argument("all rows are of one stack_nd, got another. Pass the first.");
+    }
+    stack_ = stack;
+    WithoutGil([&] {
+      endpoint_.Await(i, r, data + i * setup().dim, p, rate);
+      return true;
+    });
+  }
+
+  py::list TakeClosed(double timeout) {
+    CheckRole("take_closed", true);
+    CheckSeconds("timeout_s", timeout);
+    const auto all = WithoutGil([&] { return endpoint_.TakeClosed(timeout, CheckSignals); });
+    py::list list;
+    for (const auto& [row, closed] : all) list.append(py::make_tuple(row, ClosedOf(closed)));
+    return list;
+  }
+
+  void Reply(const py::object& row, const py::object& round, const py::array& params,
+             const py::object& rate_kbps, double silence) {
+    CheckRole("reply", true);
+    const float* data = DataOf("params_d", params, py::make_tuple(setup().dim));
+    const auto i = static_cast<int>(NumberIn("row", row, 0, setup().num_workers - 1));
+    const uint32_t rate = RateOf(rate_kbps);
+    CheckSeconds("silence_s", silence);
+    const uint64_t r = RoundOf(round);
+    WithoutGil([&] {
+      endpoint_.Reply(i, r, data, rate, silence);
+      return true;
+    });
+  }
+
   // `self` is kept alive by the array, whose memory is the endpoint's.
   static py::object Receive(const py::object& self, const py::object& round, double timeout) {
     auto& endpoint = self.cast<PyEndpoint&>();
@@ -189,6 +232,7 @@ class PyEndpoint {
                                 std::to_string(setup().rank) + ".");
   }
 
+  py::object stack_ = py::none();  // goes after the endpoint
   Endpoint endpoint_;
 };
 
@@ -528,6 +572,10 @@ PYBIND11_MODULE(_core, m) {
       .def("send", &PyEndpoint::Send, "round"_a, "grad_d"_a, "max_loss"_a, "timeout_s"_a)
       .def("broadcast", &PyEndpoint::Broadcast, "round"_a, "params_d"_a, "to_n"_a, "rate_kbps"_a,
            "timeout_s"_a, "silence_s"_a)
+      .def("await_row", &PyEndpoint::Await, "row"_a, "round"_a, "stack_nd"_a, "policy"_a)
+      .def("take_closed", &PyEndpoint::TakeClosed, "timeout_s"_a)
+      .def("reply", &PyEndpoint::Reply, "row"_a, "round"_a, "params_d"_a, "rate_kbps"_a,
+           "silence_s"_a)
       .def("receive", &PyEndpoint::Receive, "round"_a, "timeout_s"_a)
       .def("counters", &PyEndpoint::Counters)
       .def("server_left", &PyEndpoint::ServerLeft)

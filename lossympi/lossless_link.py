@@ -71,13 +71,6 @@ class LosslessServerLink(CheckedServerLink):
             self._desk = Desk(self._tickets, self._dropped_of)
         return self._desk
 
-    def _next_at(self, desk: Desk) -> tuple[int, np.ndarray] | None:
-        """Returns what `_take` does, of what is there."""
-        ready_n = desk.arrived_n.copy()
-        ready_n[list(self._unanswered)] = False
-        row = self._in_turn(ready_n)
-        return None if row is None else (row, self._stack_nd[row])
-
     def _waiting_for(self) -> list[int]:
         """Returns the rows of live workers whose gradient has not come."""
         opened = self._open

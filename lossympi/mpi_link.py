@@ -21,7 +21,7 @@ from lossympi.backoff import Backoff
 from lossympi.checked_link import CheckedWorkerLink
 from lossympi.credit import Credit
 from lossympi.doorbell import Doorbell
-from lossympi.link import LinkError, Model, aligned_zeros
+from lossympi.link import Arrival, LinkError, Model, aligned_zeros
 from lossympi.lossless_link import Desk, LosslessServerLink, OpenRound
 from lossympi.options import Options
 from lossympi.topology import Topology
@@ -92,7 +92,7 @@ class MpiServer(LosslessServerLink):
         taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
         self._wait_for_sends(taking - self._behind, self._options.timeout_s)
 
-    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+    def _take(self, wait_s: float) -> Arrival | None:
         """Waits for a gradient without spinning; each worker's has its row of the stack."""
         desk = self._at_desk()
         until = time.monotonic() + wait_s
@@ -102,8 +102,9 @@ class MpiServer(LosslessServerLink):
             heard = self._take_messages(desk, self.num_workers)
             heard |= self._end_receives(desk)
             self._end_sends()
-            if (taken := self._next_at(desk)) is not None:
-                return taken
+            arrival = self._next(self._stack_nd, desk.arrived_n)
+            if arrival is not None:
+                return arrival
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return None

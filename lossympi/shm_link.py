@@ -17,7 +17,7 @@ import numpy as np
 
 from lossympi import backend
 from lossympi.checked_link import CheckedWorkerLink
-from lossympi.link import Idle, Model, NativeRound, NativeWorkerRounds, aligned_zeros
+from lossympi.link import Arrival, Idle, Model, NativeRound, NativeWorkerRounds, aligned_zeros
 from lossympi.lossless_link import Desk, LosslessServerLink, OpenRound
 from lossympi.options import Options
 
@@ -111,14 +111,14 @@ class SharedServer(LosslessServerLink):
         """
         self._server.publish(round, np.ascontiguousarray(params_d))
 
-    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+    def _take(self, wait_s: float) -> Arrival | None:
         """Copies what comes into the stack, the first of each ticket."""
         desk = self._at_desk()
         taken_n = np.zeros(self.num_workers, bool)
         taken_n[list(self._unanswered)] = True
         counts = self._server.take(desk.tickets, self._stack_nd, taken_n, desk.arrived_n, wait_s)
         _count(desk, counts)
-        return self._next_at(desk)
+        return self._next(self._stack_nd, desk.arrived_n)
 
     def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
         """Writes the parameters where this worker looks; of one that does not, over the last.

@@ -101,7 +101,7 @@ class Job:
         )
         self.setting.check()
         _check_wire(config)
-        check_transport(config.protocol, config.transport)
+        check_transport(config, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
         f = min(config.f, ranks.topology.workers - 1) if self.setting.robust else 0
@@ -236,6 +236,7 @@ class Job:
                 apply,
                 read,
                 need=need_of(self.setting),
+                fill=self.setting.fill,
                 waiting=waits.context,
                 first_limit_s=self.config.start_s,
                 limit_s=self.config.stop_after_s,

@@ -140,7 +140,7 @@ def test_a_schedule_is_as_long_as_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"protocol": "async", "transport": "udp"}, "--transport=udp cannot yet"),
+        ({"protocol": "async", "transport": "udp"}, "cannot be nan"),
         ({"protocol": "zeno++"}, "--validation_share=0.05"),
         ({"validation_share": 1.0}, "--validation_share is a share"),
         ({"delays": "equal"}, "--delays is for protocols without rounds, not for sync"),
