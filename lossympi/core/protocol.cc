@@ -203,6 +203,7 @@ Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePol
   rule_.emplace(policy, layout_.framing.NumDatagrams(), now);
   // Nothing throws from here on: who opened a round that is not knows nothing of it.
   assembler_.Open(round, stack);
+  awaited_.reset();
   closed_.reset();
   repairs_ = policy.max_loss < 1;
   tell_at_ = SIZE_MAX;
@@ -211,6 +212,7 @@ Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePol
 
 void ServerProtocol::AwaitRound(uint64_t round, float* stack, const ClosePolicy& policy,
                                 const std::vector<uint32_t>& rates_kbps) {
+  AbandonRound();
   closed_.reset();
   awaited_ = {round, stack, policy, rates_kbps};
 }

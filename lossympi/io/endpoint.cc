@@ -556,7 +556,6 @@ void Endpoint::Await(int row, uint64_t round, float* grad, const ClosePolicy& po
   }
   ServerProtocol& protocol = workers_[row]->protocol;
   CheckLater(round, protocol.newest_round());
-  protocol.AbandonRound();
   protocol.AwaitRound(round, grad, policy, {rate_kbps});
 }
 

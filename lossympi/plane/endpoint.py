@@ -274,7 +274,6 @@ class Endpoint(interface.Endpoint):
                 rows = range(self._setup.num_workers)
                 self._workers = [_OneWorker(ServerProtocol.of_one(server, each)) for each in rows]
             protocol = self._workers[row].protocol
-            protocol.abandon_round()
             protocol.await_round(round, stack_nd[row : row + 1], policy)
 
     def take_closed(self, timeout_s: float) -> list[tuple[int, Closed]]:

@@ -413,7 +413,7 @@ class ServerProtocol(Protocol):
         rule = CloseRule(policy, n, self._assembler.c, now)
         self._assembler.open(round, stack_nd)
         # Nothing fails from here on: who opened a round that is not knows nothing of it.
-        self.closed = None
+        self._awaited = self.closed = None
         self._rule, self._opened = rule, now
         self._rates_kbps, self._repairs = rates_kbps, policy.max_loss < 1
         self._tell_at = math.inf
@@ -421,6 +421,7 @@ class ServerProtocol(Protocol):
 
     def await_round(self, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> None:
         """Opens a round as soon as a worker asks for it, by READY: only then its time begins."""
+        self.abandon_round()
         self.closed = None
         self._awaited = round, stack_nd, policy
 

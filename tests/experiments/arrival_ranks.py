@@ -23,7 +23,7 @@ RUNS = {
     },
     "zeno++": {
         "protocol": "zeno++", "byzantine": 3, "attack": "sign-flip", "validation_share": 0.1,
-        "protocol_args": {"batch": 32}, "transport": "shm",
+        "protocol_args": {"batch": 32}, "transport": "udp", "fill": "zero",
     },
     "kardam": {
         "protocol": "kardam", "byzantine": 1, "attack": "label-flip", "optimizer": "adam",

@@ -257,7 +257,6 @@ class OneWorkerPlay(ServerPlay):
         self.around = [np.full((1 + 2, DIM), 99, np.float32) for _ in range(2)]
 
     def await_round(self):
-        self.twins.abandon_round()
         self.round += self.rng.choice([1, 1, 2])
         policy = self.policy(1)
         for each, around_nd in zip(self.twins.pair, self.around, strict=True):
