@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.protocols.registry import PROTOCOLS
-from aggregathor.settings import Training, defaults
+from aggregathor.settings import Simulation, Training, defaults
 
 
 def check_training(values: Training, n: int, check_rule: Callable[[int, int], None]) -> None:
@@ -89,6 +89,15 @@ def check_transport(values: Training, transport: str) -> None:
             f"--protocol={values.protocol} takes gradients one by one, and what UDP loses of one "
             f"cannot be {values.fill}: no rule over all workers sees it, and the model would keep "
             "it. Take --fill=zero, or previous for the worker's last value."
+        )
+
+
+def check_simulated_loss(values: Simulation) -> None:
+    """Raises ``UserError`` for a loss that no simulation has."""
+    if PROTOCOLS[values.protocol].takes and values.loss:
+        raise UserError(
+            f"a simulation of --protocol={values.protocol} takes whole gradients, so that none is "
+            f"lost; got --loss={values.loss}. Leave it out, or start ranks with --transport=udp."
         )
 
 
