@@ -55,6 +55,7 @@ struct Endpoint::OneWorker {
   ServerProtocol protocol;
   std::unique_ptr<float[]> reply;  // [d], once there is one
   uint64_t reply_round = 0;
+  Pacer repair_pacer{kNever};
 };
 
 Endpoint::Endpoint(const Setup& setup)
@@ -258,6 +259,12 @@ bool Endpoint::SendReply(double now) {
     OneWorker& worker = *workers_[row];
     SendQueue* const queue = worker.protocol.queue();
     if (queue == nullptr) continue;
+    // Once all has left, a worker that never has enough gets its share, though nobody else waits.
+    const bool repairs = queue->all_sent(0);
+    if (const double at = worker.repair_pacer.When(now, 0); repairs && at > now) {
+      serve_at_ = std::min(serve_at_, at);
+      continue;
+    }
     const SendQueue::Action& action = queue->Next(now);
     switch (action.what) {
       case SendQueue::What::kFinished:
@@ -273,6 +280,7 @@ bool Endpoint::SendReply(double now) {
         return true;
       case SendQueue::What::kSend: {
         reply_pacer_->When(now, DataBytes(action.seqs));
+        if (repairs) worker.repair_pacer.When(now, DataBytes(action.seqs));
         Peer& peer = *peers_[row];
         const size_t last =
             Stage(row, worker.reply_round, worker.reply.get(), action.seqs, reply_staged_.data());
@@ -587,6 +595,7 @@ void Endpoint::Reply(int row, uint64_t round, const float* params, uint32_t rate
   lock.lock();
   CheckRunning();
   worker.reply_round = round;
+  worker.repair_pacer = Pacer(rate_kbps * 1000.0 / 8 / static_cast<double>(workers_.size()));
   const double bytes_per_s = rate_kbps * 1000.0 / 8;
   if (reply_kbps_ != rate_kbps) reply_pacer_.emplace(bytes_per_s);
   reply_kbps_ = rate_kbps;

@@ -44,12 +44,14 @@ class _OneWorker:
       protocol: its own.
       reply: what answers it, as it travels.
       reply_round: the round of that.
+      repair_pacer: how fast it is sent again.
     """
 
     def __init__(self, protocol: ServerProtocol) -> None:
         self.protocol = protocol
         self.reply = b""
         self.reply_round = 0
+        self.repair_pacer = Pacer(math.inf)
 
 
 class Endpoint(interface.Endpoint):
@@ -323,6 +325,7 @@ class Endpoint(interface.Endpoint):
                 self._reply_pacer, self._reply_kbps = Pacer(bytes_per_s), rate_kbps
             worker = self._workers[row]
             worker.reply, worker.reply_round = data, round
+            worker.repair_pacer = Pacer(bytes_per_s / len(self._workers))
             most = self._most_at_once(bytes_per_s)
             worker.protocol.start_reply(round, most, silence_s, time.monotonic())
             self._serve_workers()
@@ -468,6 +471,11 @@ class Endpoint(interface.Endpoint):
             queue = worker.protocol.queue
             if queue is None:
                 continue
+            # Once all has left, one that never has enough gets its share, though nobody else waits.
+            repairs = queue.all_sent(0)
+            if repairs and (at := worker.repair_pacer.when(now, 0)) > now:
+                wakes_at = min(wakes_at, at)
+                continue
             what, *rest = queue.next(now)
             if what == "finished":
                 worker.protocol.end_reply()
@@ -481,6 +489,8 @@ class Endpoint(interface.Endpoint):
                 datagrams = self._data(row, worker.reply_round, rest[1], worker.reply)
                 due = sum(self._layout.bytes_of(len(each.payload)) for each in datagrams)
                 self._reply_pacer.when(now, due)
+                if repairs:
+                    worker.repair_pacer.when(now, due)
                 for each in datagrams:
                     self._peers.send(each, may_wait=True)
                 return now

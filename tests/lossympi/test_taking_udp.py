@@ -9,7 +9,7 @@ import pytest
 from lossympi.float64_link import floats_per_value, of_dtype
 from lossympi.link import LinkError
 from lossympi.options import Options
-from lossympi.plane.packet import Kind
+from lossympi.plane.packet import Kind, unpack
 from lossympi.udp_link import UdpServer, UdpWorker
 from tests.lossympi.conftest import HOST, keys_for
 from tests.lossympi.taking import CONTRACT, N, a_row_has_one_buffer, check_arrival, take, vector
@@ -78,7 +78,7 @@ def attacked(job, background):
         raw = job.raw(server, cipher, 2)
         server.start()
         worker.start()
-        link = UdpServer(server, 2, DIM, RATE_BPS, chosen)
+        link = UdpServer(server, 2, DIM, chosen.rate_bps or RATE_BPS, chosen)
         assert link.take(0.0) is None
         return link, UdpWorker(worker, 0, DIM, chosen), raw
 
@@ -296,6 +296,24 @@ def test_a_worker_that_stops_is_sent_nothing_until_it_is_heard_again(attacked, b
     while not raw.is_told_nothing(Kind.END, Kind.DATA, within_s=0.0):
         pass
     assert raw.is_told_nothing(Kind.END, Kind.DATA, within_s=0.2)
+
+
+def test_who_never_has_enough_gets_its_share_of_the_rate(attacked):
+    """It asks for all again after each END, though nobody else is sent anything."""
+    rate_bps = 20e6
+    link, _, raw = attacked(rate_bps=rate_bps)
+    gradient(raw, 1, 1.0)
+    assert take(link).row == 1
+    link.reply(1, PARAMS)
+    came, until = 0, time.monotonic() + 1.0
+    while time.monotonic() < until:
+        raw.socket.settimeout(0.5)
+        datagram = raw.socket.recv(65536)
+        came += 8 * len(datagram)
+        if unpack(datagram).kind == Kind.END:
+            raw.send(Kind.NACK, 1, 0, C, bytes([255, 7]))
+    assert came < 0.6 * rate_bps  # half, and the first time
+    assert came > 0.1 * rate_bps
 
 
 def test_who_waits_for_an_answer_hears_of_the_end(linked, background):

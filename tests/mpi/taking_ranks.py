@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -121,14 +122,11 @@ def flood():
         assert sum(dropped[-1].values()) > (5 if TRANSPORT == "shm" else 50)
         assert all(each.keys() <= {"late", "duplicate"} for each in dropped[:-1])
         assert TRANSPORT == "udp" or not any(dropped[:-1])
-        for rank in range(1, N + 1):
+        for rank in range(1, N):
             COMM.isend(None, dest=rank, tag=9)
-        while COMM.iprobe(source=LAST, tag=10) is False:
-            link.take(0.001)
+        stop_attack(link)
     elif RANK == LAST:
-        {"mpi": attack_mpi, "shm": attack_shm, "udp": attack_udp}[TRANSPORT](link, dim)
-        COMM.recv(source=0, tag=9)
-        COMM.send(None, dest=0, tag=10)
+        attack(link, dim)
     else:
         for ticket in range(turns):
             link.send(ticket, np.full(dim, RANK - 1, np.float32))
@@ -138,6 +136,60 @@ def flood():
     COMM.Barrier()
     link.close()
     COMM.Barrier()
+
+
+def share():
+    """Prints what a rank that floods gets of the server's turns, and of its processor's time.
+
+    Of the latter it is charged all but what as many gradients of the others cost without it.
+    """
+    dim, seconds, cost_s = 90_000, 5.0, 0.0
+    for floods in (False, True):
+        of_udp = {} if TRANSPORT != "udp" else {"plane": "python" if RANK == LAST else "native"}
+        link = joined(dim, np.float32, **of_udp)
+        if RANK == 0:
+            counts, params_d = [0] * N, np.zeros(dim, np.float32)
+            begun_s, begun_cpu_s = time.monotonic(), time.process_time()
+            while time.monotonic() - begun_s < seconds:
+                arrival = link.take(1.0)
+                params_d -= np.float32(1e-3) * arrival.grad_d
+                counts[arrival.row] += 1
+                link.reply(arrival.row, params_d)
+            cpu_s, honest = time.process_time() - begun_cpu_s, sum(counts[:-1])
+            if floods:
+                sys.stdout.write(
+                    f"{TRANSPORT}: {counts[-1] / sum(counts):.1%} of the turns, "
+                    f"{1 - honest * cost_s / cpu_s:.1%} of the processor's time; turns {counts}\n"
+                )
+            cost_s = cpu_s / honest
+            stop_attack(link)
+            link.close()
+        elif RANK == LAST:
+            attack(link, dim) if floods else await_stop()
+        else:
+            with suppress(lossympi.LinkError):  # the end
+                for ticket in range(10**9):
+                    link.send(ticket, np.full(dim, RANK, np.float32))
+                    link.receive(ticket)
+        COMM.Barrier()
+        link.close()
+
+
+def await_stop():
+    COMM.recv(source=0, tag=9)
+    COMM.send(None, dest=0, tag=10)
+
+
+def stop_attack(link):
+    COMM.isend(None, dest=LAST, tag=9)
+    while COMM.iprobe(source=LAST, tag=10) is False:
+        link.take(0.001)
+    COMM.recv(source=LAST, tag=10)
+
+
+def attack(link, dim):
+    {"mpi": attack_mpi, "shm": attack_shm, "udp": attack_udp}[TRANSPORT](link, dim)
+    await_stop()
 
 
 def attack_shm(link, dim):
