@@ -98,7 +98,6 @@ class MpiServer(LosslessServerLink):
         until = time.monotonic() + wait_s
         backoff = Backoff(self._bell)
         while True:
-            # No more than one message a worker, so that who floods does not hold up the others.
             heard = self._take_messages(desk, self.num_workers)
             heard |= self._end_receives(desk)
             self._end_sends()
@@ -174,21 +173,28 @@ class MpiServer(LosslessServerLink):
                 backoff.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
     def _take_messages(self, opened: OpenRound | Desk, most: int) -> bool:
-        """Takes what has come, so many messages at most; returns whether anything had."""
+        """Takes what has come, so many messages at most; returns whether anything had.
+
+        Of a worker that sends one by one, no more once one of its messages was dropped: who floods
+        shall not cost more than who does not.
+        """
         status = MPI.Status()
+        full: set[int] = set()
         for taken in range(most):
             try:
-                message = self._probe(status)
+                message = self._probe(status, full)
             except MPI.Exception:  # a worker's process has ended
                 message = None
             if message is None:
                 return taken > 0
-            self._accept(message, status, opened)
+            if not self._accept(message, status, opened) and opened is self._desk:
+                full.add(status.Get_source())
         return True
 
-    def _probe(self, status: Any) -> Any:
-        """Returns a message that has come, None if there is none."""
-        full = {rank for rank, drops in self._dropped.items() if len(drops) >= _MOST_DROPPED}
+    def _probe(self, status: Any, full: Collection[int]) -> Any:
+        """Returns a message that has come, None if there is none; of these ranks none."""
+        drops = self._dropped.items()
+        full = {*full, *(rank for rank, under_way in drops if len(under_way) >= _MOST_DROPPED)}
         if not full:
             return self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         ranks = [rank for rank in self._topology.worker_ranks if rank not in full]
@@ -199,8 +205,8 @@ class MpiServer(LosslessServerLink):
                 return message
         return None
 
-    def _accept(self, message: Any, status: Any, opened: OpenRound | Desk) -> None:
-        """Starts to receive a message, into its worker's row if it belongs there.
+    def _accept(self, message: Any, status: Any, opened: OpenRound | Desk) -> bool:
+        """Starts to receive a message, into its worker's row if it belongs there; else False.
 
         A Byzantine worker chooses length, tag and time, so all is checked before anything is
         written.
@@ -208,7 +214,7 @@ class MpiServer(LosslessServerLink):
         rank = status.Get_source()
         if rank not in self._topology.worker_ranks:
             self._drop(message, rank)
-            return
+            return False
         row = self._topology.row_of(rank)
         age = _age(status.Get_tag(), opened.round_of(row), self._num_tags)
         reason = ""
@@ -221,12 +227,12 @@ class MpiServer(LosslessServerLink):
         if reason:
             opened.count(row, reason)
             self._drop(message, rank)
-            return
+            return False
         try:
             request = message.Irecv([self._stack_nd[row], 1, self._vector])
         except MPI.Exception:
             opened.count(row, "malformed")
-            return
+            return False
         ended = _ended(request)
         if ended:
             opened.arrive(row)
@@ -235,6 +241,7 @@ class MpiServer(LosslessServerLink):
         else:
             opened.coming[row] = request
             self._bell.ring([rank])  # whose help it takes
+        return True
 
     def _drop(self, message: Any, rank: int) -> None:
         """Receives nothing of a message, which sets its sender free."""

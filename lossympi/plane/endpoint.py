@@ -269,7 +269,6 @@ class Endpoint(interface.Endpoint):
         self._check_row(row)
         _check_round(round)
         self._check_stack(stack_nd)
-        policy.rates_kbps(1)
         with self._changed:
             self._check_open()
             if not self._workers:

@@ -420,7 +420,15 @@ class ServerProtocol(Protocol):
         return grants
 
     def await_round(self, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> None:
-        """Opens a round as soon as a worker asks for it, by READY: only then its time begins."""
+        """Opens a round as soon as a worker asks for it, by READY: only then its time begins.
+
+        Raises:
+          ValueError: as ``open_round``.
+        """
+        n = len(self._peers)
+        policy.rates_kbps(n)
+        CloseRule(policy, n, self._assembler.c, 0.0)
+        self._assembler.check(round, stack_nd)
         self.abandon_round()
         self.closed = None
         self._awaited = round, stack_nd, policy

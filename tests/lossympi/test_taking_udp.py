@@ -341,3 +341,49 @@ def test_a_link_that_takes_has_no_other_rounds(linked):
         endpoint.broadcast(1, ENTIRE, (True,), 1000, 1.0, 1.0)
     workers[0].send(0, vector(0, 0, server))
     check_arrival(take(server), 0, 0, server)
+
+
+def test_what_is_wrong_is_an_error_of_the_endpoint(job, policy):
+    server, [worker] = job.connected(1, DIM)
+    stack_nd, one = np.zeros((1, DIM), np.float32), policy(quorum=1, live_n=(True,))
+    with pytest.raises(ValueError, match="no round was awaited"):
+        server.reply(0, 1, ENTIRE, 1000, 1.0)
+    for wrong, said in [
+        ((1, 1, stack_nd, one), r"row must be in 0\.\.0, got 1"),
+        ((-1, 1, stack_nd, one), r"row must be in 0\.\.0, got -1"),
+        ((0, 0, stack_nd, one), "round must be in 1"),
+        ((0, 1, stack_nd[:, 1:], one), "stack_nd must be"),
+        ((0, 1, stack_nd, policy(quorum=1)), "live_n must have 1 values, got 2"),
+        (
+            (0, 1, stack_nd, policy(quorum=1, live_n=(True,), rate_kbps=(1, 2))),
+            "must be one number",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            server.await_row(*wrong)
+    server.await_row(0, 5, stack_nd, one)
+    sent = threading.Thread(target=worker.send, args=(5, ENTIRE, 1.0, 5.0))
+    sent.start()
+    [(row, closed)] = server.take_closed(5.0)
+    sent.join()
+    assert (row, closed.reason) == (0, "complete")
+    assert server.take_closed(0.0) == []
+    with pytest.raises(ValueError, match="rounds must increase; 5 has been opened, got 5"):
+        server.await_row(0, 5, stack_nd, one)
+    for wrong, said in [
+        ((1, 5, ENTIRE, 1000, 1.0), r"row must be in 0\.\.0, got 1"),
+        ((0, 5, ENTIRE[1:], 1000, 1.0), "params_d must be"),
+        ((0, 5, ENTIRE, 0, 1.0), "rate_kbps must be"),
+        ((0, 5, ENTIRE, 1000, -1.0), "silence_s must be"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            server.reply(*wrong)
+    with pytest.raises(ValueError, match="timeout_s must be"):
+        server.take_closed(-1.0)
+    with pytest.raises(ValueError, match="takes worker by worker"):
+        server.collect(6, stack_nd, one)
+    with pytest.raises(ValueError, match="is for the server; this is rank 1"):
+        worker.await_row(0, 1, stack_nd, one)
+    server.close()
+    with pytest.raises(ValueError, match="closed"):
+        server.await_row(0, 6, stack_nd, one)
