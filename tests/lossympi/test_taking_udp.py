@@ -316,6 +316,34 @@ def test_who_never_has_enough_gets_its_share_of_the_rate(attacked):
     assert came > 0.1 * rate_bps
 
 
+def test_garbage_costs_nobody_and_is_counted(attacked, background):
+    link, worker, raw = attacked("aes256gcm")
+    rng, rounds = np.random.default_rng(0), 10
+    right = raw.make(Kind.DATA, 1, 0, C, bytes(1408))
+
+    def work():
+        for ticket in range(rounds):
+            worker.send(ticket, ENTIRE + ticket)
+            worker.receive(ticket)
+
+    work = background(work)
+    for ticket in range(rounds):
+        for _ in range(30):
+            wrong = bytearray(right)
+            wrong[rng.integers(len(wrong))] ^= 1 << rng.integers(8)
+            raw.socket.sendto(wrong, raw.to)  # forged, or no peer's
+            raw.send(int(rng.integers(256)), int(rng.integers(4)), payload=rng.bytes(100))
+        arrival = take(link)
+        assert (arrival.row, arrival.ticket) == (0, ticket)
+        np.testing.assert_array_equal(arrival.grad_d, ENTIRE + ticket)
+        link.reply(0, PARAMS)
+    work.result()
+    dropped = link.dropped()
+    assert dropped[1]["forged"] > 100
+    assert dropped[1]["malformed"] > 100
+    assert dropped[0] == {}
+
+
 def test_who_waits_for_an_answer_hears_of_the_end(linked, background):
     server, workers = linked(n=2)
     assert server.take(0.0) is None
