@@ -7,6 +7,7 @@ Byzantine one, which then makes all Byzantine rows, with the same seed, and send
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,12 @@ from aggregathor.gars import State
 from aggregathor.protocols.aggregation import Aggregation, RuleError
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
+from lossympi import mpi
 from lossympi.rng import generator
 
 _FIRST_TAG = 16  # above those of `Ranks`
 _NONE = -1  # before the first round
+_DEAD = np.iinfo(np.int64).max  # later than any
 
 
 class Attacker:
@@ -122,22 +125,18 @@ class Attacker:
     def _show(self, round: int, grad_d: np.ndarray) -> None:
         """Sends the gradient to the attackers; waits until the last one has left."""
         self._ranks.wait(
-            lambda: all([request.Test() for request in self._sending]),
+            lambda: all([_has_ended(pair) for pair in self._sending]),
             "the Byzantine workers, to take a gradient",
         )
         self._sent = np.array([round], np.int64), np.array(grad_d)
-        self._sending = [
-            self._ranks.comm.Isend(sent, dest=self._ranks.topology.rank_of(row), tag=tag)
-            for row in self._shown
-            if row != self._row
-            for sent, tag in zip(self._sent, self._tags, strict=True)
-        ]
+        self._sending = [self._send(row) for row in self._shown if row != self._row]
 
     def _see(self, round: int, grad_d: np.ndarray) -> None:
         """Receives a gradient of this round, or a later one, from each worker.
 
         What is of an earlier round comes from a worker that the server has left behind: its next
-        gradient is awaited. One of a later round stands for those that its worker has skipped.
+        gradient is awaited. One of a later round stands for those that its worker has skipped, and
+        the last one of a worker that has died for all later ones.
         """
         rows_nd = self._rows_nd
         assert rows_nd is not None
@@ -147,8 +146,11 @@ class Attacker:
 
         def are_all_there() -> bool:
             for row, pair in list(requests.items()):
-                if not all([request.Test() for request in pair]):
-                    continue
+                try:
+                    if not _have_come(pair):
+                        continue
+                except mpi.import_mpi().Exception:  # it has died
+                    self._round_n[row] = _DEAD
                 if self._round_n[row] < round:
                     requests[row] = self._receive(row)
                 else:
@@ -157,14 +159,39 @@ class Attacker:
 
         self._ranks.wait(are_all_there, "the other workers' gradients")
 
+    def _send(self, row: int) -> list[Any]:
+        """Returns the requests; none if the worker has died."""
+        rank, requests = self._ranks.topology.rank_of(row), []
+        with contextlib.suppress(mpi.import_mpi().Exception):
+            for sent, tag in zip(self._sent, self._tags, strict=True):
+                requests.append(self._ranks.comm.Isend(sent, dest=rank, tag=tag))
+        return requests
+
     def _receive(self, row: int) -> list[Any]:
+        """Returns the requests; none if the worker has died."""
         assert self._rows_nd is not None
         source = self._ranks.topology.rank_of(row)
         into = self._round_n[row : row + 1], self._rows_nd[row]
-        return [
-            self._ranks.comm.Irecv(buffer, source=source, tag=tag)
-            for buffer, tag in zip(into, self._tags, strict=True)
-        ]
+        try:
+            return [
+                self._ranks.comm.Irecv(buffer, source=source, tag=tag)
+                for buffer, tag in zip(into, self._tags, strict=True)
+            ]
+        except mpi.import_mpi().Exception:
+            self._round_n[row] = _DEAD
+            return []
+
+
+def _have_come(pair: list[Any]) -> bool:
+    return all([request.Test() for request in pair])
+
+
+def _has_ended(pair: list[Any]) -> bool:
+    """Whether it has left, or will never."""
+    try:
+        return _have_come(pair)
+    except mpi.import_mpi().Exception:  # the worker has died
+        return True
 
 
 def attacker_of(

@@ -179,7 +179,7 @@ def _look_at(row_d: np.ndarray) -> _Row:
 def _sq_norm(row_d: np.ndarray) -> float:
     """Returns the squared norm, which may be beyond float32; NaN where something is missing."""
     total = 0.0
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # the latter is of signalling NaNs
         for first in range(0, len(row_d), _BLOCK):
             block = row_d[first : first + _BLOCK]
             sq_norm = float(block @ block)

@@ -26,7 +26,7 @@ one power of 2, so that squares of float64 neither overflow nor underflow (`kern
 Stacks are float32 or float64 tensors; checks of n against f are the rules' business. Of an array
 ``kernels_for`` gives the module `arrays`, which has the rules' of these, for float32, if
 ``has_arrays()``; its means also take ``Columns`` of an array. It alone has ``project`` and
-``weighted_sum``, for decoders.
+``weighted_sum``, for codes.
 """
 
 from aggregathor.ops.arrays import Columns

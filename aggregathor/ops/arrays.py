@@ -7,6 +7,7 @@ than the rule itself takes on a small model. Stacks are float32, contiguous, and
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,19 +163,28 @@ def project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.
     return out_ncm, sq_norm_nc
 
 
-def weighted_sum(columns: Columns, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sum of the given rows, each times its weight; in float64, rounded once."""
-    some, grad_d = _columns(columns)
-    assert rows.dtype == np.int64
+def weighted_sum(
+    rows: Sequence[np.ndarray], weights: np.ndarray, ranges_k2: np.ndarray, out_d: np.ndarray
+) -> None:
+    """Writes the sum of rows [d], each times its weight, into some columns of ``out_d``.
+
+    In float64, in that order, rounded once. Rows may lie anywhere.
+    """
     assert weights.dtype == np.float64
-    assert rows.flags.c_contiguous
-    assert weights.flags.c_contiguous
+    assert ranges_k2.dtype == np.int64
+    assert all(array.flags.c_contiguous for array in (weights, ranges_k2, out_d, *rows))
+    assert all(row_d.dtype == np.float32 and row_d.shape == out_d.shape for row_d in (*rows, out_d))
     assert len(rows) == len(weights)
-    assert not len(rows) or 0 <= rows.min() <= rows.max() < len(columns.stack_nd)
+    assert not ranges_k2.size or 0 <= ranges_k2.min() <= ranges_k2.max() <= len(out_d)
+    pointers = (ctypes.c_void_p * len(rows))(*(row_d.ctypes.data for row_d in rows))
     _function("weighted_sum")(
-        *some, _pointer(rows), _pointer(weights), ctypes.c_int64(len(rows)), _pointer(grad_d)
+        pointers,
+        _pointer(weights),
+        ctypes.c_int64(len(rows)),
+        _pointer(ranges_k2),
+        ctypes.c_int64(len(ranges_k2)),
+        _pointer(out_d),
     )
-    return grad_d
 
 
 def _function(name: str) -> Any:

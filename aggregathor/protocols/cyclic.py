@@ -18,7 +18,7 @@ Source: Chen et al., DRACO, ICML 2018 (the code ``PAPER``, its encoder and its g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,14 +43,6 @@ _CONTRAST = 1e-10
 _LARGEST_SQ_NORM = 1e280  # of a block; beyond, it is lost: its square overflows float64
 _MOST_FAILURES = 8  # sets of blocks in which wrong rows are looked for in vain
 _BEAM = 16  # sets of rows that a search keeps
-_CHUNK = 1 << 13  # columns at a time, so that a chunk in float64 stays in a core's cache
-
-
-class Linear(NamedTuple):
-    """How stacks are worked on: see ``linear.py``."""
-
-    project: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = linear.project
-    add_rows: Callable[..., None] = linear.add_rows
 
 
 class Cyclic:
@@ -75,7 +67,7 @@ class Cyclic:
         form: str = REAL,
         *,
         delta: float = 0.0,
-        tools: Linear | None = None,
+        tools: linear.Tools | None = None,
     ) -> None:
         """Makes the code.
 
@@ -87,7 +79,7 @@ class Cyclic:
             imaginary parts in turn.
           delta: how far, relatively, the honest workers' copies of a gradient differ; 0 where they
             are equal to the bit, as on processors of one kind.
-          tools: the work on whole stacks; NumPy's by default.
+          tools: the work on whole gradients; NumPy's by default.
         """
         n, s = num_workers, most_wrong
         if s < 1 or n < 2 * s + 1 or form not in (REAL, PAPER):
@@ -98,7 +90,7 @@ class Cyclic:
         self.most_lost = 2 * s - 1
         self.width = 1 if form == REAL else 2
         self._delta = delta
-        self._tools = tools or Linear()
+        self._tools = tools or linear.Tools()
         # The real code's frequencies are symmetric about n/2, so its polynomial is real.
         first = n / 2 - s + 0.5 if form == REAL else n - 2 * s
         frequencies = first + np.arange(2 * s)
@@ -144,17 +136,18 @@ class Cyclic:
         Returns:
           [width * d] of their dtype: added in float64 in that order, and rounded once.
         """
-        dim, dtype = len(rows[0]), rows[0].dtype
         taps = self.encoder_nn[self.batches_of(worker), worker]
-        sent = np.empty(dim * self.width, dtype)
-        for begin in range(0, dim, _CHUNK):
-            end = min(dim, begin + _CHUNK)
-            total = np.zeros(end - begin, taps.dtype)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for tap, row_d in zip(taps, rows, strict=True):
-                    total += tap * row_d[begin:end]
-                sent[self.width * begin : self.width * end] = total.view(np.float64)
-        return sent
+        if self.width == 1:
+            return self._combined(rows, taps)
+        parts = [
+            self._combined(rows, np.ascontiguousarray(part)) for part in (taps.real, taps.imag)
+        ]
+        return np.stack(parts, axis=1).reshape(-1)
+
+    def _combined(self, rows: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        sum_d = np.empty_like(rows[0])
+        self._tools.weighted_sum(rows, weights, linear.all_columns(len(sum_d)), sum_d)
+        return sum_d
 
     def weights(self, lost_n: np.ndarray) -> np.ndarray:
         """Returns the shortest b [n] with W b = 1 that is 0 at the lost ones, bool [n]."""
@@ -434,7 +427,7 @@ class Cyclic:
                 weights = (self.plain_n if is_plain else weights_gn[g])[rows] / n
                 ranges_k2 = _runs(blocks[which == g]) * b
                 ranges_k2 = np.minimum(ranges_k2, dim)
-                self._tools.add_rows(values_nd, rows, weights, ranges_k2, mean_d)
+                self._tools.weighted_sum([values_nd[i] for i in rows], weights, ranges_k2, mean_d)
 
 
 class _Geometry(NamedTuple):

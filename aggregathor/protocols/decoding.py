@@ -6,6 +6,8 @@ server would do, and the monitor go by it as by any rule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -14,7 +16,7 @@ from aggregathor.conditions import remedy_of
 from aggregathor.errors import UserError
 from aggregathor.gars import Aggregated, Context, State
 from aggregathor.protocols import draco, linear
-from aggregathor.protocols.cyclic import MOST_IN_FLOAT32, PAPER, REAL, Cyclic, Linear
+from aggregathor.protocols.cyclic import MOST_IN_FLOAT32, PAPER, REAL, Cyclic
 from aggregathor.protocols.decoded import Decoded
 from aggregathor.protocols.repetition import Repetition
 from aggregathor.protocols.setting import Setting
@@ -37,8 +39,9 @@ def code_of(setting: Setting, dtype: DTypeLike = np.float32) -> Code | None:
         return None
     told = {**draco.PARAMETERS, **setting.protocol_args}
     n, r = setting.num_workers, draco.redundancy_of(setting.f, told["redundancy"])
+    tools = linear.Tools(_project, _weighted_sum)
     if told["code"] == draco.REPETITION:
-        return Repetition(n, r, lambda copies_rd: _median(copies_rd, (r - 1) // 2))
+        return Repetition(n, r, _median, tools)
     is_paper = told["code"] == draco.CYCLIC_PAPER
     if is_paper and n > MOST_IN_FLOAT32 and np.dtype(dtype) == np.float32:
         raise UserError(
@@ -46,7 +49,7 @@ def code_of(setting: Setting, dtype: DTypeLike = np.float32) -> Code | None:
             f"got n={n}: take code={draco.CYCLIC}, or train in float64."
         )
     form = PAPER if is_paper else REAL
-    return Cyclic(n, (r - 1) // 2, form, delta=told["delta"], tools=Linear(_project, _add_rows))
+    return Cyclic(n, (r - 1) // 2, form, delta=told["delta"], tools=tools)
 
 
 class Decoder:
@@ -130,10 +133,10 @@ class UndecodableError(UserError):
     """More rows are lost or wrong than the code allows."""
 
 
-def _median(copies_rd: np.ndarray, s: int) -> np.ndarray:
+def _median(copies_rd: np.ndarray) -> np.ndarray:
     """Returns the coordinate-wise median, by the rule's kernel."""
     median = gars.GARS["median"]
-    return np.asarray(median.apply(copies_rd, {}, Context(), f=s, usage=False)[0].grad_d)
+    return np.asarray(median.apply(copies_rd, {}, Context(), f=0, usage=False)[0].grad_d)
 
 
 def _project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,19 +146,17 @@ def _project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np
     return linear.project(stack_nd, table_bm)
 
 
-def _add_rows(
-    stack_nd: np.ndarray,
-    rows: np.ndarray,
-    weights: np.ndarray,
-    ranges_k2: np.ndarray,
-    out_d: np.ndarray,
+def _weighted_sum(
+    rows: Sequence[np.ndarray], weights: np.ndarray, ranges_k2: np.ndarray, out_d: np.ndarray
 ) -> None:
-    """``linear.add_rows``, by the kernel where there is one."""
-    if _has_kernel(stack_nd):
-        ops.arrays.weighted_sum(ops.Columns(stack_nd, ranges_k2, out_d), rows, weights)
+    """``linear.weighted_sum``, by the kernel where there is one."""
+    if weights.dtype == np.float64 and _has_kernel(out_d, *rows):
+        ops.arrays.weighted_sum(rows, weights, ranges_k2, out_d)
     else:
-        linear.add_rows(stack_nd, rows, weights, ranges_k2, out_d)
+        linear.weighted_sum(rows, weights, ranges_k2, out_d)
 
 
-def _has_kernel(stack_nd: np.ndarray) -> bool:
-    return stack_nd.dtype == np.float32 and stack_nd.flags.c_contiguous and ops.has_arrays()
+def _has_kernel(*arrays: np.ndarray) -> bool:
+    return ops.has_arrays() and all(
+        array.dtype == np.float32 and array.flags.c_contiguous for array in arrays
+    )

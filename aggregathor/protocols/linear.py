@@ -1,9 +1,12 @@
-"""What codes do to whole stacks: projections of their columns, and weighted sums of their rows.
+"""What codes do to gradients: projections, block by block of columns, and weighted sums.
 
 In NumPy, in float64. ``decoding.py`` has the same by kernels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,30 +45,39 @@ def project(stack_nd: np.ndarray, table_bm: np.ndarray) -> tuple[np.ndarray, np.
     return projected_ncm, sq_norm_nc
 
 
-def add_rows(
-    stack_nd: np.ndarray,
-    rows: np.ndarray,
-    weights: np.ndarray,
-    ranges_k2: np.ndarray,
-    out_d: np.ndarray,
+def weighted_sum(
+    rows: Sequence[np.ndarray], weights: np.ndarray, ranges_k2: np.ndarray, out_d: np.ndarray
 ) -> None:
     """Writes the real part of a weighted sum of rows into some columns of ``out_d``.
 
     Args:
-      stack_nd: float or complex [n, d].
-      rows: int [m], which rows; the others are not read.
+      rows: m rows, float or complex [d].
       weights: float64 or complex128 [m].
       ranges_k2: int64 [k, 2], which columns: [begin, end).
-      out_d: float [d]; the sums are made in float64 and rounded once.
+      out_d: float [d]; the sums are made in float64, in the order of the rows, and rounded once.
     """
     for begin, end in ranges_k2.tolist():
         for at in range(begin, end, _CHUNK):
             columns = slice(at, min(end, at + _CHUNK))
             total = np.zeros(columns.stop - at, weights.dtype)
             with np.errstate(over="ignore", invalid="ignore"):
-                for row, weight in zip(rows.tolist(), weights, strict=True):
-                    total += stack_nd[row, columns] * weight
+                for row_d, weight in zip(rows, weights, strict=True):
+                    total += row_d[columns] * weight
                 out_d[columns] = total.real
+
+
+def all_columns(d: int) -> np.ndarray:
+    """Returns the one range of all d columns, int64 [1, 2]."""
+    return np.array([[0, d]])
+
+
+class Tools(NamedTuple):
+    """What codes work on gradients by: these functions, or what does the same faster."""
+
+    project: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = project
+    weighted_sum: Callable[[Sequence[np.ndarray], np.ndarray, np.ndarray, np.ndarray], None] = (
+        weighted_sum
+    )
 
 
 def _sq_norms(values: np.ndarray) -> np.ndarray:

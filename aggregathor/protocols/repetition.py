@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from aggregathor.protocols import linear
 from aggregathor.protocols.decoded import Decoded
 
 AGREE = 1e-4  # how far a copy may be from its group's median, in norms of that, and be a copy of it
@@ -46,7 +48,11 @@ class Repetition:
     width = 1
 
     def __init__(
-        self, num_workers: int, redundancy: int, median: Median = median_of_present
+        self,
+        num_workers: int,
+        redundancy: int,
+        median: Median = median_of_present,
+        tools: linear.Tools | None = None,
     ) -> None:
         """Takes n, and r, which divides it.
 
@@ -54,6 +60,7 @@ class Repetition:
           num_workers: n.
           redundancy: r.
           median: gives the coordinate-wise median of a group's copies [r, d], each NaN left out.
+          tools: the work on whole gradients; NumPy's by default.
         """
         if num_workers % redundancy:
             raise ValueError(f"r={redundancy} does not divide n={num_workers}")
@@ -63,6 +70,7 @@ class Repetition:
         # More than s copies are needed in each group: so many can all be wrong.
         self.most_lost = num_workers // redundancy * (redundancy - self.most_wrong - 1)
         self._median = median
+        self._tools = tools or linear.Tools()
 
     def group_of(self, worker: int) -> int:
         """Returns the number of a worker's group."""
@@ -81,21 +89,19 @@ class Repetition:
           worker: 0..n-1.
 
         Returns:
-          [d] of their dtype: added in float64 in that order, divided and rounded once.
+          [d] of their dtype: each times 1 / r, added in float64 in that order and rounded once.
         """
-        mean_d = np.empty_like(rows[0])
-        for begin in range(0, len(mean_d), _CHUNK):
-            part = slice(begin, begin + _CHUNK)
-            total = np.zeros(len(mean_d[part]))
-            for row_d in rows:
-                total += row_d[part]
-            mean_d[part] = total / len(rows)
-        return mean_d
+        return self._mean(rows)
 
     def decode(
         self, stack_nd: np.ndarray, rng: np.random.Generator | None = None, block: int = 1
     ) -> Decoded:
         """Returns the mean over all batches.
+
+        Where losses leave no more than 2s copies of a coordinate, s wrong ones could decide their
+        median. So it is taken there of the workers that agree with the median elsewhere, and is
+        verified if those that may still be wrong cannot decide it, or if most of what is left
+        agrees: that is right where 2 wrong + lost < r.
 
         Args:
           stack_nd: [n, d], what the workers sent; NaN is lost.
@@ -103,52 +109,107 @@ class Repetition:
           block: not used.
 
         Returns:
-          ``unverified`` counts coordinates of which a group has no more than s copies, and all of
-          them where no majority of a group's copies agrees: within ``AGREE`` of its median. Only
-          the former are 0.
+          ``unverified`` counts coordinates that losses leave without a verified value in a group,
+          and all of them where no majority of a group's copies agrees: within ``AGREE`` of its
+          median. Only the former are 0.
         Cost: that of the median, and O(n d).
         """
         n, dim = stack_nd.shape
         r = self.redundancy
-        groups = [stack_nd[first : first + r] for first in range(0, n, r)]
-        medians = [self._median(copies_rd) for copies_rd in groups]
-        usage_n = np.zeros(n)
+        groups = [self._decode(stack_nd[first : first + r]) for first in range(0, n, r)]
         lost_d = np.zeros(dim, bool)
-        divided = []
-        for number, (copies_rd, median_d) in enumerate(zip(groups, medians, strict=True)):
-            agrees_r, missing_rd = _compare(copies_rd, median_d)
-            present_r = np.ones(r)
-            if missing_rd is not None:
-                present_r = 1 - missing_rd.mean(axis=1)
-                lost_d |= r - np.count_nonzero(missing_rd, axis=0) <= self.most_wrong
-            usage_n[number * r : (number + 1) * r] = agrees_r * present_r
-            if 2 * np.count_nonzero(agrees_r) <= np.count_nonzero(present_r):
-                divided.append(number)
-        mean_d = _mean(medians)
+        for group in groups:
+            if group.lost_d is not None:
+                lost_d |= group.lost_d
+        mean_d = self._mean([group.median_d for group in groups])
         mean_d[lost_d] = 0
+        divided = tuple(number for number, group in enumerate(groups) if group.is_divided)
         unverified = 1.0 if divided else float(lost_d.mean())
-        return Decoded(mean_d, usage_n, unverified, tuple(divided))
+        return Decoded(
+            mean_d, np.concatenate([group.usage_r for group in groups]), unverified, divided
+        )
+
+    def _decode(self, copies_rd: np.ndarray) -> _Group:
+        median_d = self._median(copies_rd)
+        agrees_r = np.array([np.array_equal(copy_d, median_d) for copy_d in copies_rd])
+        missing_rd = None if agrees_r.all() else np.isnan(copies_rd)
+        if missing_rd is None or not missing_rd.any():
+            for i in np.flatnonzero(~agrees_r):
+                agrees_r[i] = _is_copy(copies_rd[i], median_d)
+            is_divided = 2 * int(np.count_nonzero(agrees_r)) <= len(agrees_r)
+            return _Group(median_d, agrees_r.astype(float), None, is_divided)
+        present_rd = ~missing_rd
+        num_present_d = np.count_nonzero(present_rd, axis=0)
+        is_thin_d = num_present_d <= 2 * self.most_wrong
+        is_here_r = present_rd.any(axis=1)
+        for i in np.flatnonzero(~agrees_r & is_here_r):
+            here_d = present_rd[i] & ~is_thin_d  # where it has none, nothing speaks against it
+            agrees_r[i] = _is_copy(copies_rd[i, here_d], median_d[here_d])
+        num_here, num_right = (int(np.count_nonzero(each_r)) for each_r in (is_here_r, agrees_r))
+        is_divided = 2 * num_right <= num_here
+        used_rd = present_rd & ~is_thin_d & agrees_r[:, None]
+        lost_d = is_thin_d
+        thin_d = np.flatnonzero(is_thin_d & (num_present_d > 0))
+        if len(thin_d) and not is_divided:
+            more_wrong = max(0, self.most_wrong - (num_here - num_right))
+            median_d, where = median_d.copy(), np.ix_(agrees_r, thin_d)
+            median_d[thin_d], used_rd[where], lost_d[thin_d] = self._thin(
+                copies_rd[where], more_wrong
+            )
+        return _Group(median_d, used_rd.mean(axis=1), lost_d, is_divided)
+
+    def _thin(
+        self, copies_ad: np.ndarray, more_wrong: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Decodes columns of the rows that may be right, [a, d].
+
+        Args:
+          copies_ad: of which losses leave at most 2s in a column.
+          more_wrong: how many of the rows may be wrong all the same.
+
+        Returns:
+          The medians, [d]; which values agree with them, bool [a, d]; and which columns are not
+          verified, bool [d].
+        """
+        median_d = self._median(copies_ad)
+        present_ad = ~np.isnan(copies_ad)
+        num_present_d = np.count_nonzero(present_ad, axis=0)
+        # A row that is a copy but for its rounding agrees everywhere, others where they are equal.
+        agrees_ad = (copies_ad == median_d) & present_ad
+        for copy_d, here_d, agrees_d in zip(copies_ad, present_ad, agrees_ad, strict=True):
+            if _is_copy(copy_d[here_d], median_d[here_d]):
+                agrees_d |= here_d
+        has_majority_d = 2 * np.count_nonzero(agrees_ad, axis=0) > num_present_d
+        is_sure_d = num_present_d > 2 * more_wrong
+        is_sure_d |= has_majority_d & (num_present_d > more_wrong)
+        return median_d, agrees_ad, ~is_sure_d
+
+    def _mean(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the mean of rows [d]."""
+        mean_d = np.empty_like(rows[0])
+        weights = np.full(len(rows), 1 / len(rows))
+        self._tools.weighted_sum(rows, weights, linear.all_columns(len(mean_d)), mean_d)
+        return mean_d
 
 
-def _compare(copies_rd: np.ndarray, median_d: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns which copies agree with the median, bool [r], and what is lost, None for nothing."""
-    agrees_r = np.array([np.array_equal(copy_d, median_d) for copy_d in copies_rd])
-    missing_rd = None
-    for i in np.flatnonzero(~agrees_r):
-        sq_distance, sq_norm = _distance(copies_rd[i], median_d)
-        if np.isnan(sq_distance):
-            if missing_rd is None:
-                missing_rd = np.isnan(copies_rd)
-            here_d = ~missing_rd[i]
-            sq_distance, sq_norm = _distance(copies_rd[i, here_d], median_d[here_d])
-            if not here_d.any():
-                continue
-        agrees_r[i] = sq_distance <= AGREE**2 * sq_norm
-    return agrees_r, missing_rd
+class _Group(NamedTuple):
+    """What is decoded of a group.
+
+    Attributes:
+      median_d: [d], of its copies.
+      usage_r: [r], share of the coordinates for which each copy was used.
+      lost_d: bool [d], of which coordinates losses leave no verified value; None for none.
+      is_divided: no majority of the copies agrees.
+    """
+
+    median_d: np.ndarray
+    usage_r: np.ndarray
+    lost_d: np.ndarray | None
+    is_divided: bool
 
 
-def _distance(copy_d: np.ndarray, median_d: np.ndarray) -> tuple[float, float]:
-    """Returns the squared distance, NaN where a value is, and the squared norm of the median."""
+def _is_copy(copy_d: np.ndarray, median_d: np.ndarray) -> bool:
+    """Returns whether it is within ``AGREE`` of the median."""
     sq_distance = sq_norm = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for begin in range(0, len(copy_d), _CHUNK):
@@ -156,17 +217,4 @@ def _distance(copy_d: np.ndarray, median_d: np.ndarray) -> tuple[float, float]:
             difference = copy_d[begin : begin + _CHUNK] - median
             sq_distance += float(difference @ difference)
             sq_norm += float(median @ median)
-    return sq_distance, sq_norm
-
-
-def _mean(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean of rows [d], added in float64 in their order and rounded once."""
-    mean_d = np.empty_like(rows[0])
-    for begin in range(0, len(mean_d), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        total = np.zeros(len(mean_d[part]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            for row_d in rows:
-                total += row_d[part]
-            mean_d[part] = total / len(rows)
-    return mean_d
+    return sq_distance <= AGREE**2 * sq_norm

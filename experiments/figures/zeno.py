@@ -1,10 +1,10 @@
 """Zeno: 8 and 12 of 20 workers flip labels or signs, and rules that need an honest majority.
 
-    python -m experiments.figures.zeno
+    python -m experiments.figures.zeno [--task=mnist --data_dir=... --steps=400]
 
-20 workers with batches of 100, and b, as in the paper's figures; handwritten digits, of which the
-server alone holds a tenth, whatever the rule, so that all train on the same. Each rule gets the f
-that it was made for, and at most the largest that it can have.
+20 workers with batches of 100, and b, as in the paper's figures; handwritten digits or MNIST, of
+which the server alone holds a tenth, whatever the rule, so that all train on the same. Each rule
+gets the f that it was made for, and at most the largest that it can have.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def _main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--task", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--data_dir", default="", help="of tensorflow-datasets; mnist needs it")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("results/zeno"))
@@ -102,9 +104,10 @@ def _main() -> int:
         return 130
     table = _table(runs)
     with writing(arguments.output):
-        _write_csv(runs, arguments.output / "zeno.csv")
-        (arguments.output / "zeno.md").write_text(f"{_heading(arguments)}\n{table}")
-        _plot(runs, arguments.output / "zeno.png")
+        into = arguments.output / f"zeno_{arguments.task}"
+        _write_csv(runs, into.with_suffix(".csv"))
+        into.with_suffix(".md").write_text(f"{_heading(arguments)}\n{table}")
+        _plot(runs, into.with_suffix(".png"))
     sys.stdout.write(table)
     return 0
 
@@ -115,11 +118,11 @@ def _run(arguments: argparse.Namespace) -> dict[Case, Any] | None:
     from experiments.config import Config
     from experiments.run import run
 
-    dataset = tasks.task("digits").load("")
+    dataset = tasks.task(arguments.task).load(arguments.data_dir)
     runs = {}
     for case in cases():
         config = Config(
-            "digits",
+            arguments.task,
             workers=20,
             batch_size=100,
             learning_rate=0.2,
@@ -131,7 +134,11 @@ def _run(arguments: argparse.Namespace) -> dict[Case, Any] | None:
             **case.settings(),
         )
         name = "-".join(map(str, (case.gar, case.n_r, case.attack or "none", case.byzantine)))
-        result = run(config, arguments.runs / f"seed{arguments.seed}" / name, dataset=dataset)
+        result = run(
+            config,
+            arguments.runs / arguments.task / f"seed{arguments.seed}" / name,
+            dataset=dataset,
+        )
         if result.stopped_by is not None:
             return None
         runs[case] = result
@@ -165,9 +172,9 @@ def _heading(arguments: argparse.Namespace) -> str:
     from experiments.machine import describe_machine
 
     command = "python -m experiments.figures.zeno"
-    command += f" --seed={arguments.seed} --steps={arguments.steps}"
+    command += f" --task={arguments.task} --seed={arguments.seed} --steps={arguments.steps}"
     return (
-        "# Zeno: digits, 20 workers, final top-1 accuracy in percent\n\n"
+        f"# Zeno: {arguments.task}, 20 workers, final top-1 accuracy in percent\n\n"
         f"- command: `{command}`\n"
         f"- machine: {describe_machine()}; TensorFlow {tf.__version__}\n"
         f"- date: {datetime.date.today().isoformat()}\n"

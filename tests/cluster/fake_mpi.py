@@ -119,7 +119,15 @@ class Comm:
                 raise Exception_(f"rank {dest} is dead")
             self.world.messages[self._context, self.rank, dest].append((tag, bytes(message)))
             self.world.changed.notify_all()
-        return Request(lambda: dest not in self.world.takes_nothing)
+
+        def test():
+            if dest not in self.world.takes_nothing:
+                return True
+            if dest in self.world.dead:
+                raise Exception_(f"rank {dest} is dead")
+            return False
+
+        return Request(test)
 
     def Irecv(self, buffer, source, tag=0):
         def test():

@@ -71,6 +71,37 @@ def test_an_attacker_that_was_left_behind_drops_what_is_older():
         np.testing.assert_allclose(attacks(round, sent(3, round)), -expected)
 
 
+def test_who_has_died_keeps_no_attacker_waiting(monkeypatch):
+    """What it sent last is what the attackers see of it."""
+    fake_mpi.install(monkeypatch)
+    world = fake_mpi.World(1 + WORKERS)
+    for row, rounds in enumerate((2, 0, 5)):
+        honest = attacker(world, 1 + row)
+        for round in range(rounds):
+            honest(round, sent(row, round))
+    attacks = attacker(world, WORKERS)
+    for round in range(5):
+        if round == 2:
+            world.kill(1)
+        if round == 0:
+            world.kill(2)
+        seen = sent(0, min(round, 1)), np.zeros(D), sent(2, round)
+        np.testing.assert_allclose(
+            attacks(round, sent(3, round)), -np.mean(seen, axis=0), rtol=1e-6
+        )
+
+
+def test_an_honest_worker_does_without_an_attacker_that_has_died(monkeypatch):
+    fake_mpi.install(monkeypatch)
+    world = fake_mpi.World(1 + WORKERS)
+    world.takes_nothing.add(WORKERS)
+    honest = attacker(world, 1)
+    np.testing.assert_array_equal(honest(0, sent(0, 0)), sent(0, 0))
+    world.kill(WORKERS)  # with a gradient under way to it
+    for round in (1, 2):
+        np.testing.assert_array_equal(honest(round, sent(0, round)), sent(0, round))
+
+
 def test_an_honest_worker_whose_gradient_nobody_takes_hears_that_the_training_has_ended():
     """MPI's own wait would not."""
     world = fake_mpi.World(1 + WORKERS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aggregathor.protocols import linear
-from aggregathor.protocols.cyclic import PAPER, REAL, Cyclic, Linear
+from aggregathor.protocols.cyclic import PAPER, REAL, Cyclic
 
 SIZES = [(3, 1), (7, 2), (15, 3), (19, 4), (30, 3), (45, 5)]
 TOLERANCE = 1e-5
@@ -384,12 +384,12 @@ def test_the_work_on_whole_stacks_can_be_done_by_others(rng):
         used.append("project")
         return linear.project(stack_nd, table_bm)
 
-    def add_rows(*args):
-        used.append("add_rows")
-        linear.add_rows(*args)
+    def weighted_sum(*args):
+        used.append("weighted_sum")
+        linear.weighted_sum(*args)
 
     gradients_pd = gradients(rng, 7, 900)
-    code = Cyclic(7, 2, tools=Linear(project, add_rows))
+    code = Cyclic(7, 2, tools=linear.Tools(project, weighted_sum))
     decoded = code.decode(sent(code, gradients_pd), rng)
     assert relative_error(decoded, gradients_pd) < 1e-6
-    assert used == ["project", "add_rows"]
+    assert used == 7 * ["weighted_sum"] + ["project", "weighted_sum"]

@@ -300,11 +300,11 @@ def test_kernels_do_what_numpy_does(n, d, b, m, rng):
     ):
         assert mine.shape == its.shape
         np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-12)
-    rows, weights = np.arange(n - 1), rng.standard_normal(n - 1)
+    rows, weights = list(stack_nd[:-1]), rng.standard_normal(n - 1)
     ranges_k2 = np.array([[0, d // 3], [d // 3 + 1, d]])
     mine_d, its_d = np.full((2, d), 7, np.float32)
-    ops.arrays.weighted_sum(ops.Columns(stack_nd, ranges_k2, mine_d), rows, weights)
-    linear.add_rows(stack_nd, rows, weights, ranges_k2, its_d)
+    ops.arrays.weighted_sum(rows, weights, ranges_k2, mine_d)
+    linear.weighted_sum(rows, weights, ranges_k2, its_d)
     np.testing.assert_allclose(mine_d, its_d, rtol=1e-6)
     assert mine_d[d // 3] == 7 or d == 1
 

@@ -93,6 +93,57 @@ def test_columns_with_too_few_copies_are_left_alone_and_reported(gradients):
     assert decoded.unverified == pytest.approx(50 / 500)
 
 
+def random_bits(rng, d):
+    return rng.integers(0, 2**32, d, np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("others_lost", [0, 0.1, 1], ids=["nothing", "datagrams", "all"])
+@pytest.mark.parametrize(("n", "r"), [(6, 3), (10, 5)])
+def test_what_wrong_copies_could_decide_is_never_taken(n, r, others_lost, gradients, rng):
+    """A worker that sends random bits, and of which copies are lost beside it."""
+    code = Repetition(n, r)
+    stack_nd = sent(code, gradients(n, 5000))
+    clean_d = code.decode(stack_nd).mean_d
+    honest = np.arange(1, r)
+    stack_nd[0] = random_bits(rng, 5000)
+    if others_lost == 1:
+        stack_nd[honest[: r - code.most_wrong - 1]] = np.nan
+    else:
+        for row in honest:
+            stack_nd[row, rng.random(5000) < others_lost] = np.nan
+    decoded = code.decode(stack_nd)
+    # The wrong copy is known by the columns that all have, so that one honest copy is enough of
+    # r = 3. Where no column has enough, two copies that differ are one against the other.
+    here_d = ~np.isnan(stack_nd[honest]).all(axis=0)
+    if others_lost == 1 and r == 3:
+        assert decoded.unverified == 1
+        np.testing.assert_array_equal(decoded.mean_d, 0)
+    elif r == 3:
+        np.testing.assert_array_equal(decoded.mean_d, np.where(here_d, clean_d, 0))
+        assert decoded.unverified == pytest.approx(1 - here_d.mean())
+    else:
+        is_sure_d = decoded.mean_d != 0
+        np.testing.assert_array_equal(decoded.mean_d[is_sure_d], clean_d[is_sure_d])
+        assert decoded.unverified == pytest.approx(1 - is_sure_d.mean())
+        assert decoded.unverified < 0.01
+    assert decoded.divided == ()
+
+
+def test_where_losses_leave_two_copies_they_are_taken_if_they_agree(gradients, rng):
+    code = Repetition(3, 3)
+    stack_nd = sent(code, gradients(3, 900))
+    clean_d = code.decode(stack_nd).mean_d
+    stack_nd[2] = np.nan
+    stack_nd[1] *= (1 + 1e-7 * rng.standard_normal(900)).astype(np.float32)
+    decoded = code.decode(stack_nd)
+    np.testing.assert_allclose(decoded.mean_d, clean_d, rtol=1e-6)
+    assert decoded.unverified == 0
+    stack_nd[1, :10] *= -1  # then nothing says which of the two is right where they differ
+    decoded = code.decode(stack_nd)
+    assert not decoded.mean_d[:10].any()
+    assert 0 < decoded.unverified <= 1
+
+
 def test_a_group_without_a_majority_is_reported(gradients):
     code = Repetition(6, 3)
     stack_nd = sent(code, gradients(6))

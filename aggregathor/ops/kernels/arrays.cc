@@ -37,11 +37,10 @@ int64_t Store(const std::vector<int64_t>& rows, int64_t* out) {
   return static_cast<int64_t>(rows.size());
 }
 
-// Calls f(columns, place of the first, threads) for all columns of a stack or, where ranges_k2 is
-// not null, for those of k ranges [begin, end), in pieces that threads take in turn.
+// Calls f(begin, end) for pieces of k ranges [begin, end) of columns of n rows; threads take them
+// in turn.
 template <typename F>
-void ForColumns(Stack<float> stack, const int64_t* ranges_k2, int64_t k, F f) {
-  if (ranges_k2 == nullptr) return f(stack, 0, Threads());
+void ForRanges(const int64_t* ranges_k2, int64_t k, int64_t n, F f) {
   constexpr int64_t kPiece = 8192, kCyclesPerValue = 20;
   std::vector<std::pair<int64_t, int64_t>> pieces;
   int64_t columns = 0;
@@ -54,12 +53,18 @@ void ForColumns(Stack<float> stack, const int64_t* ranges_k2, int64_t k, F f) {
   }
   if (pieces.empty()) return;
   const int64_t total = static_cast<int64_t>(pieces.size());
-  const int64_t cycles = kCyclesPerValue * stack.n * columns / total;
-  For(Threads(), total, cycles, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const auto [first, last] = pieces[p];
-      f({stack.data + first, stack.n, last - first, stack.stride}, first, Alone());
-    }
+  For(Threads(), total, kCyclesPerValue * n * columns / total, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p) f(pieces[p].first, pieces[p].second);
+  });
+}
+
+// Calls f(columns, place of the first, threads) for all columns of a stack or, where ranges_k2 is
+// not null, for those of k ranges.
+template <typename F>
+void ForColumns(Stack<float> stack, const int64_t* ranges_k2, int64_t k, F f) {
+  if (ranges_k2 == nullptr) return f(stack, 0, Threads());
+  ForRanges(ranges_k2, k, stack.n, [&](int64_t begin, int64_t end) {
+    f({stack.data + begin, stack.n, end - begin, stack.stride}, begin, Alone());
   });
 }
 
@@ -135,14 +140,12 @@ AGGREGATHOR_EXPORT void aggregathor_project(const float* stack_nd, int64_t n, in
   Table().project({stack_nd, n, d}, table_mb, b, m, out_ncm, sq_norm_nc, Threads());
 }
 
-AGGREGATHOR_EXPORT void aggregathor_weighted_sum(const float* stack_nd, int64_t n, int64_t d,
-                                                 const int64_t* ranges_k2, int64_t k,
-                                                 const int64_t* rows, const double* weights,
-                                                 int64_t m, float* out_d) {
-  ForColumns({stack_nd, n, d}, ranges_k2, k,
-             [&](Stack<float> columns, int64_t first, Parallel threads) {
-               Table().weighted_sum(columns, rows, weights, m, out_d + first, threads);
-             });
+AGGREGATHOR_EXPORT void aggregathor_weighted_sum(const float* const* rows_m, const double* weights,
+                                                 int64_t m, const int64_t* ranges_k2, int64_t k,
+                                                 float* out_d) {
+  ForRanges(ranges_k2, k, m, [&](int64_t begin, int64_t end) {
+    Table().weighted_sum(rows_m, weights, m, begin, end, out_d);
+  });
 }
 
 }  // namespace

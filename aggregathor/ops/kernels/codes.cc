@@ -1,5 +1,5 @@
-// What decoders of encoded gradients do to a stack: projections of its columns, block by block, and
-// weighted sums of rows. In double: an error that hides below the last digits is to be seen.
+// What codes of gradients need: projections of a stack's columns, block by block, and weighted sums
+// of rows. In double: an error that hides below the last digits is to be seen.
 #include "aggregathor/ops/kernels/isa.h"
 #include "aggregathor/ops/kernels/simd.h"
 
@@ -47,18 +47,17 @@ void ProjectBlock(const T* values, int64_t count, const double* directions, doub
   }
 }
 
-// out[0..kCount registers) = sum of weight k times row rows[k], in that order.
+// out[0..kCount registers) = sum of weights[k] times rows[k][0..], in that order.
 template <int64_t kCount, typename T>
-void SumOfColumns(const T* columns, int64_t stride, const int64_t* rows, const double* weights,
-                  int64_t m, T* out) {
+void SumOfColumns(const T* const* rows, const double* weights, int64_t m, int64_t first, T* out) {
   Doubles sum[kCount] = {};
   for (int64_t k = 0; k < m; ++k) {
-    const T* values = columns + rows[k] * stride;
+    const T* values = rows[k] + first;
     const Doubles weight = Broadcast(weights[k]);
     for (int64_t v = 0; v < kCount; ++v)
       sum[v] = MultiplyAdd(weight, LoadDoubles(values + v * kDoubles), sum[v]);
   }
-  for (int64_t v = 0; v < kCount; ++v) StoreDoubles(out + v * kDoubles, sum[v]);
+  for (int64_t v = 0; v < kCount; ++v) StoreDoubles(out + first + v * kDoubles, sum[v]);
 }
 
 }  // namespace
@@ -97,29 +96,23 @@ void Project(Stack<T> stack, const double* table_mb, int64_t b, int64_t m, doubl
 }
 
 template <typename T>
-void WeightedSum(Stack<T> stack, const int64_t* rows, const double* weights, int64_t m, T* out,
-                 Parallel parallel) {
+void WeightedSum(const T* const* rows, const double* weights, int64_t m, int64_t begin, int64_t end,
+                 T* out) {
   constexpr int64_t kCount = kLanes / kDoubles / 2, kColumns = kCount * kDoubles;
-  For(parallel, NumTiles(stack.d), 20 * m, [&](int64_t first_tile, int64_t end_tile) {
-    const int64_t end = Min(end_tile * kLanes, stack.d);
-    int64_t j = first_tile * kLanes;
-    for (; j + kColumns <= end; j += kColumns)
-      SumOfColumns<kCount>(stack.data + j, stack.stride, rows, weights, m, out + j);
-    for (; j < end; ++j) {
-      // As in the registers: fused where those are.
-      Doubles sum = {};
-      for (int64_t k = 0; k < m; ++k)
-        sum = MultiplyAdd(Broadcast(weights[k]),
-                          Broadcast(static_cast<double>(stack.data[rows[k] * stack.stride + j])),
-                          sum);
-      out[j] = static_cast<T>(sum[0]);
-    }
-  });
+  int64_t j = begin;
+  for (; j + kColumns <= end; j += kColumns) SumOfColumns<kCount>(rows, weights, m, j, out);
+  for (; j < end; ++j) {
+    // As in the registers: fused where those are.
+    Doubles sum = {};
+    for (int64_t k = 0; k < m; ++k)
+      sum = MultiplyAdd(Broadcast(weights[k]), Broadcast(static_cast<double>(rows[k][j])), sum);
+    out[j] = static_cast<T>(sum[0]);
+  }
 }
 
 #define AGGREGATHOR_INSTANTIATE(T)                                                                 \
   template void Project<T>(Stack<T>, const double*, int64_t, int64_t, double*, double*, Parallel); \
-  template void WeightedSum<T>(Stack<T>, const int64_t*, const double*, int64_t, T*, Parallel);
+  template void WeightedSum<T>(const T* const*, const double*, int64_t, int64_t, int64_t, T*);
 AGGREGATHOR_INSTANTIATE(float)
 AGGREGATHOR_INSTANTIATE(double)
 #undef AGGREGATHOR_INSTANTIATE

@@ -92,7 +92,8 @@ template <typename T>
 void Project(Stack<T>, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
              double* sq_norm_nc, Parallel);
 template <typename T>
-void WeightedSum(Stack<T>, const int64_t* rows, const double* weights, int64_t m, T* out, Parallel);
+void WeightedSum(const T* const* rows, const double* weights, int64_t m, int64_t begin, int64_t end,
+                 T* out);
 
 }  // namespace aggregathor::AGGREGATHOR_ISA
 

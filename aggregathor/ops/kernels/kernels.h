@@ -98,10 +98,10 @@ struct Kernels {
   void (*project)(Stack<T> stack, const double* table_mb, int64_t b, int64_t m, double* out_ncm,
                   double* sq_norm_nc, Parallel);
 
-  // out[d] = sum of weights[k] times row rows[k], k = 0 .. m - 1, in that order, rounded once.
-  // Other rows are not read.
-  void (*weighted_sum)(Stack<T> stack, const int64_t* rows, const double* weights, int64_t m,
-                       T* out, Parallel);
+  // out[j] = sum of weights[k] times rows[k][j], k = 0 .. m - 1, in that order, rounded once; for
+  // the columns begin <= j < end alone.
+  void (*weighted_sum)(const T* const* rows, const double* weights, int64_t m, int64_t begin,
+                       int64_t end, T* out);
 };
 
 // The table of the best instruction set that this processor has, or of the one that

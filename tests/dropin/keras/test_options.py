@@ -24,8 +24,6 @@ STYLES = {
 # The others are with the long tests.
 TRIED = {
     "default": ("plain", "adam", "accumulation", "weight_decay", "loss_scale", "mixed_float16"),
-    "xla": ("adam",),
-    "two_replicas": ("adam",),
 }
 # What Keras does not do alone: it changes variables in a branch.
 CANNOT = {
