@@ -331,7 +331,8 @@ def _in_one_unit(sq_dist_nn: np.ndarray, large_nn: np.ndarray, small_nn: np.ndar
     typical = np.sort(of_rows)[n // 2]
     if not np.isfinite(typical) or abs(typical) <= 500:
         typical = 0
-    return np.ldexp(value_nn, of_unit_nn - int(typical))
+    with np.errstate(over="ignore"):
+        return np.ldexp(value_nn, of_unit_nn - int(typical))
 
 
 # Selections from the [n, n] distances, in NumPy.

@@ -14,6 +14,7 @@ from aggregathor.testing.stacks import (
     LARGE_D,
     ODD_DS,
     POWERS,
+    RANDOM_BITS,
     ROUNDING,
     D,
     attacked,
@@ -397,7 +398,8 @@ def _lost_and_hostile_finite(subject: Subject) -> Iterator[str]:
     rng = subject.rng()
     for dtype in subject.dtypes:
         for n, f in subject.smallest():
-            for name, value in HOSTILE.items():
+            # Bits point anywhere, and where they take a rule it may be near in norm alone.
+            for name, value in {**HOSTILE, RANDOM_BITS: RANDOM_BITS}.items():
                 stack_nd = lose_some(rng, attacked(rng, n, f, D, dtype, value))
                 off = ~np.isfinite(grad_d := subject(stack_nd, f).astype(np.float64))
                 if off.any():

@@ -25,13 +25,16 @@ POWERS = {
 # 1, 2^k - 1, 2^k and 2^k + 1 for vector units of 8 and 16 values and for blocks of 64 and 1024.
 ODD_DS = (1, 7, 15, 16, 17, 63, 64, 65, 1025)
 LARGE_D = 2**16 + 1  # worked on by several threads
-HOSTILE = {  # a Byzantine row, in sizes of the truth; shortened to the dtype's range
+OMNISCIENT, RANDOM_BITS = "omniscient", "random bits"
+Hostile = float | str
+# A Byzantine row, in sizes of the truth, shortened to the dtype's range; or what makes one.
+HOSTILE: dict[str, Hostile] = {
     "0": 0.0,
     "1e30": 1e30,
     "+inf": np.inf,
     "-inf": -np.inf,
     "NaN": np.nan,
-    "-1e20 times the honest sum": None,
+    "-1e20 times the honest sum": OMNISCIENT,
 }
 LOST = 0.1  # the share of coordinates that are lost at random
 
@@ -56,11 +59,20 @@ def honest_rows(rng: np.random.Generator, n: int, d: int, dtype: str) -> np.ndar
 
 
 def attacked(
-    rng: np.random.Generator, n: int, f: int, d: int, dtype: str, value: float | None
+    rng: np.random.Generator, n: int, f: int, d: int, dtype: str, value: Hostile
 ) -> np.ndarray:
-    """n - f honest rows and f of ``value`` times the truth's size (None: omniscient), shuffled."""
+    """n - f honest rows and f hostile ones, shuffled: ``value`` times the truth's size, or so made.
+
+    Random bits are another row each, of values of all sizes, and NaN here and there.
+    """
     honest = _honest(rng, n - f, d)
-    row_d = -1e20 * honest.sum(axis=0) if value is None else value * np.abs(truth(d))
+    if value == RANDOM_BITS:
+        numpy_dtype = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+        bits_fd = np.frombuffer(rng.bytes(f * d * numpy_dtype.itemsize), numpy_dtype)
+        with np.errstate(invalid="ignore"):  # of signalling NaNs, which become quiet ones
+            quiet_fd = np.where(np.isnan(bits_fd), numpy_dtype.type(np.nan), bits_fd)
+        return rng.permutation(np.vstack([cast(honest, dtype), quiet_fd.reshape(f, d)]))
+    row_d = -1e20 * honest.sum(axis=0) if isinstance(value, str) else value * np.abs(truth(d))
     if np.isfinite(row_d).all():  # shortened to the dtype's range, in the same direction
         row_d *= min(1.0, float(tf.as_dtype(dtype).max) / max(np.abs(row_d).max(), 1.0))
     return cast(rng.permutation(np.vstack([honest, np.tile(row_d, (f, 1))])), dtype)

@@ -161,7 +161,10 @@ def _table(runs: dict[Case, Any]) -> str:
     lines = [f"| rule | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for rule in dict.fromkeys(case.rule for case in runs):
         results = [result for case, result in runs.items() if case.rule == rule]
-        cells = [f"{100 * result.accuracy:.1f}" for result in results]
+        ended = (f" (refused after step {each.steps})" if each.failure else "" for each in results)
+        cells = [
+            f"{100 * each.accuracy:.1f}{why}" for each, why in zip(results, ended, strict=True)
+        ]
         lines.append(f"| {rule} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """Zeno's figure, and what its rounds cost: the commands, and what they must show."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -36,6 +37,10 @@ def test_table_picture_and_csv(tmp_path):
     )
     assert lines[2] == "| average | 50.0 | 56.0 | 62.0 | 68.0 | 74.0 |"
     assert lines[-1] == "| zeno, n_r=16 | 55.0 | 61.0 | 67.0 | 73.0 | 79.0 |"
+    refused = dataclasses.replace(runs[next(iter(runs))], failure="too few")
+    assert "| average | 50.0 (refused after step 5) | 56.0 |" in zeno._table(
+        {**runs, next(iter(runs)): refused}
+    )
     zeno._write_csv(runs, tmp_path / "zeno.csv")
     with (tmp_path / "zeno.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -54,7 +59,7 @@ def test_zeno_learns_where_most_workers_lie_and_other_rules_do_not(tmp_path, mon
     table = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     (_, *columns), _, *rows = rows
-    found = {(rule, column): float(cell) for rule, *cells in rows
+    found = {(rule, column): float(cell.split()[0]) for rule, *cells in rows
              for column, cell in zip(columns, cells, strict=True)}  # fmt: skip
     best = found["average", "no attack"]
     for column in columns[1:]:
