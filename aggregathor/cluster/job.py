@@ -160,7 +160,7 @@ class Job:
         )
         self.setting.check()
         _check_wire(config)
-        check_transport(config.protocol, config.transport)
+        check_transport(config, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
         f = min(config.f, self.ranks.topology.workers - 1) if self.setting.robust else 0
@@ -290,6 +290,7 @@ class Job:
                 apply,
                 read,
                 need=need_of(self.setting),
+                fill=self.setting.fill,
                 waiting=waits.context,
                 first_limit_s=self.config.start_s,
                 limit_s=self.config.stop_after_s,
@@ -344,17 +345,11 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self._transport,
+                transport=self.config.transport,
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:
             raise UserError(str(error)) from None
-
-    @property
-    def _transport(self) -> str:
-        """The one that is chosen, where "auto" may choose one that cannot do what is needed."""
-        takes = PROTOCOLS[self.setting.protocol].takes
-        return "mpi" if takes and self.config.transport == "auto" else self.config.transport
 
     def _compare_places(self, half: int | None, has_begun: bool = False) -> None:
         """Worker: raises ``UserError`` if the server waits for it elsewhere, or begins that.

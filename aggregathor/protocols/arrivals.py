@@ -21,7 +21,8 @@ from aggregathor.gars import State
 from aggregathor.protocols.offers import ArrivalRule, Offer
 from aggregathor.protocols.rounds import TrainingStopped
 from aggregathor.protocols.state import prefixed, under
-from lossympi import ServerLink, Topology
+from lossympi import Arrival, ServerLink, Topology
+from lossympi import fill as fill_lost
 
 _SLICE_S = 0.2  # of a wait, between two looks at what else there is
 
@@ -74,6 +75,7 @@ class ArrivalsServer:
         read: Callable[[], np.ndarray],
         *,
         need: str = "",
+        fill: str = "zero",
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         first_limit_s: float = math.inf,
         limit_s: float = math.inf,
@@ -87,6 +89,8 @@ class ArrivalsServer:
           apply: makes a step [d] with the optimizer.
           read: gives the parameters as they are, [d] of the link's dtype.
           need: what the protocol needs to go on, for the message where it does not.
+          fill: what replaces values that the link has lost: "zero", or "previous" for those of the
+            worker's gradient before, at first 0.
           waiting: gives a context in which gradients are waited for and decided on.
           first_limit_s: how long the first update may take.
           limit_s: how long there may be no further one.
@@ -99,6 +103,10 @@ class ArrivalsServer:
         self._apply = apply
         self._read = read
         self._need = need
+        self._fill = fill
+        keeps = fill == "previous"
+        shape = link.num_workers, link.dim
+        self._previous_nd = np.zeros(shape, link.dtype) if keeps else None
         self._waiting = waiting
         self._limit_s, self._later_limit_s = first_limit_s, limit_s
         self._earlier_s = 0.0  # of the clock, before a checkpoint
@@ -146,6 +154,7 @@ class ArrivalsServer:
         if arrival is None:
             return None
         row, now_s = arrival.row, self._now()
+        self._replace_lost(arrival)
         version, model_d = self._held[row]
         staleness = self.version - version
         verdict = self._rule.offer(
@@ -166,6 +175,21 @@ class ArrivalsServer:
             self._link.dropped,
         )
 
+    def _replace_lost(self, arrival: Arrival) -> None:
+        """Fills, in place, what of a gradient did not arrive."""
+        row, _, grad_d, arrived_c, floats = arrival
+        previous_nd = None if self._previous_nd is None else self._previous_nd[row : row + 1]
+        if arrived_c is not None:
+            fill_lost(
+                grad_d[None],
+                arrived_c[None],
+                self._fill,
+                previous_nd=previous_nd,
+                floats_per_datagram=floats,
+            )
+        if previous_nd is not None:
+            previous_nd[0] = grad_d
+
     def _check_time(self) -> None:
         waited_s = self._now() - self._updated_s
         if not self._leaving and waited_s < self._limit_s:
@@ -183,7 +207,9 @@ class ArrivalsServer:
         """Returns what the next verdicts depend on, beside parameters and optimizer."""
         versions = sorted({version for version, _ in self._held})
         models = dict(self._held)
+        previous = {} if self._previous_nd is None else {"previous": self._previous_nd.copy()}
         return {
+            **previous,
             **prefixed("rule", self._rule.state()),
             "round": np.array(self.round, np.int64),
             "version": np.array(self.version, np.int64),
@@ -203,6 +229,8 @@ class ArrivalsServer:
           anew: all workers have the newest parameters, as after a start of their processes.
         """
         self._rule.restore(under("rule", state))
+        if self._previous_nd is not None:
+            self._previous_nd[:] = state["previous"]
         self.round, self.version = int(state["round"]), int(state["version"])
         self._earlier_s, self._begun_s = float(state["now_s"]), time.monotonic()
         self._params_d = self._snapshot()
