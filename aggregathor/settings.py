@@ -74,7 +74,10 @@ class Training:
         {}, "the protocol's parameters, as name=value.", later=True
     )
     fill: str = setting(
-        "nan", f"what replaces lost coordinates: {', '.join(FILLS)}.", choices=FILLS
+        "nan",
+        f"what replaces lost coordinates: {', '.join(FILLS)}. Where gradients are taken one by "
+        "one it is zero or previous.",
+        choices=FILLS,
     )
     byzantine: int = setting(0, "how many workers attack, for experiments: the last ones.")
     byzantine_moves: bool = setting(

@@ -16,7 +16,7 @@ import keras
 from aggregathor import settings
 from aggregathor.cluster.config import TRANSPORTS
 from aggregathor.errors import UnknownNameError, UserError, near
-from aggregathor.protocols.checks import check_transport
+from aggregathor.protocols.checks import check_simulated_loss, check_transport
 from aggregathor.protocols.registry import PROTOCOLS
 from aggregathor.protocols.setting import Setting
 from aggregathor.trainer.delays import check_delays
@@ -102,7 +102,9 @@ class Config(Settings):
                 "hold out a part of the training set with --validation_share=0.05"
             )
         if protocol.takes:
-            check_transport(self.protocol, self.transport)
+            check_transport(self, self.transport)
+            if not self.transport:
+                check_simulated_loss(setting)
             check_delays(self.delays, self.delay_args, setting.num_workers)
             if self.schedule and self.transport:
                 raise UserError("a simulation follows a schedule, real ranks make their own")

@@ -135,6 +135,49 @@ class PyEndpoint {
     return BoolsOf(done, {n});
   }
 
+  // The stack is kept as long as the endpoint: it writes there on its own.
+  void Await(const py::object& row, const py::object& round, const py::array& stack,
+             const py::object& policy) {
+    CheckRole("await_row", true);
+    const int n = setup().num_workers;
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(n, setup().dim));
+    const auto i = static_cast<int>(NumberIn("row", row, 0, n - 1));
+    const ClosePolicy p = PolicyOf(policy, 1);
+    const uint32_t rate = RatesOf(policy.attr("rate_kbps"), 1)[0];
+    const uint64_t r = RoundOf(round);
+    if (!stack_.is_none() && !stack_.is(stack)) {
+      throw std::invalid_argument("all rows are of one stack_nd, got another. Pass the first.");
+    }
+    stack_ = stack;
+    WithoutGil([&] {
+      endpoint_.Await(i, r, data + i * setup().dim, p, rate);
+      return true;
+    });
+  }
+
+  py::list TakeClosed(double timeout) {
+    CheckRole("take_closed", true);
+    CheckSeconds("timeout_s", timeout);
+    const auto all = WithoutGil([&] { return endpoint_.TakeClosed(timeout, CheckSignals); });
+    py::list list;
+    for (const auto& [row, closed] : all) list.append(py::make_tuple(row, ClosedOf(closed)));
+    return list;
+  }
+
+  void Reply(const py::object& row, const py::object& round, const py::array& params,
+             const py::object& rate_kbps, double silence) {
+    CheckRole("reply", true);
+    const float* data = DataOf("params_d", params, py::make_tuple(setup().dim));
+    const auto i = static_cast<int>(NumberIn("row", row, 0, setup().num_workers - 1));
+    const uint32_t rate = RateOf(rate_kbps);
+    CheckSeconds("silence_s", silence);
+    const uint64_t r = RoundOf(round);
+    WithoutGil([&] {
+      endpoint_.Reply(i, r, data, rate, silence);
+      return true;
+    });
+  }
+
   // `self` is kept alive by the array, whose memory is the endpoint's.
   static py::object Receive(const py::object& self, const py::object& round, double timeout) {
     auto& endpoint = self.cast<PyEndpoint&>();
@@ -189,6 +232,7 @@ class PyEndpoint {
                                 std::to_string(setup().rank) + ".");
   }
 
+  py::object stack_ = py::none();  // goes after the endpoint
   Endpoint endpoint_;
 };
 
@@ -225,9 +269,37 @@ class PySharedServer {
     double* settled = settled_n.mutable_data();
     const Reason reason = WithoutGil(
         [&] { return server_.Collect(r, data, terms, arrived, settled, &rows, CheckSignals); });
-    py::list counts;
-    for (const auto& row : rows) counts.append(py::make_tuple(row.late, row.early, row.duplicate));
-    return py::make_tuple(NameOf(reason), counts);
+    return py::make_tuple(NameOf(reason), CountsOf(rows));
+  }
+
+  // Writes `arrived_n` at its end.
+  py::list Take(const std::vector<uint64_t>& rounds, const py::array& stack, const Bools& taken_n,
+                Bools arrived_n, double timeout) {
+    float* data = WriteableDataOf("stack_nd", stack, py::make_tuple(num_rows_, dim_));
+    if (rounds.size() != static_cast<size_t>(num_rows_) || taken_n.size() != num_rows_ ||
+        arrived_n.size() != num_rows_) {
+      throw std::invalid_argument("rounds, taken_n and arrived_n must have a value for each row");
+    }
+    CheckSeconds("timeout_s", timeout);
+    std::vector<SharedServer::Row> rows(num_rows_);
+    for (int row = 0; row < num_rows_; ++row) rows[row].arrived = arrived_n.data()[row];
+    const auto* taken = reinterpret_cast<const uint8_t*>(taken_n.data());
+    WithoutGil([&] {
+      server_.Take(rounds, data, taken, timeout, &rows, CheckSignals);
+      return true;
+    });
+    for (int row = 0; row < num_rows_; ++row) arrived_n.mutable_data()[row] = rows[row].arrived;
+    return CountsOf(rows);
+  }
+
+  void Reply(const py::object& row, const py::object& round, const py::array& params) {
+    const float* data = DataOf("params_d", params, py::make_tuple(dim_));
+    const int i = static_cast<int>(NumberIn("row", row, 0, num_rows_ - 1));
+    const uint64_t r = NumberIn("round", round, 0, INT64_MAX);
+    WithoutGil([&] {
+      server_.Reply(i, r, data);
+      return true;
+    });
   }
 
   void Publish(const py::object& round, const py::array& params) {
@@ -242,6 +314,13 @@ class PySharedServer {
   void Leave() { server_.Leave(); }
 
  private:
+  static py::list CountsOf(const std::vector<SharedServer::Row>& rows) {
+    py::list counts;
+    for (const auto& row : rows) {
+      counts.append(py::make_tuple(row.late, row.early, row.duplicate));
+    }
+    return counts;
+  }
   static float* NextParams(void* server) {
     return static_cast<SharedServer*>(server)->next_params();
   }
@@ -254,8 +333,9 @@ class PySharedServer {
 
 class PySharedWorker {
  public:
-  PySharedWorker(int mailbox, int board, int bell, int64_t dim)
-      : dim_(dim), worker_(mailbox, board, bell, dim) {}
+  PySharedWorker(int mailbox, int board, int bell, int64_t dim, const py::object& row)
+      : dim_(dim),
+        worker_(mailbox, board, bell, dim, static_cast<int>(NumberIn("row", row, 0, 65535))) {}
 
   SharedWorker& get() { return worker_; }
   int64_t dim() const { return dim_; }
@@ -492,13 +572,17 @@ PYBIND11_MODULE(_core, m) {
       .def("send", &PyEndpoint::Send, "round"_a, "grad_d"_a, "max_loss"_a, "timeout_s"_a)
       .def("broadcast", &PyEndpoint::Broadcast, "round"_a, "params_d"_a, "to_n"_a, "rate_kbps"_a,
            "timeout_s"_a, "silence_s"_a)
+      .def("await_row", &PyEndpoint::Await, "row"_a, "round"_a, "stack_nd"_a, "policy"_a)
+      .def("take_closed", &PyEndpoint::TakeClosed, "timeout_s"_a)
+      .def("reply", &PyEndpoint::Reply, "row"_a, "round"_a, "params_d"_a, "rate_kbps"_a,
+           "silence_s"_a)
       .def("receive", &PyEndpoint::Receive, "round"_a, "timeout_s"_a)
       .def("counters", &PyEndpoint::Counters)
       .def("server_left", &PyEndpoint::ServerLeft)
       .def("close", &PyEndpoint::Close);
 
   m.def("mailbox_bytes", &MailboxBytes, "dim"_a);
-  m.def("board_bytes", &BoardBytes, "dim"_a);
+  m.def("board_bytes", &BoardBytes, "dim"_a, "num_workers"_a);
   m.attr("BELL_BYTES") = kBellBytes;
   py::class_<PySharedServer>(m, "SharedServer")
       .def(py::init<const std::vector<int>&, int, int, int64_t>(), "mailboxes"_a, "board"_a,
@@ -506,11 +590,15 @@ PYBIND11_MODULE(_core, m) {
       .def("collect", &PySharedServer::Collect, "round"_a, "stack_nd"_a, "live_n"_a, "quorum"_a,
            "timeout_s"_a, "f"_a, "free_s"_a, "allowance_s_n"_a, "arrived_n"_a, "settled_s_n"_a)
       .def("publish", &PySharedServer::Publish, "round"_a, "params_d"_a)
+      .def("take", &PySharedServer::Take, "rounds_n"_a, "stack_nd"_a, "taken_n"_a, "arrived_n"_a,
+           "timeout_s"_a)
+      .def("reply", &PySharedServer::Reply, "row"_a, "round"_a, "params_d"_a)
       .def("leave", &PySharedServer::Leave)
       .def_property_readonly("address",
                              [](PySharedServer& server) { return AddressOf(server.native()); });
   py::class_<PySharedWorker>(m, "SharedWorker")
-      .def(py::init<int, int, int, int64_t>(), "mailbox"_a, "board"_a, "bell"_a, "dim"_a)
+      .def(py::init<int, int, int, int64_t, py::object>(), "mailbox"_a, "board"_a, "bell"_a,
+           "dim"_a, "row"_a)
       .def("put", &PySharedWorker::Put, "round"_a, "grad_d"_a)
       .def("receive", &PySharedWorker::Receive, "round"_a, "params_d"_a, "timeout_s"_a)
       .def("server_left", [](PySharedWorker& worker) { return worker.get().server_left(); });

@@ -159,6 +159,20 @@ void BindProtocols(py::module_& m) {
             return ListOf(server.OpenRound(round, rows, p, rates, now));
           },
           py::keep_alive<1, 3>())
+      .def(
+          "await_round",
+          [](ServerProtocol& server, uint64_t round, const py::array& stack,
+             const py::object& policy) {
+            const py::tuple shape = stack.attr("shape");
+            const auto n = shape[0].cast<size_t>();
+            server.AwaitRound(round, WriteableDataOf("stack_nd", stack, shape), PolicyOf(policy, n),
+                              RatesOf(policy.attr("rate_kbps"), n));
+          },
+          py::keep_alive<1, 3>())
+      .def_static("of_one",
+                  [](const ServerProtocol& all, int row) { return new ServerProtocol(all, row); })
+      .def("start_reply", &ServerProtocol::StartReply, py::return_value_policy::reference_internal)
+      .def("end_reply", &ServerProtocol::EndReply)
       .def("abandon_round", &ServerProtocol::AbandonRound)
       .def_property_readonly("whole", &ServerProtocol::whole)
       .def("tell_at", &ServerProtocol::TellAt)
@@ -302,6 +316,7 @@ void BindCore(py::module_& m) {
       .def("add_rest", &SendQueue::AddRest)
       .def("has_wanted", &SendQueue::has_wanted)
       .def("hurry", &SendQueue::Hurry)
+      .def("stay", &SendQueue::Stay)
       .def("take_nack", &SendQueue::TakeNack)
       .def("nacked", &SendQueue::Nacked)
       .def("done", &SendQueue::Done)

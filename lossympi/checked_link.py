@@ -93,7 +93,7 @@ class CheckedServerLink(ABC):
         self._broadcast(round, params_d)
 
     def take(self, wait_s: float) -> Arrival | None:
-        """Returns the next gradient that has come whole, of any worker; None if none does in time.
+        """Returns the next gradient that has come, of any worker; None if none does in time.
 
         Rows are served in turn, from the one after the last taken.
 
@@ -105,13 +105,11 @@ class CheckedServerLink(ABC):
         self._check_not_closed()
         self._check_verbs("take", "reply")
         _check_wait(wait_s)
-        grad = self._take(wait_s)
-        if grad is None:
-            return None
-        row, grad_d = grad
-        self._last_taken = row
-        self._unanswered.add(row)
-        return Arrival(row, self._tickets[row], grad_d)
+        arrival = self._take(wait_s)
+        if arrival is not None:
+            self._last_taken = arrival.row
+            self._unanswered.add(arrival.row)
+        return arrival
 
     def reply(self, row: int, params_d: np.ndarray) -> None:
         """Answers the gradient that was taken of a row with parameters, float32 [d].
@@ -189,15 +187,12 @@ class CheckedServerLink(ABC):
     def _broadcast(self, round: int, params_d: np.ndarray) -> None:
         """Broadcasts parameters of the right shape, which may be strided, in a later round."""
 
-    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
-        """Returns the row whose turn it is, of those whose gradient is there, and the gradient.
+    def _take(self, wait_s: float) -> Arrival | None:
+        """Returns a gradient that is there, of the row whose turn it is.
 
         A link that can do this also has `_reply`.
         """
-        raise ValueError(
-            "this transport collects rounds of all workers and takes no single gradients yet. "
-            "Connect with transport='mpi'."
-        )
+        raise ValueError("this link collects rounds of all workers and takes no single gradients.")
 
     def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
         """Answers a ticket with parameters of the right shape, which may be strided."""
@@ -215,12 +210,16 @@ class CheckedServerLink(ABC):
     def _close(self) -> None:
         """Ends the link; called once."""
 
-    def _in_turn(self, ready_n: np.ndarray) -> int | None:
-        """Returns the first of these rows, bool [n], after the one that was taken last."""
-        rows = np.flatnonzero(ready_n)
-        if not len(rows):
+    def _next(self, stack_nd: np.ndarray, there_n: np.ndarray) -> Arrival | None:
+        """Returns the gradient of the first of these rows, bool [n], after the last that was taken.
+
+        Of those that wait for no answer.
+        """
+        rows = set(np.flatnonzero(there_n).tolist()) - self._unanswered
+        if not rows:
             return None
-        return int(min(rows, key=lambda row: (row - self._last_taken - 1) % self.num_workers))
+        row = min(rows, key=lambda row: (row - self._last_taken - 1) % self.num_workers)
+        return Arrival(row, self._tickets[row], stack_nd[row])
 
     def _check_collect(self, round: int) -> None:
         check_round(round)

@@ -195,6 +195,29 @@ class Endpoint(Protocol):
         `rate_kbps` is shared by all workers; one that says nothing for `silence_s` is left behind.
         """
 
+    def await_row(self, row: int, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> None:
+        """Server: grants `round` to one worker as soon as it asks for it, by the policy of one row.
+
+        What arrives is written into its row of `stack_nd`, float32 [n, d] and always the same one,
+        until the round is closed. From the first call on there are no other rounds.
+        """
+
+    def take_closed(self, timeout_s: float) -> list[tuple[int, Closed]]:
+        """Server: returns the rows whose awaited rounds have closed, each once, and how.
+
+        If there is none it waits for the next, for `timeout_s` at most.
+        """
+
+    def reply(
+        self, row: int, round: int, params_d: np.ndarray, rate_kbps: int, silence_s: float
+    ) -> None:
+        """Server: begins to send a copy of float32 [d] to one worker, reliably, and does not wait.
+
+        It takes the place of what the worker has not got of an earlier one. `rate_kbps` is shared
+        by all workers, in turn; nothing goes to one that has said nothing for `silence_s`, until it
+        is heard again.
+        """
+
     def receive(self, round: int, timeout_s: float) -> tuple[int, np.ndarray] | None:
         """Worker: returns the newest whole model of `round` or later, and its round.
 

@@ -74,9 +74,14 @@ class Float64Server(ServerOver):
         self._link.broadcast(round, _as_floats("params_d", params_d, self.dim))
 
     def take(self, wait_s: float) -> Arrival | None:
-        """Returns the next gradient that has come whole, float64 [d]; None if none does in time."""
+        """Returns the next gradient that has come, float64 [d]; None if none does in time."""
         arrival = self._link.take(wait_s)
-        return None if arrival is None else arrival._replace(grad_d=arrival.grad_d.view(np.float64))
+        if arrival is None:
+            return None
+        return arrival._replace(
+            grad_d=arrival.grad_d.view(np.float64),
+            floats_per_datagram=arrival.floats_per_datagram // 2,
+        )
 
     def reply(self, row: int, params_d: np.ndarray) -> None:
         """Answers the gradient that was taken of a row with parameters, float64 [d]."""

@@ -154,12 +154,18 @@ class Arrival(NamedTuple):
     Attributes:
       row: its worker's, 0..n-1.
       ticket: the worker's own number of it, 0, 1, ...
-      grad_d: [d] of the link's dtype, the row's own buffer; as it is until the row is answered.
+      grad_d: [d] of the link's dtype, the row's own buffer; it may be written in place, and stays
+        as it is until the row is answered.
+      arrived_c: bool [c], which datagrams of it arrived; None for all. A coordinate that did not
+        arrive holds unspecified bytes: `fill` it first.
+      floats_per_datagram: how many values a datagram carries, but for a short last one.
     """
 
     row: int
     ticket: int
     grad_d: np.ndarray
+    arrived_c: np.ndarray | None = None
+    floats_per_datagram: int = FLOATS_PER_DATAGRAM
 
 
 class LinkError(RuntimeError):
@@ -226,7 +232,9 @@ class ServerLink(Protocol):
         """Sends the parameters of `round`, [d] of `dtype`, reliably to every worker."""
 
     def take(self, wait_s: float) -> Arrival | None:
-        """Returns the next gradient that has come whole, of any worker; None if none does in time.
+        """Returns the next gradient that has come, of any worker; None if none does in time.
+
+        It has come whole, or, over UDP, what of it came in time.
 
         Rows are served in turn, from the one after the last taken. Each has one buffer: a worker
         whose gradient was not answered has no other one taken, and what it sends more is dropped
@@ -245,7 +253,8 @@ class ServerLink(Protocol):
     def dropped(self) -> list[dict[str, int]]:
         """Returns how many messages of each row were dropped since the last call, by reason.
 
-        Of those that `take` has seen: "duplicate", "late", "early", "malformed".
+        Of those that `take` has seen: "duplicate", "late", "early", "malformed". Over UDP they are
+        datagrams, for any reason in ``WIRE.md``.
         """
 
     def waiting_for(self) -> list[int]:

@@ -65,6 +65,12 @@ class LosslessServerLink(CheckedServerLink):
           What closed the round, and how many seconds after its opening.
         """
 
+    def _at_desk(self) -> Desk:
+        """Returns where gradients come in one by one, from now on."""
+        if self._desk is None:
+            self._desk = Desk(self._tickets, self._dropped_of)
+        return self._desk
+
     def _waiting_for(self) -> list[int]:
         """Returns the rows of live workers whose gradient has not come."""
         opened = self._open
@@ -204,9 +210,9 @@ class Desk:
         """Notes that a row has its gradient."""
         self.arrived_n[row] = True
 
-    def count(self, row: int, reason: str) -> None:
-        """Counts a message that was dropped."""
-        self.counts[row][reason] += 1
+    def count(self, row: int, reason: str, count: int = 1) -> None:
+        """Counts messages that were dropped."""
+        self.counts[row][reason] += count
 
 
 def _worker_stats(

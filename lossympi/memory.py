@@ -17,6 +17,7 @@ from lossympi.closing import closed_by
 from lossympi.float64_link import floats_per_value, of_dtype
 from lossympi.link import (
     FLOATS_PER_DATAGRAM,
+    Arrival,
     Collected,
     LinkError,
     Model,
@@ -351,12 +352,9 @@ class _TakingServer(_Server):
     def _check_collect(self, round: int) -> None:
         raise ValueError("gradients come one by one on this link. Take and reply.")
 
-    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+    def _take(self, wait_s: float) -> Arrival | None:
         """Never waits: all that comes has come."""
-        ready_n = self._came_n.copy()
-        ready_n[list(self._unanswered)] = False
-        row = self._in_turn(ready_n)
-        return None if row is None else (row, self._stack_nd[row])
+        return self._next(self._stack_nd, self._came_n)
 
     def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
         """Copies the parameters for the worker to receive."""

@@ -21,7 +21,7 @@ from lossympi.backoff import Backoff
 from lossympi.checked_link import CheckedWorkerLink
 from lossympi.credit import Credit
 from lossympi.doorbell import Doorbell
-from lossympi.link import LinkError, Model, aligned_zeros
+from lossympi.link import Arrival, LinkError, Model, aligned_zeros
 from lossympi.lossless_link import Desk, LosslessServerLink, OpenRound
 from lossympi.options import Options
 from lossympi.topology import Topology
@@ -92,23 +92,18 @@ class MpiServer(LosslessServerLink):
         taking = set(np.flatnonzero(live_n & self._delivered_n).tolist())
         self._wait_for_sends(taking - self._behind, self._options.timeout_s)
 
-    def _take(self, wait_s: float) -> tuple[int, np.ndarray] | None:
+    def _take(self, wait_s: float) -> Arrival | None:
         """Waits for a gradient without spinning; each worker's has its row of the stack."""
-        if self._desk is None:
-            self._desk = Desk(self._tickets, self._dropped_of)
-        desk = self._desk
+        desk = self._at_desk()
         until = time.monotonic() + wait_s
         backoff = Backoff(self._bell)
         while True:
-            # No more than one message a worker, so that who floods does not hold up the others.
             heard = self._take_messages(desk, self.num_workers)
             heard |= self._end_receives(desk)
             self._end_sends()
-            ready_n = desk.arrived_n.copy()
-            ready_n[list(self._unanswered)] = False
-            row = self._in_turn(ready_n)
-            if row is not None:
-                return row, self._stack_nd[row]
+            arrival = self._next(self._stack_nd, desk.arrived_n)
+            if arrival is not None:
+                return arrival
             left_s = until - time.monotonic()
             if left_s <= 0:
                 return None
@@ -122,8 +117,7 @@ class MpiServer(LosslessServerLink):
         An honest worker has, as it has sent again. Of one that has not, the newest waits: at most
         two copies a worker are kept.
         """
-        assert self._desk is not None
-        self._desk.arrived_n[row] = False
+        self._at_desk().arrived_n[row] = False
         self._end_sends()
         parcel = self._free_parcel()
         parcel.round[0] = ticket
@@ -179,21 +173,28 @@ class MpiServer(LosslessServerLink):
                 backoff.pause(left_s, bool(opened.coming or self._dropped), bool(self._sending))
 
     def _take_messages(self, opened: OpenRound | Desk, most: int) -> bool:
-        """Takes what has come, so many messages at most; returns whether anything had."""
+        """Takes what has come, so many messages at most; returns whether anything had.
+
+        Of a worker that sends one by one, no more once one of its messages was dropped: who floods
+        shall not cost more than who does not.
+        """
         status = MPI.Status()
+        full: set[int] = set()
         for taken in range(most):
             try:
-                message = self._probe(status)
+                message = self._probe(status, full)
             except MPI.Exception:  # a worker's process has ended
                 message = None
             if message is None:
                 return taken > 0
-            self._accept(message, status, opened)
+            if not self._accept(message, status, opened) and opened is self._desk:
+                full.add(status.Get_source())
         return True
 
-    def _probe(self, status: Any) -> Any:
-        """Returns a message that has come, None if there is none."""
-        full = {rank for rank, drops in self._dropped.items() if len(drops) >= _MOST_DROPPED}
+    def _probe(self, status: Any, full: Collection[int]) -> Any:
+        """Returns a message that has come, None if there is none; of these ranks none."""
+        drops = self._dropped.items()
+        full = {*full, *(rank for rank, under_way in drops if len(under_way) >= _MOST_DROPPED)}
         if not full:
             return self._comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)
         ranks = [rank for rank in self._topology.worker_ranks if rank not in full]
@@ -204,8 +205,8 @@ class MpiServer(LosslessServerLink):
                 return message
         return None
 
-    def _accept(self, message: Any, status: Any, opened: OpenRound | Desk) -> None:
-        """Starts to receive a message, into its worker's row if it belongs there.
+    def _accept(self, message: Any, status: Any, opened: OpenRound | Desk) -> bool:
+        """Starts to receive a message, into its worker's row if it belongs there; else False.
 
         A Byzantine worker chooses length, tag and time, so all is checked before anything is
         written.
@@ -213,7 +214,7 @@ class MpiServer(LosslessServerLink):
         rank = status.Get_source()
         if rank not in self._topology.worker_ranks:
             self._drop(message, rank)
-            return
+            return False
         row = self._topology.row_of(rank)
         age = _age(status.Get_tag(), opened.round_of(row), self._num_tags)
         reason = ""
@@ -226,12 +227,12 @@ class MpiServer(LosslessServerLink):
         if reason:
             opened.count(row, reason)
             self._drop(message, rank)
-            return
+            return False
         try:
             request = message.Irecv([self._stack_nd[row], 1, self._vector])
         except MPI.Exception:
             opened.count(row, "malformed")
-            return
+            return False
         ended = _ended(request)
         if ended:
             opened.arrive(row)
@@ -240,6 +241,7 @@ class MpiServer(LosslessServerLink):
         else:
             opened.coming[row] = request
             self._bell.ring([rank])  # whose help it takes
+        return True
 
     def _drop(self, message: Any, rank: int) -> None:
         """Receives nothing of a message, which sets its sender free."""

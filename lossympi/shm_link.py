@@ -10,14 +10,15 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lossympi import backend
 from lossympi.checked_link import CheckedWorkerLink
-from lossympi.link import Idle, Model, NativeRound, NativeWorkerRounds, aligned_zeros
-from lossympi.lossless_link import LosslessServerLink, OpenRound
+from lossympi.link import Arrival, Idle, Model, NativeRound, NativeWorkerRounds, aligned_zeros
+from lossympi.lossless_link import Desk, LosslessServerLink, OpenRound
 from lossympi.options import Options
 
 _SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; Python 3.10 has no name for it
@@ -71,7 +72,7 @@ class SharedServer(LosslessServerLink):
                 _seal(file, _SIZE_SEALS)
             # Last, so that it is sealed at once: who maps it before may write to it for ever. Our
             # own mapping has to be there first, and stays writeable.
-            board = _new_file(made, backend.native().board_bytes(dim))
+            board = _new_file(made, backend.native().board_bytes(dim, num_workers))
             self._server = backend.native().SharedServer(
                 [file.descriptor for file in mailboxes], board.descriptor, bell.descriptor, dim
             )
@@ -100,9 +101,7 @@ class SharedServer(LosslessServerLink):
         )
         elapsed_s = opened.elapsed_s()
         opened.heard_n |= opened.arrived_n
-        for row, of_reasons in enumerate(counts):
-            for reason, count in zip(("late", "early", "duplicate"), of_reasons, strict=True):
-                opened.count(row, reason, count)
+        _count(opened, counts)
         return closed_by, elapsed_s
 
     def _broadcast(self, round: int, params_d: np.ndarray) -> None:
@@ -111,6 +110,23 @@ class SharedServer(LosslessServerLink):
         Cost: a copy, unless they are where ``native`` says.
         """
         self._server.publish(round, np.ascontiguousarray(params_d))
+
+    def _take(self, wait_s: float) -> Arrival | None:
+        """Copies what comes into the stack, the first of each ticket."""
+        desk = self._at_desk()
+        taken_n = np.zeros(self.num_workers, bool)
+        taken_n[list(self._unanswered)] = True
+        counts = self._server.take(desk.tickets, self._stack_nd, taken_n, desk.arrived_n, wait_s)
+        _count(desk, counts)
+        return self._next(self._stack_nd, desk.arrived_n)
+
+    def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
+        """Writes the parameters where this worker looks; of one that does not, over the last.
+
+        Cost: a copy.
+        """
+        self._at_desk().arrived_n[row] = False
+        self._server.reply(row, ticket, np.ascontiguousarray(params_d))
 
     def native(self) -> NativeRound:
         """Returns where the next parameters may be written, for those who call C."""
@@ -139,7 +155,7 @@ class SharedWorker(CheckedWorkerLink):
                 (files.bell, os.O_RDWR),
             ):
                 opened.append(_open_file(files.process, file, flags))
-            self._worker = backend.native().SharedWorker(*opened, dim)
+            self._worker = backend.native().SharedWorker(*opened, dim, rank)
         finally:
             for descriptor in opened:
                 os.close(descriptor)
@@ -176,6 +192,14 @@ class SharedWorker(CheckedWorkerLink):
 
     def _close(self) -> None:
         """Nothing is left to end: the memory goes with its last user."""
+
+
+def _count(opened: OpenRound | Desk, counts: Sequence[tuple[int, int, int]]) -> None:
+    """Notes what was dropped of each row."""
+    for row, of_reasons in enumerate(counts):
+        for reason, count in zip(("late", "early", "duplicate"), of_reasons, strict=True):
+            if count:
+                opened.count(row, reason, count)
 
 
 def _new_file(made: contextlib.ExitStack, size: int) -> _File:

@@ -12,6 +12,7 @@ from lossympi import backend
 from lossympi.checked_link import CheckedServerLink, CheckedWorkerLink
 from lossympi.endpoint import REASONS, Closed, ClosePolicy, Endpoint
 from lossympi.link import (
+    Arrival,
     Collected,
     Idle,
     Model,
@@ -32,8 +33,10 @@ from lossympi.topology import Topology
 # WIRE.md counts rounds from 1; a link counts from 0.
 _FIRST = 1
 _TRY_AGAIN = 16  # rounds
-# Datagrams that only their worker can have sent, and not before; and those that anybody may have.
-_FRESH = "malformed", "early"
+# Datagrams that only their worker can have sent, and not before; those that it has sent, and
+# anybody may have sent again; and those that anybody may have sent.
+_FRESH = "accepted", "malformed", "early"
+_REPEATED = "late", "duplicate", "replayed"
 _STRAY = "truncated", "oversized", "version", "foreign"
 
 
@@ -61,11 +64,14 @@ class UdpServer(CheckedServerLink):
         self._left_behind_n = np.zeros(num_workers, np.int64)  # broadcasts, one after the other
         self._counters, self._counted_at = endpoint.counters(), time.monotonic()
         self._awaited: list[int] = []
+        # Worker by worker: what has come of each, and how many were taken since the rate was seen.
+        self._came: dict[int, Closed] = {}
+        self._takes = False
+        self._num_taken = 0
 
     def _collect(self, round: int, on_columns: OnColumns | None) -> Collected:
         """Grants `round` to the workers and returns what came in before it was closed."""
         terms = self._waiting.terms()
-        num_live = max(1, sum(terms.live_n))
         policy = ClosePolicy(
             deadline_s=terms.deadline_s,
             grace_s=self._grace.current,
@@ -73,11 +79,7 @@ class UdpServer(CheckedServerLink):
             max_loss=self._options.max_loss,
             quorum=self._options.quorum or self.num_workers,
             live_n=terms.live_n,
-            # Who is dead may come back, but no share of the rate is kept for it.
-            rate_kbps=tuple(
-                max(1, int(share * self._rate.bps / 1000 / num_live))
-                for share in self._rate.share_n
-            ),
+            rate_kbps=self._rates_kbps(),
             f=terms.f,
             longest_s=terms.longest_s,
             free_s=terms.free_s,
@@ -121,6 +123,72 @@ class UdpServer(CheckedServerLink):
         self._left_behind_n[done_n] = 0
         self._left_behind_n[np.array(to_n) & ~done_n] += 1
 
+    def _take(self, wait_s: float) -> Arrival | None:
+        """Waits for the next round of a worker to close; they are granted one by one."""
+        if not self._takes:
+            self._takes = True
+            for row, ticket in enumerate(self._tickets):
+                self._await(row, ticket)
+        is_there = len(self._came) > len(self._unanswered)
+        for row, closed in self._endpoint.take_closed(0.0 if is_there else wait_s):
+            self._came[row] = closed
+        there_n = np.isin(np.arange(self.num_workers), list(self._came))
+        arrival = self._next(self._stack_nd, there_n)
+        if arrival is None:
+            return None
+        self._num_taken += 1
+        if self._num_taken >= self.num_workers:  # as often as in rounds
+            self._num_taken = 0
+            self._observe_news()
+        arrived_c = self._came[arrival.row].arrived_nc[0]
+        return arrival._replace(
+            arrived_c=None if arrived_c.all() else arrived_c,
+            floats_per_datagram=self._options.floats_per_datagram,
+        )
+
+    def _reply(self, row: int, ticket: int, params_d: np.ndarray) -> None:
+        """Begins to send the parameters, and grants the next ticket.
+
+        Of a worker that has not taken the last ones, these take their place.
+
+        Cost: a copy.
+        """
+        del self._came[row]
+        self._endpoint.reply(
+            row,
+            ticket + _FIRST,
+            np.ascontiguousarray(params_d),
+            max(1, int(self._rate.bps / 1000)),
+            self._options.silence_s,
+        )
+        self._await(row, ticket + 1)
+
+    def dropped(self) -> list[dict[str, int]]:
+        """Returns how many datagrams of each row were dropped since the last call, by reason."""
+        if self._takes:
+            self._observe_news()
+        return super().dropped()
+
+    def _await(self, row: int, ticket: int) -> None:
+        """Wants a gradient of a worker: nobody else waits for it, so it has all the time it may."""
+        policy = ClosePolicy(
+            deadline_s=self._options.timeout_s,
+            grace_s=self._options.grace_s,
+            quiet_s=self._options.quiet_s,
+            max_loss=self._options.max_loss,
+            quorum=1,
+            live_n=(True,),
+            rate_kbps=self._rates_kbps()[row],
+        )
+        self._endpoint.await_row(row, ticket + _FIRST, self._stack_nd, policy)
+
+    def _rates_kbps(self) -> tuple[int, ...]:
+        """Returns what each worker is granted: who is dead may come back, but has no share."""
+        num_live = max(1, sum(self._waiting.live))
+        return tuple(
+            max(1, int(share * self._rate.bps / 1000 / num_live)) for share in self._rate.share_n
+        )
+
     def _tell(self, on_columns: OnColumns, datagrams_k: np.ndarray) -> None:
         floats = self._options.floats_per_datagram
         on_columns(self._stack_nd, columns_of(datagrams_k, self.dim, floats))
@@ -140,6 +208,8 @@ class UdpServer(CheckedServerLink):
 
     def _waiting_for(self) -> list[int]:
         """Returns the live rows, which of them have come or not."""
+        if self._takes:
+            return [row for row in range(self.num_workers) if row not in self._came]
         return self._awaited
 
     def _forget(self, row: int) -> None:
@@ -150,21 +220,13 @@ class UdpServer(CheckedServerLink):
         self._endpoint.close()
 
     def _stats(self, round: int, closed: Closed, policy: ClosePolicy) -> RoundStats:
-        before, self._counters = self._counters, self._endpoint.counters()
-        others = {
-            reason: count - before[-1].get(reason, 0)
-            for reason, count in self._counters[-1].items()
-            if count > before[-1].get(reason, 0)
-        }
+        news_n, others = self._news()
         delivered_n = delivered_share(
             closed.arrived_nc, self.dim, self._options.floats_per_datagram
         )
         workers = []
-        for row, rank in enumerate(self._worker_ranks):
-            new = {
-                reason: self._counters[rank][reason] - before[rank][reason]
-                for reason in ("accepted", *REASONS, "unsent")
-            }
+        for row, counts in enumerate(news_n):
+            new = dict(counts)
             workers.append(
                 WorkerStats(
                     delivered=float(delivered_n[row]),
@@ -172,41 +234,53 @@ class UdpServer(CheckedServerLink):
                     live=policy.live_n[row],
                     allowance_s=policy.allowance_s_n[row],
                     settled_s=float(closed.settled_s_n[row]),
-                    accepted=new.pop("accepted"),
-                    late=new.pop("late"),
-                    duplicate=new.pop("duplicate"),
-                    rejected={reason: count for reason, count in new.items() if count},
+                    accepted=new.pop("accepted", 0),
+                    late=new.pop("late", 0),
+                    duplicate=new.pop("duplicate", 0),
+                    rejected=new,
                 )
             )
-        self._observe_rate(workers, others, policy)
+        self._observe_rate(news_n, others, policy.rates_kbps(self.num_workers))
         return RoundStats(
             round, closed.reason, closed.elapsed_s, policy.deadline_s, tuple(workers), others
         )
 
+    def _news(self) -> tuple[list[dict[str, int]], dict[str, int]]:
+        """Returns what was counted since the last call, of each row and of nobody; without 0."""
+        before, self._counters = self._counters, self._endpoint.counters()
+        news = {
+            rank: {
+                reason: count - before[rank].get(reason, 0)
+                for reason, count in counts.items()
+                if count > before[rank].get(reason, 0)
+            }
+            for rank, counts in self._counters.items()
+        }
+        return [news[rank] for rank in self._worker_ranks], news[-1]
+
+    def _observe_news(self) -> None:
+        """Counts what was dropped, and adapts the rate."""
+        news_n, others = self._news()
+        for counts, news in zip(self._dropped_of, news_n, strict=True):
+            counts.update({reason: news[reason] for reason in REASONS if reason in news})
+        self._observe_rate(news_n, others, self._rates_kbps())
+
     def _observe_rate(
-        self, workers: list[WorkerStats], others: dict[str, int], policy: ClosePolicy
+        self, news_n: list[dict[str, int]], others: dict[str, int], rates_kbps: Sequence[int]
     ) -> None:
         before, self._counted_at = self._counted_at, time.monotonic()
-        rates_kbps = policy.rates_kbps(self.num_workers)
+
+        def total(reasons: tuple[str, ...]) -> np.ndarray:
+            return np.array([sum(news.get(each, 0) for each in reasons) for news in news_n])
+
         self._rate.observe(
             overflow=others.get("overflow", 0),
-            fresh_n=np.array(
-                [
-                    worker.accepted + sum(worker.rejected.get(reason, 0) for reason in _FRESH)
-                    for worker in workers
-                ]
-            ),
-            repeated_n=np.array(
-                [
-                    worker.late + worker.duplicate + worker.rejected.get("replayed", 0)
-                    for worker in workers
-                ]
-            ),
+            fresh_n=total(_FRESH),
+            repeated_n=total(_REPEATED),
             granted_n=granted_datagrams(
                 rates_kbps, self._counted_at - before, self._options.mtu - IP_UDP_BYTES
             ),
-            strays=sum(others.get(reason, 0) for reason in _STRAY)
-            + sum(worker.rejected.get("forged", 0) for worker in workers),
+            strays=sum(others.get(reason, 0) for reason in _STRAY) + int(total(("forged",)).sum()),
         )
 
 

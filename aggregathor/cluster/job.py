@@ -157,7 +157,7 @@ class Job:
         self.setting.check()
         self.loop = loop_of(self.setting)
         _check_wire(config)
-        check_transport(config.protocol, config.transport)
+        check_transport(config, config.transport)
         usual = _UDP_ARGS if config.transport == "udp" else _LINK_ARGS
         # A rule that tolerates nobody needs all gradients.
         f = min(config.f, self.ranks.topology.workers - 1) if self.setting.robust else 0
@@ -293,7 +293,7 @@ class Job:
                 self.meeting,
                 dim,
                 dtype=dtype,
-                transport=self.loop.transport(self.config.transport),
+                transport=self.config.transport,
                 **self.config.link_args,
             )
         except lossympi.ConnectError as error:

@@ -82,9 +82,6 @@ class Loop(Protocol):
     ) -> Attacker | None:
         """Returns what a worker does to the gradients of half ``number``; None for nothing."""
 
-    def transport(self, chosen: str) -> str:
-        """Returns the transport, where "auto" may choose one that cannot do what is needed."""
-
     def check_further(self, doings: Sequence[str], doing: str) -> None:
         """Raises ``UserError`` where a script may not train other variables too.
 
@@ -136,10 +133,6 @@ class Rounds:
         """Returns one that may know what the other workers send."""
         return attacker_of(ranks, self._setting, dim, read, number, dtype)
 
-    def transport(self, chosen: str) -> str:
-        """Returns the one that is chosen."""
-        return chosen
-
     def check_further(self, doings: Sequence[str], doing: str) -> None:
         """A script may train any variables in any order that is the same on all ranks."""
 
@@ -175,6 +168,7 @@ class Arrivals:
                 rule,
                 parts.read,
                 need=need_of(self._setting),
+                fill=self._setting.fill,
                 observer=parts.observer.of_arrivals(),
                 waiting=parts.waiting,
                 first_limit_s=parts.first_limit_s,
@@ -186,10 +180,6 @@ class Arrivals:
     ) -> Attacker | None:
         """Returns one that knows its own gradient alone."""
         return local_attacker_of(self._setting, ranks.row)
-
-    def transport(self, chosen: str) -> str:
-        """Returns MPI for "auto", which can answer gradients one by one."""
-        return "mpi" if chosen == "auto" else chosen
 
     def check_further(self, doings: Sequence[str], doing: str) -> None:
         """Raises ``UserError`` for variables that are trained by turns with others.

@@ -23,7 +23,8 @@ from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.offers import ArrivalRule, Offer
 from aggregathor.protocols.rounds import TrainingStopped
 from aggregathor.protocols.state import prefixed, under
-from lossympi import ServerLink, Topology
+from lossympi import Arrival, ServerLink, Topology
+from lossympi import fill as fill_lost
 from lossympi.link import NativeRound
 
 _SLICE_S = 0.2  # of a wait, between two looks at what else there is
@@ -103,6 +104,7 @@ class ArrivalsServer:
         read: Callable[[], np.ndarray],
         *,
         need: Need | None = None,
+        fill: str = "zero",
         observer: ArrivalObserver | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
         first_limit_s: float = math.inf,
@@ -116,6 +118,8 @@ class ArrivalsServer:
           rule: decides on each gradient.
           read: gives the parameters as they are, [d] of the link's dtype.
           need: what the protocol needs to go on.
+          fill: what replaces values that the link has lost: "zero", or "previous" for those of the
+            worker's gradient before, at first 0.
           observer: sees every arrival.
           waiting: gives a context in which gradients are waited for and decided on.
           first_limit_s: how long the first update may take.
@@ -128,6 +132,10 @@ class ArrivalsServer:
         self._rule = rule
         self._read = read
         self._need = need or Need()
+        self._fill = fill
+        keeps = fill == "previous"
+        shape = link.num_workers, link.dim
+        self._previous_nd = np.zeros(shape, link.dtype) if keeps else None
         self._observer = observer
         self._waiting = waiting
         self._limit_s = self._first_limit_s = first_limit_s
@@ -223,6 +231,7 @@ class ArrivalsServer:
             self._may_be_older.discard(row)
             self._answer(row, arrival.ticket)
             return None
+        self._replace_lost(arrival)
         version, model_d = self.held(row)
         staleness = self.version - version
         verdict = self._rule.offer(
@@ -246,6 +255,21 @@ class ArrivalsServer:
         self._link.reply(row, params_d)
         self._held[row] = self.version, params_d
         self._tickets[row] = ticket + 1
+
+    def _replace_lost(self, arrival: Arrival) -> None:
+        """Fills, in place, what of a gradient did not arrive."""
+        row, _, grad_d, arrived_c, floats = arrival
+        previous_nd = None if self._previous_nd is None else self._previous_nd[row : row + 1]
+        if arrived_c is not None:
+            fill_lost(
+                grad_d[None],
+                arrived_c[None],
+                self._fill,
+                previous_nd=previous_nd,
+                floats_per_datagram=floats,
+            )
+        if previous_nd is not None:
+            previous_nd[0] = grad_d
 
     def _check_time(self) -> None:
         left = self._link.num_workers - len(self._forgotten)
@@ -291,7 +315,9 @@ class ArrivalsServer:
 
         Of workers nothing outlives their processes: see ``state_of_workers``.
         """
+        previous = {} if self._previous_nd is None else {"previous": self._previous_nd.copy()}
         return {
+            **previous,
             **prefixed("rule", self._rule.state()),
             "round": np.array(self.round, np.int64),
             "version": np.array(self.version, np.int64),
@@ -304,6 +330,8 @@ class ArrivalsServer:
         All workers have these, as after a start of their processes.
         """
         self._rule.restore(under("rule", state))
+        if self._previous_nd is not None:
+            self._previous_nd[:] = state["previous"]
         self.round, self.version = int(state["round"]), int(state["version"])
         self._earlier_s, self._begun_s = float(state["now_s"]), time.monotonic()
         self._params_d = None

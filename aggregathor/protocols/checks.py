@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aggregathor.attacks import ATTACKS
 from aggregathor.errors import UserError
 from aggregathor.protocols.registry import PROTOCOLS
-from aggregathor.settings import Training, defaults
+from aggregathor.settings import Simulation, Training, defaults
 
 
 def check_training(values: Training, n: int, check_rule: Callable[[int, int], None]) -> None:
@@ -81,25 +81,36 @@ def doubts(values: Training, *, robust: bool) -> list[str]:
     return found
 
 
-def check_transport(protocol: str, transport: str) -> None:
-    """Raises ``UserError`` where a transport cannot do yet what a protocol needs."""
-    if PROTOCOLS[protocol].takes and transport in ("shm", "udp"):
+def check_transport(values: Training, transport: str) -> None:
+    """Raises ``UserError`` where a transport cannot carry what a protocol needs."""
+    takes = PROTOCOLS[values.protocol].takes
+    if takes and transport == "udp" and values.fill not in ("zero", "previous"):
         raise UserError(
-            f"--protocol={protocol} answers gradients one by one, which --transport={transport} "
-            "cannot yet. Take --transport=mpi."
+            f"--protocol={values.protocol} takes gradients one by one, and what UDP loses of one "
+            f"cannot be {values.fill}: no rule over all workers sees it, and the model would keep "
+            "it. Take --fill=zero, or previous for the worker's last value."
+        )
+
+
+def check_simulated_loss(values: Simulation) -> None:
+    """Raises ``UserError`` for a loss that no simulation has."""
+    if PROTOCOLS[values.protocol].takes and values.loss:
+        raise UserError(
+            f"a simulation of --protocol={values.protocol} takes whole gradients, so that none is "
+            f"lost; got --loss={values.loss}. Leave it out, or start ranks with --transport=udp."
         )
 
 
 def _check_no_rule(values: Training) -> None:
     """Raises ``UserError`` for what is told of a rule where the protocol has none."""
     usual = defaults(Training)
-    lossless = "takes whole gradients, in which nothing is lost"
+    takes = PROTOCOLS[values.protocol].takes
     for name, why in (
         ("gar", "decides what is applied, not a rule"),
         ("gar_args", "decides what is applied, not a rule"),
-        ("fill", lossless if PROTOCOLS[values.protocol].takes else "must know what is lost"),
+        ("fill", "must know what is lost"),
     ):
-        if getattr(values, name) != usual[name]:
+        if getattr(values, name) != usual[name] and not (takes and name == "fill"):
             raise UserError(
                 f"the protocol {values.protocol} {why}: leave {name} out, got "
                 f"{getattr(values, name)!r}"

@@ -109,11 +109,6 @@ class Setting(settings.Simulation):
         protocol = PROTOCOLS[self.protocol]
         if protocol.takes and self.quorum is not None:
             raise UserError(f"a quorum closes rounds, and --protocol={protocol.name} has none")
-        if protocol.takes and self.loss:
-            raise UserError(
-                f"--protocol={protocol.name} answers gradients one by one, which are not sent over "
-                f"UDP yet, so that none is lost; got --loss={self.loss}. Leave it out."
-            )
         if not 0 <= self.loss <= 1:
             raise UserError(f"the loss is a share of the datagrams in 0..1, got {self.loss}")
         if not 0 <= self.worker_momentum < 1:

@@ -45,7 +45,7 @@ class WideServer(ServerOver):
         self._link.broadcast(round, self._padded(params_d))
 
     def take(self, wait_s: float) -> Arrival | None:
-        """Returns the next gradient that has come whole; None if none does in time."""
+        """Returns the next gradient that has come; None if none does in time."""
         return self._link.take(wait_s)
 
     def reply(self, row: int, params_d: np.ndarray) -> None:

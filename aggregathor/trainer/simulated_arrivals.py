@@ -20,6 +20,7 @@ from aggregathor.gars import State
 from aggregathor.protocols.aggregation import RuleError
 from aggregathor.protocols.arrival_rules import arrival_rule
 from aggregathor.protocols.arrivals import ArrivalReport, ArrivalsServer
+from aggregathor.protocols.checks import check_simulated_loss
 from aggregathor.protocols.local_attacker import local_attacker_of
 from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.state import prefixed, under
@@ -79,6 +80,7 @@ class SimulatedArrivals:
           UserError: the setting cannot work, or its protocol needs validation data.
         """
         setting.check()
+        check_simulated_loss(setting)
         self.setting = setting
         self.model = model
         self.batches = batches

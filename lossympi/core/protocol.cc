@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace lossympi {
 namespace {
@@ -180,6 +181,18 @@ Datagrams Protocol::Bye() const {
 
 // ---- The server
 
+namespace {
+PeerLayout WithOneWorker(PeerLayout layout) {
+  layout.num_workers = 1;
+  return layout;
+}
+}  // namespace
+
+ServerProtocol::ServerProtocol(const ServerProtocol& all, int row)
+    : ServerProtocol(WithOneWorker(all.layout_)) {
+  peers_[0] = all.peers_[row];
+}
+
 Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
                                     const std::vector<uint32_t>& rates_kbps, double now) {
   Datagrams grants;
@@ -190,13 +203,22 @@ Datagrams ServerProtocol::OpenRound(uint64_t round, float* stack, const ClosePol
   rule_.emplace(policy, layout_.framing.NumDatagrams(), now);
   // Nothing throws from here on: who opened a round that is not knows nothing of it.
   assembler_.Open(round, stack);
+  awaited_.reset();
   closed_.reset();
   repairs_ = policy.max_loss < 1;
   tell_at_ = SIZE_MAX;
   return grants;
 }
 
+void ServerProtocol::AwaitRound(uint64_t round, float* stack, const ClosePolicy& policy,
+                                const std::vector<uint32_t>& rates_kbps) {
+  AbandonRound();
+  closed_.reset();
+  awaited_ = {round, stack, policy, rates_kbps};
+}
+
 void ServerProtocol::AbandonRound() {
+  awaited_.reset();
   rule_.reset();
   assembler_.Close(assembler_.round());
 }
@@ -260,6 +282,11 @@ void ServerProtocol::HandleOther(int row, const Header& header, double now, Data
     return;
   }
   peers_[row].heard = true;  // READY
+  if (awaited_ && header.round == awaited_->round) {
+    const Awaited awaited = *std::exchange(awaited_, std::nullopt);
+    // Its GRANT answers the READY, below.
+    OpenRound(awaited.round, awaited.stack, awaited.policy, awaited.rates_kbps, now);
+  }
   if (rule_ && header.round == assembler_.round()) {
     if (header.seq == kPause) rule_->Pauses(row);
     Reply({row, Kind::kGrant, header.round, rates_kbps_[row]}, now, to_send);
@@ -276,6 +303,14 @@ SendQueue& ServerProtocol::StartBroadcast(uint64_t round, const std::vector<int>
   for (const int row : rows) {
     if (credit_.in_debt(row)) queue.Hurry(row);
   }
+  return queue;
+}
+
+SendQueue& ServerProtocol::StartReply(uint64_t round, size_t most_at_once, double silence,
+                                      double now) {
+  SendQueue& queue = StartQueue(round, {0}, most_at_once, true, silence, now);
+  queue.AddRest();
+  queue.Stay();
   return queue;
 }
 

@@ -123,6 +123,9 @@ class ServerProtocol : public Protocol {
  public:
   explicit ServerProtocol(const PeerLayout& layout)
       : Protocol(layout), credit_(layout.num_peers()), rates_kbps_(layout.num_peers()) {}
+  // One worker of another's as the only one: what was known of it is taken over. So a server that
+  // takes gradients one by one has a protocol for each, with rounds of its own.
+  ServerProtocol(const ServerProtocol& all, int row);
 
   // ---- A round of gradients
 
@@ -130,6 +133,9 @@ class ServerProtocol : public Protocol {
   // Each row is granted its rate, [n]. If it throws no round is open.
   Datagrams OpenRound(uint64_t round, float* stack, const ClosePolicy& policy,
                       const std::vector<uint32_t>& rates_kbps, double now);
+  // The same as soon as a worker asks for it, by READY: only then its time begins.
+  void AwaitRound(uint64_t round, float* stack, const ClosePolicy& policy,
+                  const std::vector<uint32_t>& rates_kbps);
   void AbandonRound();
   bool is_open() const { return rule_.has_value(); }
   uint64_t newest_round() const { return assembler_.newest_round(); }
@@ -151,12 +157,24 @@ class ServerProtocol : public Protocol {
                             double silence, double now);
   std::vector<uint8_t> EndBroadcast(double now);  // [n], who has said DONE
 
+  // What answers the only worker: it is sent until that is DONE, as long as it is heard. A later
+  // one takes its place.
+  SendQueue& StartReply(uint64_t round, size_t most_at_once, double silence, double now);
+  void EndReply() { queue_.reset(); }
+
  private:
   Verdict HandleData(int row, const Header& header, const uint8_t* payload, size_t bytes,
                      double now, Handled* handled) override;
   Verdict HandleEnd(int row, const Header& header, double now, Datagrams* to_send) override;
   void HandleOther(int row, const Header& header, double now, Datagrams* to_send) override;
 
+  struct Awaited {
+    uint64_t round;
+    float* stack;
+    ClosePolicy policy;
+    std::vector<uint32_t> rates_kbps;
+  };
+  std::optional<Awaited> awaited_;
   std::optional<CloseRule> rule_;  // of the open round
   std::optional<Closed> closed_;
   Credit credit_;

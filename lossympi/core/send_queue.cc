@@ -60,6 +60,8 @@ void SendQueue::Hurry(int row) {
   if (Flow* flow = Find(row)) flow->hurries = true;
 }
 
+void SendQueue::Stay() { stays_ = true; }
+
 bool SendQueue::TakeNack(int row, size_t bytes) {
   Flow* flow = Find(row);
   if (flow == nullptr || flow->finished || bytes > flow->nack_bytes) return false;
@@ -135,8 +137,13 @@ const SendQueue::Action& SendQueue::Next(double now) {
     turn_ = turn_ + 1 < flows_.size() ? turn_ + 1 : 0;
     const double silent_at = until_done_ ? flow.asked_at + silence_ : kNever;
     const double hurry_at = flow.hurries ? hurry_at_ : kNever;
-    if (now >= std::min(silent_at, hurry_at)) Finish(flow, now);
+    const bool is_silent = now >= silent_at;
+    if ((is_silent && !stays_) || now >= hurry_at) Finish(flow, now);
     if (flow.finished) continue;
+    if (is_silent) {
+      action_.what = What::kWait;
+      continue;
+    }
     action_.row = flow.row;
     const auto c = static_cast<uint32_t>(flow.wanted.size());
     if (until_done_ && flow.num_sent >= flow.report_at && flow.num_sent < c) {

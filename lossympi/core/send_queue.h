@@ -32,6 +32,7 @@ class SendQueue {
   void AddRest();                               // so may all others, and then END
 
   void Hurry(int row);  // before the first Next
+  void Stay();  // a row that is silent is not given up: nothing is sent to it until it is Heard
 
   // Whether a NACK with a bitmap of so many bytes may be looked at: not before an END, which alone
   // is answered, not of a row that is finished, and no more than the ENDs allow, each of which asks
@@ -101,6 +102,7 @@ class SendQueue {
   double leave_at_;       // when the rows that are not done are given up
   double hurry_at_;       // and those that are to hurry
   bool has_all_ = false;  // after AddRest
+  bool stays_ = false;
   std::vector<Flow> flows_;
   std::vector<int> flow_of_row_;  // -1: none
   size_t num_done_ = 0;

@@ -11,8 +11,7 @@
 #include <limits>
 #include <random>
 #include <stdexcept>
-
-#include "lossympi/core/pacer.h"
+#include <utility>
 
 namespace lossympi {
 namespace {
@@ -24,6 +23,7 @@ constexpr double kLongestWait = 1;
 constexpr double kInterruptEvery = 0.1;
 constexpr double kLongSleep = 0.002;
 constexpr uint32_t kTellings = 16;  // of what is whole, in a round
+constexpr int kReplyBursts = 4;     // before others have their turn
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 void SleepUntil(double time) {
@@ -31,6 +31,13 @@ void SleepUntil(double time) {
   const double whole = std::floor(time);
   const timespec t = {static_cast<time_t>(whole), static_cast<long>((time - whole) * 1e9)};
   clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, nullptr);
+}
+
+void CheckLater(uint64_t round, uint64_t newest) {
+  if (round > newest) return;
+  throw std::invalid_argument("rounds must increase; " + std::to_string(newest) +
+                              " has been opened, got " + std::to_string(round) +
+                              ". Name a later one.");
 }
 
 }  // namespace
@@ -41,6 +48,14 @@ struct Endpoint::Peer {
   // Two threads send.
   std::atomic<uint64_t> counter{0};  // of the last datagram for it
   std::atomic<uint64_t> unsent{0};   // datagrams that this host has not sent
+};
+
+struct Endpoint::OneWorker {
+  OneWorker(const ServerProtocol& all, int row) : protocol(all, row) {}
+  ServerProtocol protocol;
+  std::unique_ptr<float[]> reply;  // [d], once there is one
+  uint64_t reply_round = 0;
+  Pacer repair_pacer{kNever};
 };
 
 Endpoint::Endpoint(const Setup& setup)
@@ -133,6 +148,11 @@ void Endpoint::CheckRunning() const {
                                                     : "the endpoint is closed. Make a new one.");
 }
 
+void Endpoint::CheckInRounds() const {
+  if (workers_.empty()) return;
+  throw std::invalid_argument("this endpoint takes worker by worker. Take and reply.");
+}
+
 // ---- Receiving
 
 void Endpoint::ReceiveLoop() {
@@ -144,7 +164,12 @@ void Endpoint::ReceiveLoop() {
   Lock lock(mutex_);
   while (state_ == State::kRunning) {
     const double now = Now();
-    const double wake_at = std::min(server_ ? server_->wake_at(now) : kNever, now + kLongestWait);
+    double wake_at = now + kLongestWait;
+    if (!workers_.empty()) {
+      wake_at = std::min(wake_at, serve_at_);
+    } else if (server_) {
+      wake_at = std::min(wake_at, server_->wake_at(now));
+    }
     lock.unlock();
     socket_.Wait(wake_at - Now());
     lock.lock();
@@ -156,7 +181,10 @@ void Endpoint::ReceiveLoop() {
       changed |= changes_ != before;
       if (!more || mutex_.is_wanted()) break;
     }
-    if (server_) {
+    if (!workers_.empty()) {
+      changed = ServeWorkers();  // no more than that: who floods shall wake nobody
+      changes_ += changed;
+    } else if (server_) {
       const bool was_open = server_->is_open();
       SendAll(server_->Tick(Now()));
       if (server_->is_open() != was_open) ++changes_, changed = true;
@@ -188,23 +216,89 @@ void Endpoint::Handle(const uint8_t* data, size_t size, const sockaddr_in& from,
   const Envelope envelope = OpenEnvelope(layout_, data, size);
   if (envelope.verdict != Verdict::kAccepted) return protocol_->Reject(-1, envelope.verdict);
   const Peer& peer = *peers_[envelope.row];
+  Protocol* protocol = protocol_;
+  int row = envelope.row;
+  if (!workers_.empty()) protocol = &workers_[std::exchange(row, 0)]->protocol;
   if (!SameAddress(from, peer.destination.address)) return protocol_->Reject(-1, Verdict::kForeign);
   const size_t end = envelope.signed_bytes;
   if (!peer.receive_key.Fits(data, end, envelope.header.counter, data + end)) {
-    return protocol_->Reject(envelope.row, Verdict::kForged);
+    return protocol->Reject(row, Verdict::kForged);
   }
-  const Handled handled = protocol_->Handle(envelope.row, envelope.header, data + kHeaderBytes,
-                                            end - kHeaderBytes, now);
+  const Handled handled =
+      protocol->Handle(row, envelope.header, data + kHeaderBytes, end - kHeaderBytes, now);
   changes_ += handled.changed;
-  SendAll(handled.to_send);
+  SendAll(handled.to_send, envelope.row - row);
 }
 
-void Endpoint::SendAll(const Datagrams& datagrams) {
-  for (const Outgoing& outgoing : datagrams) SendOne(outgoing);
+bool Endpoint::ServeWorkers() {
+  const double now = Now();
+  bool has_closed = false;
+  serve_at_ = kNever;
+  for (size_t row = 0; row < workers_.size(); ++row) {
+    ServerProtocol& protocol = workers_[row]->protocol;
+    const bool was_open = protocol.is_open();
+    SendAll(protocol.Tick(now), static_cast<int>(row));
+    has_closed |= was_open && !protocol.is_open();
+    serve_at_ = std::min(serve_at_, protocol.wake_at(now));
+  }
+  for (int burst = 0; reply_pacer_; ++burst) {
+    const double send_at = reply_pacer_->When(now, 0);
+    if (send_at > now || burst == kReplyBursts) {
+      serve_at_ = std::min(serve_at_, std::max(send_at, now));
+      break;
+    }
+    if (!SendReply(now)) break;
+  }
+  return has_closed;
 }
 
-bool Endpoint::SendOne(const Outgoing& outgoing) {
-  Peer& peer = *peers_[outgoing.row];
+bool Endpoint::SendReply(double now) {
+  for (size_t tried = 0; tried < workers_.size(); ++tried) {
+    const auto row = static_cast<int>(reply_turn_);
+    reply_turn_ = (reply_turn_ + 1) % workers_.size();
+    OneWorker& worker = *workers_[row];
+    SendQueue* const queue = worker.protocol.queue();
+    if (queue == nullptr) continue;
+    // Once all has left, a worker that never has enough gets its share, though nobody else waits.
+    const bool repairs = queue->all_sent(0);
+    if (const double at = worker.repair_pacer.When(now, 0); repairs && at > now) {
+      serve_at_ = std::min(serve_at_, at);
+      continue;
+    }
+    const SendQueue::Action& action = queue->Next(now);
+    switch (action.what) {
+      case SendQueue::What::kFinished:
+        worker.protocol.EndReply();
+        break;
+      case SendQueue::What::kWait:
+        serve_at_ = std::min(serve_at_, action.wake_at);
+        break;
+      case SendQueue::What::kEnd:
+        SendOne(
+            {0, Kind::kEnd, worker.reply_round, action.num_ends, layout_.framing.NumDatagrams()},
+            row);
+        return true;
+      case SendQueue::What::kSend: {
+        reply_pacer_->When(now, DataBytes(action.seqs));
+        if (repairs) worker.repair_pacer.When(now, DataBytes(action.seqs));
+        Peer& peer = *peers_[row];
+        const size_t last =
+            Stage(row, worker.reply_round, worker.reply.get(), action.seqs, reply_staged_.data());
+        peer.unsent += socket_.Send(&peer.destination, reply_staged_.data(), LongestData(),
+                                    action.seqs.size(), last, true);
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+void Endpoint::SendAll(const Datagrams& datagrams, int first) {
+  for (const Outgoing& outgoing : datagrams) SendOne(outgoing, first);
+}
+
+bool Endpoint::SendOne(const Outgoing& outgoing, int first) {
+  Peer& peer = *peers_[first + outgoing.row];
   uint8_t datagram[65536];
   const uint64_t counter = ++peer.counter;
   Pack({outgoing.kind, static_cast<uint16_t>(setup_.rank), setup_.session, outgoing.round,
@@ -297,12 +391,7 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQue
       }
       case SendQueue::What::kSend: {
         const int row = action.row;
-        double bytes_due = 0;
-        for (const uint32_t seq : action.seqs) {
-          bytes_due += static_cast<double>(each - layout_.framing.PayloadOf(0) +
-                                           layout_.framing.PayloadOf(seq));
-        }
-        const double send_at = std::min(pacer.When(now, bytes_due), deadline);
+        const double send_at = std::min(pacer.When(now, DataBytes(action.seqs)), deadline);
         // A sleep cannot be ended, so a long one waits first.
         if (send_at - now > kLongSleep &&
             WaitFor(lock, send_at - kLongSleep, interrupt,
@@ -312,11 +401,7 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQue
         }
         lock.unlock();
         Peer& peer = *peers_[row];
-        size_t bytes = 0, last = 0;
-        for (const uint32_t seq : action.seqs) {
-          last = Stage(peer, round, vector, seq, &staged[bytes]);
-          bytes += last;
-        }
+        const size_t last = Stage(row, round, vector, action.seqs, staged.data());
         SleepUntil(send_at);
         peer.unsent +=
             socket_.Send(&peer.destination, staged.data(), each, action.seqs.size(), last, true);
@@ -327,18 +412,32 @@ void Endpoint::Transmit(Lock& lock, uint64_t round, const float* vector, SendQue
   }
 }
 
-// Writes a DATA datagram; returns its size.
-size_t Endpoint::Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to) {
+double Endpoint::DataBytes(const std::vector<uint32_t>& seqs) const {
+  double bytes = 0;
+  for (const uint32_t seq : seqs) {
+    bytes += static_cast<double>(layout_.BytesOf(layout_.framing.PayloadOf(seq)));
+  }
+  return bytes;
+}
+
+size_t Endpoint::Stage(int row, uint64_t round, const float* vector,
+                       const std::vector<uint32_t>& seqs, uint8_t* to) {
   const Framing& framing = layout_.framing;
-  const uint64_t counter = ++peer.counter;
-  Pack({Kind::kData, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq,
-        framing.NumDatagrams(), counter},
-       to);
-  Narrow(vector + seq * framing.floats, static_cast<size_t>(framing.FloatsOf(seq)), framing.wire,
-         to + kHeaderBytes);
-  const size_t size = kHeaderBytes + framing.PayloadOf(seq);
-  peer.send_key.Tag(to, size, counter, to + size);
-  return size + layout_.tag_bytes;
+  Peer& peer = *peers_[row];
+  size_t whole = 0;
+  for (const uint32_t seq : seqs) {
+    to += whole;
+    const uint64_t counter = ++peer.counter;
+    Pack({Kind::kData, static_cast<uint16_t>(setup_.rank), setup_.session, round, seq,
+          framing.NumDatagrams(), counter},
+         to);
+    Narrow(vector + seq * framing.floats, static_cast<size_t>(framing.FloatsOf(seq)), framing.wire,
+           to + kHeaderBytes);
+    const size_t size = kHeaderBytes + framing.PayloadOf(seq);
+    peer.send_key.Tag(to, size, counter, to + size);
+    whole = size + layout_.tag_bytes;
+  }
+  return whole;
 }
 
 // ---- Verbs
@@ -368,11 +467,8 @@ Closed Endpoint::Collect(uint64_t round, float* stack, const ClosePolicy& policy
                          const Interrupt& interrupt) {
   Verb verb(this);
   Lock& lock = verb.lock;
-  if (round <= server_->newest_round()) {
-    throw std::invalid_argument("rounds must increase; " + std::to_string(server_->newest_round()) +
-                                " has been opened, got " + std::to_string(round) +
-                                ". Name a later one.");
-  }
+  CheckInRounds();
+  CheckLater(round, server_->newest_round());
   try {
     SendAll(server_->OpenRound(round, stack, policy, rates_kbps, Now()));
     socket_.Wake();  // the thread does not know the deadline yet
@@ -441,6 +537,7 @@ std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
                                          double timeout, double silence,
                                          const Interrupt& interrupt) {
   Verb verb(this);
+  CheckInRounds();
   std::vector<int> rows;
   for (int row = 0; row < layout_.num_peers(); ++row) {
     if (to[row]) rows.push_back(row);
@@ -455,6 +552,58 @@ std::vector<uint8_t> Endpoint::Broadcast(uint64_t round, const float* params,
     throw;
   }
   return server_->EndBroadcast(Now());
+}
+
+void Endpoint::Await(int row, uint64_t round, float* grad, const ClosePolicy& policy,
+                     uint32_t rate_kbps) {
+  Lock lock(mutex_);
+  CheckRunning();
+  while (workers_.size() < peers_.size()) {
+    const auto next = static_cast<int>(workers_.size());
+    workers_.push_back(std::make_unique<OneWorker>(*server_, next));
+  }
+  ServerProtocol& protocol = workers_[row]->protocol;
+  CheckLater(round, protocol.newest_round());
+  protocol.AwaitRound(round, grad, policy, {rate_kbps});
+}
+
+std::vector<Endpoint::ClosedRow> Endpoint::TakeClosed(double timeout, const Interrupt& interrupt) {
+  const double deadline = Now() + timeout;
+  Verb verb(this);
+  std::vector<ClosedRow> all;
+  WaitFor(verb.lock, deadline, interrupt, [this, &all] {
+    for (size_t row = 0; row < workers_.size(); ++row) {
+      std::optional<Closed>& closed = workers_[row]->protocol.closed();
+      if (closed) all.push_back({static_cast<int>(row), *std::exchange(closed, std::nullopt)});
+    }
+    return !all.empty();
+  });
+  return all;
+}
+
+void Endpoint::Reply(int row, uint64_t round, const float* params, uint32_t rate_kbps,
+                     double silence) {
+  Lock lock(mutex_);
+  CheckRunning();
+  if (workers_.empty()) throw std::invalid_argument("no round was awaited. Await one.");
+  OneWorker& worker = *workers_[row];
+  worker.protocol.EndReply();  // so that the other thread does not read what is written here
+  lock.unlock();
+  const auto dim = static_cast<size_t>(layout_.framing.dim);
+  if (!worker.reply) worker.reply.reset(new float[dim]);
+  std::copy(params, params + dim, worker.reply.get());
+  lock.lock();
+  CheckRunning();
+  worker.reply_round = round;
+  worker.repair_pacer = Pacer(rate_kbps * 1000.0 / 8 / static_cast<double>(workers_.size()));
+  const double bytes_per_s = rate_kbps * 1000.0 / 8;
+  if (reply_kbps_ != rate_kbps) reply_pacer_.emplace(bytes_per_s);
+  reply_kbps_ = rate_kbps;
+  const size_t most = MostAtOnce(bytes_per_s);
+  reply_staged_.resize(std::max(reply_staged_.size(), most * LongestData()));
+  worker.protocol.StartReply(round, most, silence, Now());
+  lock.unlock();
+  socket_.Wake();
 }
 
 Endpoint::Model Endpoint::Receive(uint64_t round, double timeout, const Interrupt& interrupt) {
@@ -476,7 +625,9 @@ Endpoint::Report Endpoint::Counters() {
   Report report{{}, protocol_->counts_of_nobody(), dropped_, overflow_};
   for (int row = 0; row < layout_.num_peers(); ++row) {
     const uint64_t unsent = peers_[row] == nullptr ? 0 : peers_[row]->unsent.load();
-    report.of_peer[layout_.RankOf(row)] = {protocol_->counts(row), unsent};
+    const Counts& counts =
+        workers_.empty() ? protocol_->counts(row) : workers_[row]->protocol.counts(0);
+    report.of_peer[layout_.RankOf(row)] = {counts, unsent};
   }
   return report;
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "lossympi/core/drop.h"
+#include "lossympi/core/pacer.h"
 #include "lossympi/core/packet.h"
 #include "lossympi/core/peer_layout.h"
 #include "lossympi/core/protocol.h"
@@ -77,6 +78,19 @@ class Endpoint {
   std::vector<uint8_t> Broadcast(uint64_t round, const float* params, const std::vector<bool>& to,
                                  uint32_t rate_kbps, double timeout, double silence,
                                  const Interrupt& interrupt);
+
+  // Of a server that takes gradients worker by worker. From the first Await on it has no other
+  // rounds. What arrives is written to `grad`, [d], until the round is closed or awaited anew.
+  void Await(int row, uint64_t round, float* grad, const ClosePolicy& policy, uint32_t rate_kbps);
+  struct ClosedRow {
+    int row;
+    Closed closed;
+  };
+  // The rounds that have closed, each once; waits for one.
+  std::vector<ClosedRow> TakeClosed(double timeout, const Interrupt& interrupt);
+  // Sends a copy, while other verbs are at work or none; in place of what has not arrived yet.
+  void Reply(int row, uint64_t round, const float* params, uint32_t rate_kbps, double silence);
+
   struct Model {
     uint64_t round;  // 0: none
     const float* params;
@@ -98,6 +112,7 @@ class Endpoint {
 
  private:
   struct Peer;
+  struct OneWorker;
   using Lock = std::unique_lock<FairMutex>;
   // Holds the lock from beginning to end of a verb, but for where it says so. Throws if there is a
   // verb at work, or no thread.
@@ -109,9 +124,15 @@ class Endpoint {
   void Handle(const uint8_t* data, size_t size, const sockaddr_in& from, double now);
   // Seals datagrams and sends them, with the lock held, as their counters must leave in order. So
   // nobody waits for room to send: what has none is lost. SendOne returns whether it has left.
-  void SendAll(const Datagrams& datagrams);
-  bool SendOne(const Outgoing& outgoing);
-  void CheckRunning() const;  // with the lock held
+  // Their rows are those of a protocol whose row 0 is the endpoint's `first`.
+  void SendAll(const Datagrams& datagrams, int first = 0);
+  bool SendOne(const Outgoing& outgoing, int first = 0);
+  // Closes the rounds of single workers whose time it is, and sends what answers them, as far as
+  // the rate allows; returns whether a round has closed.
+  bool ServeWorkers();
+  bool SendReply(double now);  // a burst of one whose turn it is; false if there is nothing to send
+  void CheckRunning() const;   // with the lock held
+  void CheckInRounds() const;
   void CloseSocketIfUnused();
   void CallInterrupt(Lock& lock, const Interrupt& interrupt);
   // Asks for what the worker waits for, until ready() or the time `until`.
@@ -129,7 +150,10 @@ class Endpoint {
   // passed.
   void Transmit(Lock& lock, uint64_t round, const float* vector, SendQueue* queue,
                 double bytes_per_s, double deadline, const Interrupt& interrupt);
-  size_t Stage(Peer& peer, uint64_t round, const float* vector, uint32_t seq, uint8_t* to);
+  double DataBytes(const std::vector<uint32_t>& seqs) const;  // of these DATA datagrams together
+  // Writes DATA datagrams for a row one after the other; returns the last one's size.
+  size_t Stage(int row, uint64_t round, const float* vector, const std::vector<uint32_t>& seqs,
+               uint8_t* to);
   // Waits until ready() or the time `until`; returns ready().
   template <typename F>
   bool WaitFor(Lock& lock, double until, const Interrupt& interrupt, F ready);
@@ -150,6 +174,13 @@ class Endpoint {
   std::optional<ServerProtocol> server_;
   std::optional<WorkerProtocol> worker_;
   Protocol* protocol_;
+  // By row, where the server takes worker by worker: then the one above counts what is nobody's.
+  std::vector<std::unique_ptr<OneWorker>> workers_;
+  uint32_t reply_kbps_ = 0;
+  std::optional<Pacer> reply_pacer_;
+  size_t reply_turn_ = 0;  // of the rows
+  double serve_at_ = 0;
+  std::vector<uint8_t> reply_staged_;
   Drop drop_;
   uint64_t dropped_ = 0, overflow_ = 0;
 };

@@ -46,6 +46,29 @@ void Copy(float* to, const float* from, int64_t dim) {
   if (to != from) std::memcpy(to, from, static_cast<size_t>(dim) * sizeof(float));
 }
 
+float* VectorOf(Board* board, int64_t dim, uint32_t which) {
+  return reinterpret_cast<float*>(reinterpret_cast<char*>(board + 1) + which * VectorBytes(dim));
+}
+
+// Where a vector of a board may be written: who reads it meanwhile can see that it is not whole.
+float* Begin(Board* board, int64_t dim, uint32_t which) {
+  board->rounds[which].store(0, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // who reads what follows sees the 0
+  return VectorOf(board, dim, which);
+}
+
+void Ring(Board* board) {
+  board->changes.fetch_add(1);
+  Wake(&board->changes);
+}
+
+void Write(Board* board, int64_t dim, uint32_t which, uint64_t round, const float* params) {
+  Copy(Begin(board, dim, which), params, dim);
+  board->rounds[which].store(round + 1, std::memory_order_release);
+  board->newest.store(which, std::memory_order_release);
+  Ring(board);
+}
+
 // When a verb is to look up from its waiting.
 class Clock {
  public:
@@ -74,7 +97,14 @@ class Clock {
 }  // namespace
 
 size_t MailboxBytes(int64_t dim) { return sizeof(Mailbox) + VectorBytes(dim); }
-size_t BoardBytes(int64_t dim) { return sizeof(Board) + 2 * VectorBytes(dim); }
+size_t BoardBytes(int64_t dim, int num_workers) {
+  const size_t of_all = sizeof(Board) + 2 * VectorBytes(dim);
+  return of_all + static_cast<size_t>(num_workers) * (sizeof(Board) + VectorBytes(dim));
+}
+
+Board* BoardOf(const Mapping& boards, int64_t dim, int row) {
+  return reinterpret_cast<Board*>(boards.as<char>() + (row < 0 ? 0 : BoardBytes(dim, row)));
+}
 
 Mapping::Mapping(int file, size_t bytes, bool writeable) : bytes_(bytes) {
   data_ = mmap(nullptr, bytes, PROT_READ | (writeable ? PROT_WRITE : 0), MAP_SHARED, file, 0);
@@ -89,22 +119,23 @@ Mapping::~Mapping() {
 
 SharedServer::SharedServer(const std::vector<int>& mailboxes, int board, int bell, int64_t dim)
     : dim_(dim),
-      board_(board, BoardBytes(dim), true),
+      board_(board, BoardBytes(dim, static_cast<int>(mailboxes.size())), true),
       bell_(bell, kBellBytes, true),
       seen_(mailboxes.size()) {
   for (int file : mailboxes) mailboxes_.emplace_back(file, MailboxBytes(dim), false);
-  board_.as<Board>()->newest = kNone;
+  board_.as<Board>()->newest = kNone;  // an answer's is not looked at before there is one
 }
 
 Reason SharedServer::Collect(uint64_t round, float* stack, const Terms& terms, uint8_t* arrived,
                              double* settled, std::vector<Row>* rows,
                              const Interrupted& interrupt) {
   Clock clock(terms.timeout, interrupt);
+  const std::vector<uint64_t> rounds(rows->size(), round);
   std::vector<double> live_settled;
   std::vector<size_t> absent;
   for (;;) {
     const uint32_t rings = bell_.as<Bell>()->rings.load();
-    Look(round, stack, rows);
+    Look(rounds, stack, rows);
     live_settled.clear();
     absent.clear();
     for (size_t row = 0; row < rows->size(); ++row) {
@@ -140,7 +171,27 @@ Reason SharedServer::Collect(uint64_t round, float* stack, const Terms& terms, u
   }
 }
 
-void SharedServer::Look(uint64_t round, float* stack, std::vector<Row>* rows) {
+void SharedServer::Take(const std::vector<uint64_t>& rounds, float* stack, const uint8_t* taken,
+                        double timeout, std::vector<Row>* rows, const Interrupted& interrupt) {
+  if (board_.as<Board>()->takes.exchange(1) == 0) Ring(board_.as<Board>());
+  Clock clock(timeout, interrupt);
+  for (;;) {
+    const uint32_t rings = bell_.as<Bell>()->rings.load();
+    Look(rounds, stack, rows);
+    for (size_t row = 0; row < rows->size(); ++row) {
+      if ((*rows)[row].arrived && !taken[row]) return;
+    }
+    const double wait = std::min(clock.Next(), kLookEvery);
+    if (clock.is_up()) return;
+    Wait(&bell_.as<Bell>()->rings, rings, wait);
+  }
+}
+
+void SharedServer::Reply(int row, uint64_t round, const float* params) {
+  Write(answer(row), dim_, 0, round, params);
+}
+
+void SharedServer::Look(const std::vector<uint64_t>& rounds, float* stack, std::vector<Row>* rows) {
   for (size_t i = 0; i < mailboxes_.size(); ++i) {
     const Mailbox* mailbox = mailboxes_[i].as<Mailbox>();
     const uint32_t puts = mailbox->puts.load(std::memory_order_acquire);
@@ -148,9 +199,9 @@ void SharedServer::Look(uint64_t round, float* stack, std::vector<Row>* rows) {
     seen_[i] = puts;
     const uint64_t of = mailbox->round.load(std::memory_order_relaxed);
     Row& row = (*rows)[i];
-    if (of < round) {
+    if (of < rounds[i]) {
       ++row.late;
-    } else if (of > round) {
+    } else if (of > rounds[i]) {
       ++row.early;
     } else if (row.arrived) {
       ++row.duplicate;
@@ -163,40 +214,28 @@ void SharedServer::Look(uint64_t round, float* stack, std::vector<Row>* rows) {
   }
 }
 
-float* SharedServer::vector(uint32_t which) const {
-  return reinterpret_cast<float*>(board_.as<char>() + sizeof(Board) + which * VectorBytes(dim_));
-}
-
-float* SharedServer::next_params() {
-  board_.as<Board>()->rounds[next_].store(0, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // who reads what follows sees the 0
-  return vector(next_);
-}
+float* SharedServer::next_params() { return Begin(board_.as<Board>(), dim_, next_); }
 
 void SharedServer::Publish(uint64_t round, const float* params) {
-  Copy(next_params(), params, dim_);
-  Board* board = board_.as<Board>();
-  board->rounds[next_].store(round + 1, std::memory_order_release);
-  board->newest.store(next_, std::memory_order_release);
+  Write(board_.as<Board>(), dim_, next_, round, params);
   next_ = 1 - next_;
-  Ring();
 }
 
 void SharedServer::Leave() {
-  board_.as<Board>()->left = 1;
-  Ring();
+  for (int row = -1; row < static_cast<int>(mailboxes_.size()); ++row) {
+    Board* board = BoardOf(board_, dim_, row);
+    board->left = 1;
+    Ring(board);
+  }
 }
 
-void SharedServer::Ring() {
-  board_.as<Board>()->changes.fetch_add(1);
-  Wake(&board_.as<Board>()->changes);
-}
-
-SharedWorker::SharedWorker(int mailbox, int board, int bell, int64_t dim)
+SharedWorker::SharedWorker(int mailbox, int board, int bell, int64_t dim, int row)
     : dim_(dim),
       mailbox_(mailbox, MailboxBytes(dim), true),
-      board_(board, BoardBytes(dim), false),
-      bell_(bell, kBellBytes, true) {}
+      board_(board, BoardBytes(dim, row + 1), false),
+      bell_(bell, kBellBytes, true),
+      all_(BoardOf(board_, dim, -1)),
+      answer_(BoardOf(board_, dim, row)) {}
 
 float* SharedWorker::next_grad() const {
   return reinterpret_cast<float*>(mailbox_.as<Mailbox>() + 1);
@@ -213,28 +252,26 @@ void SharedWorker::Put(uint64_t round, const float* grad) {
 
 SharedWorker::Model SharedWorker::Receive(uint64_t round, double timeout,
                                           const Interrupted& interrupt) {
-  const Board* board = board_.as<Board>();
   Clock clock(timeout, interrupt);
   for (;;) {
+    const Board* board = all_->takes != 0 ? answer_ : all_;  // the server rings when it changes
     const uint32_t changes = board->changes.load();
     const uint32_t which = board->newest.load(std::memory_order_acquire);
     const uint64_t found = which < kNone ? board->rounds[which].load(std::memory_order_acquire) : 0;
     if (found > round) {
-      const char* vectors = board_.as<char>() + sizeof(Board);
-      return {found - 1, reinterpret_cast<const float*>(vectors + which * VectorBytes(dim_)),
-              which};
+      return {found - 1, VectorOf(const_cast<Board*>(board), dim_, which), &board->rounds[which]};
     }
     const double left = clock.Next();
-    if (board->left != 0 || (left == 0 && clock.is_up())) return {0, nullptr, 0};
+    if (board->left != 0 || (left == 0 && clock.is_up())) return {0, nullptr, nullptr};
     Wait(&board->changes, changes, left);
   }
 }
 
 bool SharedWorker::IsIntact(const Model& model) const {
   std::atomic_thread_fence(std::memory_order_acquire);  // what was read came before
-  return board_.as<Board>()->rounds[model.which].load(std::memory_order_relaxed) == model.round + 1;
+  return model.stamp != nullptr && model.stamp->load(std::memory_order_relaxed) == model.round + 1;
 }
 
-bool SharedWorker::server_left() const { return board_.as<Board>()->left != 0; }
+bool SharedWorker::server_left() const { return all_->left != 0; }
 
 }  // namespace lossympi

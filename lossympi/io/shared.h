@@ -20,12 +20,13 @@ struct alignas(64) Mailbox {
 };
 
 // The parameters: two vectors follow, each at a multiple of 64 bytes, which take turns. The server
-// writes; workers cannot.
+// writes; workers cannot. Then the same for each worker, with one vector: what answers it alone.
 struct alignas(64) Board {
   std::atomic<uint64_t> rounds[2];  // of the vectors, plus 1; 0 while one is being written
   std::atomic<uint32_t> changes;    // of all that is here: workers wait for it
   std::atomic<uint32_t> newest;     // 0 or 1; 2 before there is any
   std::atomic<uint32_t> left;       // 1 once the server has gone
+  std::atomic<uint32_t> takes;      // 1 once workers are answered one by one
 };
 
 // What workers wake the server by: each adds 1. All write, so it may hold anything.
@@ -33,9 +34,9 @@ struct alignas(64) Bell {
   std::atomic<uint32_t> rings;
 };
 
-// Bytes of each, with vectors of d floats.
+// Bytes of each, with vectors of d floats; of the boards, those of all and of this many workers.
 size_t MailboxBytes(int64_t dim);
-size_t BoardBytes(int64_t dim);
+size_t BoardBytes(int64_t dim, int num_workers);
 constexpr size_t kBellBytes = sizeof(Bell);
 
 // A shared file in this process's memory; the file may be closed meanwhile.
@@ -59,6 +60,9 @@ class Mapping {
   void* data_;
   size_t bytes_;
 };
+
+// In such memory: the board for all, -1, or a worker's.
+Board* BoardOf(const Mapping& boards, int64_t dim, int row);
 
 // Called about ten times a second while a verb waits; it may throw to end the wait.
 using Interrupted = std::function<void()>;
@@ -95,13 +99,19 @@ class SharedServer {
   // Where the next parameters may be written before `Publish`, which then need not copy them.
   float* next_params();
   void Publish(uint64_t round, const float* params);
+
+  // The same worker by worker. Copies into `stack` what each has put into its mailbox for its own
+  // round, until one that has `arrived` was not `taken` (1 or 0, as before), or the time is up.
+  void Take(const std::vector<uint64_t>& rounds, float* stack, const uint8_t* taken, double timeout,
+            std::vector<Row>* rows, const Interrupted& interrupt);
+  void Reply(int row, uint64_t round, const float* params);
+
   // Tells the workers that it goes.
   void Leave();
 
  private:
-  void Look(uint64_t round, float* stack, std::vector<Row>* rows);
-  float* vector(uint32_t which) const;
-  void Ring();
+  void Look(const std::vector<uint64_t>& rounds, float* stack, std::vector<Row>* rows);
+  Board* answer(int row) const { return BoardOf(board_, dim_, row); }
 
   const int64_t dim_;
   std::vector<Mapping> mailboxes_;
@@ -112,7 +122,7 @@ class SharedServer {
 
 class SharedWorker {
  public:
-  SharedWorker(int mailbox, int board, int bell, int64_t dim);
+  SharedWorker(int mailbox, int board, int bell, int64_t dim, int row);
 
   // Where the next gradient may be written before `Put`, which then need not copy it.
   float* next_grad() const;
@@ -120,8 +130,8 @@ class SharedWorker {
 
   struct Model {
     uint64_t round;
-    const float* params;  // null: there was none in time
-    uint32_t which;
+    const float* params;                 // null: there was none in time
+    const std::atomic<uint64_t>* stamp;  // of its memory
   };
   // Waits for parameters of `round` or later, until the server leaves or `timeout` s have passed.
   Model Receive(uint64_t round, double timeout, const Interrupted& interrupt);
@@ -133,6 +143,8 @@ class SharedWorker {
  private:
   const int64_t dim_;
   Mapping mailbox_, board_, bell_;
+  const Board* const all_;     // what is for all workers
+  const Board* const answer_;  // and for this one
 };
 
 }  // namespace lossympi

@@ -39,6 +39,15 @@ class Assembler:
         Raises:
           ValueError: the round is not later than all before, or the rows do not fit.
         """
+        self.check(round, rows)
+        self._rows = rows
+        self._arrived_nc[:] = False
+        self.whole = []
+        self.round = round
+        self.closed_round = round - 1
+
+    def check(self, round: int, rows: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Raises ValueError as `open` does."""
         newest = max(self.round, self.closed_round)
         if round <= newest:
             raise ValueError(
@@ -48,11 +57,6 @@ class Assembler:
             raise ValueError(f"{self._num_rows} rows are needed, got {len(rows)}. Pass them all.")
         for row_d in rows:
             check_array("a row", row_d, np.float32, (self._dim,))
-        self._rows = rows
-        self._arrived_nc[:] = False
-        self.whole = []
-        self.round = round
-        self.closed_round = round - 1
 
     def close(self) -> None:
         """Closes the open round, if any; its rows are let go and never written again."""

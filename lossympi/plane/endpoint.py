@@ -33,7 +33,25 @@ PROBE_GAP_S = 0.02
 NUM_BYES, BYE_GAP_S = 3, 0.0005
 TELLINGS = 16  # of what is whole, in a round
 POLL_MS = 20  # how long the thread may take to notice that it is to end
+REPLY_BURSTS = 4  # before others have their turn
 MOST_SENT, MOST_RECEIVED = 16, 16  # datagrams, before others have their turn
+
+
+class _OneWorker:
+    """What a server that takes worker by worker has of one.
+
+    Attributes:
+      protocol: its own.
+      reply: what answers it, as it travels.
+      reply_round: the round of that.
+      repair_pacer: how fast it is sent again.
+    """
+
+    def __init__(self, protocol: ServerProtocol) -> None:
+        self.protocol = protocol
+        self.reply = b""
+        self.reply_round = 0
+        self.repair_pacer = Pacer(math.inf)
 
 
 class Endpoint(interface.Endpoint):
@@ -68,6 +86,11 @@ class Endpoint(interface.Endpoint):
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_busy = False  # a verb is at work
+        # Where the server takes worker by worker; the protocol counts what is nobody's then.
+        self._workers: list[_OneWorker] = []
+        self._reply_pacer: Pacer | None = None
+        self._reply_kbps = 0
+        self._reply_turn = 0  # of the rows
         # While `collect` waits: whose round it is, and when it looks next by itself.
         self._collecting: tuple[ServerProtocol, float] | None = None
 
@@ -144,12 +167,9 @@ class Endpoint(interface.Endpoint):
         """
         server = self._protocol.as_server("collect")
         _check_round(round)
-        check_array("stack_nd", stack_nd, np.float32, (self._setup.num_workers, self._setup.dim))
-        if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
-            raise ValueError(
-                "stack_nd must be writeable and in C order. Allocate it with np.empty."
-            )
+        self._check_stack(stack_nd)
         policy.rates_kbps(self._setup.num_workers)
+        self._check_in_rounds()
         with self._verb("collect"):
             told, at_once = 0, -(-self._layout.num_datagrams // TELLINGS)
             try:
@@ -227,6 +247,7 @@ class Endpoint(interface.Endpoint):
         _check_seconds("silence_s", silence_s)
         if len(to_n) != n:
             raise ValueError(f"to_n must have {n} values, got {len(to_n)}. Pass one for each row.")
+        self._check_in_rounds()
         deadline = time.monotonic() + timeout_s
         bytes_per_s = rate_kbps * 125
         rows, most = np.flatnonzero(to_n).tolist(), self._most_at_once(bytes_per_s)
@@ -237,6 +258,76 @@ class Endpoint(interface.Endpoint):
             finally:
                 done_n = server.end_broadcast(time.monotonic())
         return np.array(done_n)
+
+    def await_row(self, row: int, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> None:
+        """Server: grants `round` to one worker as soon as it asks for it, by the policy of one row.
+
+        What arrives is written into its row of `stack_nd`, float32 [n, d] and always the same one,
+        until the round is closed. From the first call on there are no other rounds.
+        """
+        server = self._protocol.as_server("await_row")
+        self._check_row(row)
+        _check_round(round)
+        self._check_stack(stack_nd)
+        with self._changed:
+            self._check_open()
+            if not self._workers:
+                rows = range(self._setup.num_workers)
+                self._workers = [_OneWorker(ServerProtocol.of_one(server, each)) for each in rows]
+            protocol = self._workers[row].protocol
+            protocol.await_round(round, stack_nd[row : row + 1], policy)
+
+    def take_closed(self, timeout_s: float) -> list[tuple[int, Closed]]:
+        """Server: returns the rows whose awaited rounds have closed, each once, and how.
+
+        If there is none it waits for the next, for `timeout_s` at most.
+        """
+        self._protocol.as_server("take_closed")
+        _check_seconds("timeout_s", timeout_s)
+        deadline = time.monotonic() + timeout_s
+        with self._verb("take_closed"):
+            while True:
+                wakes_at = self._serve_workers()
+                closed = [
+                    (row, worker.protocol.closed)
+                    for row, worker in enumerate(self._workers)
+                    if worker.protocol.closed is not None
+                ]
+                if closed or time.monotonic() >= deadline:
+                    for row, _ in closed:
+                        self._workers[row].protocol.closed = None
+                    return closed
+                self._wait(min(wakes_at, deadline))
+
+    def reply(
+        self, row: int, round: int, params_d: np.ndarray, rate_kbps: int, silence_s: float
+    ) -> None:
+        """Server: begins to send a copy of float32 [d] to one worker, reliably, and does not wait.
+
+        It takes the place of what the worker has not got of an earlier one. `rate_kbps` is shared
+        by all workers, in turn; nothing goes to one that has said nothing for `silence_s`, until it
+        is heard again.
+        """
+        self._protocol.as_server("reply")
+        self._check_row(row)
+        _check_round(round)
+        check_array("params_d", params_d, np.float32, (self._setup.dim,))
+        interface.check_rate(rate_kbps)
+        _check_seconds("silence_s", silence_s)
+        data = packet.encode_floats(params_d, self._setup.wire)
+        bytes_per_s = rate_kbps * 125
+        with self._changed:
+            self._check_open()
+            if not self._workers:
+                raise ValueError("no round was awaited. Await one.")
+            if self._reply_pacer is None or rate_kbps != self._reply_kbps:
+                self._reply_pacer, self._reply_kbps = Pacer(bytes_per_s), rate_kbps
+            worker = self._workers[row]
+            worker.reply, worker.reply_round = data, round
+            worker.repair_pacer = Pacer(bytes_per_s / len(self._workers))
+            most = self._most_at_once(bytes_per_s)
+            worker.protocol.start_reply(round, most, silence_s, time.monotonic())
+            self._serve_workers()
 
     def receive(self, round: int, timeout_s: float) -> tuple[int, np.ndarray] | None:
         """Worker: returns the newest whole model of `round` or later, and its round.
@@ -268,7 +359,7 @@ class Endpoint(interface.Endpoint):
             return {
                 -1: {**self._protocol.counts_of_nobody, **lost},
                 **{
-                    rank: {**self._protocol.counts(row), "unsent": self._peers.num_unsent(row)}
+                    rank: {**self._counts(row), "unsent": self._peers.num_unsent(row)}
                     for row, rank in enumerate(self._layout.peers)
                 },
             }
@@ -308,7 +399,7 @@ class Endpoint(interface.Endpoint):
     ) -> None:
         """Sends what is in the queue until it has finished or the deadline has passed."""
         data = packet.encode_floats(vector_d, self._setup.wire)
-        size, c = self._layout.payload_bytes, self._layout.num_datagrams
+        c = self._layout.num_datagrams
         pacer = Pacer(bytes_per_s)
         while True:
             self._check_open()
@@ -329,24 +420,93 @@ class Endpoint(interface.Endpoint):
                         self._peers.wait_for_room()
                     self._peers.send(end)
                 continue
-            payloads = [data[seq * size : (seq + 1) * size] for seq in of]
-            due = sum(self._layout.bytes_of(len(payload)) for payload in payloads)
+            datagrams = self._data(row, round, of, data)
+            due = sum(self._layout.bytes_of(len(each.payload)) for each in datagrams)
             send_at = min(pacer.when(now, due), deadline)
             if self._wait_for(send_at, partial(queue.is_finished, row)):
                 queue.take_back()
                 continue
             with self._without_lock():
-                for seq, payload in zip(of, payloads, strict=True):
-                    data_of = Outgoing(row, Kind.DATA, round, seq, c, payload)
-                    self._peers.send(data_of, may_wait=True)
+                for each in datagrams:
+                    self._peers.send(each, may_wait=True)
 
-    def _send_all(self, datagrams: Iterable[Outgoing]) -> None:
+    def _send_all(self, datagrams: Iterable[Outgoing], first: int = 0) -> None:
         """Sends what is not DATA, with the lock held, as counters must leave in order.
 
-        So nobody waits for room to send: what has none is lost.
+        So nobody waits for room to send: what has none is lost. Row 0 of them is `first`.
         """
         for outgoing in datagrams:
-            self._peers.send(outgoing)
+            self._peers.send(outgoing._replace(row=first + outgoing.row))
+
+    def _serve_workers(self) -> float:
+        """Closes rounds of single workers whose time it is, and sends what answers them.
+
+        Returns:
+          When to call it again if nothing happens before.
+        """
+        now = time.monotonic()
+        for row, worker in enumerate(self._workers):
+            self._send_all(worker.protocol.tick(now), row)
+        wakes_at = min((each.protocol.wake_at(now) for each in self._workers), default=math.inf)
+        if self._reply_pacer is None:
+            return wakes_at
+        for _ in range(REPLY_BURSTS):
+            send_at = self._reply_pacer.when(now, 0)
+            if send_at > now:
+                return min(wakes_at, send_at)
+            send_at = self._send_reply(now)
+            if send_at > now:
+                return min(wakes_at, send_at)
+        return now
+
+    def _send_reply(self, now: float) -> float:
+        """Sends a burst of the answer whose turn it is; returns when there may be another."""
+        assert self._reply_pacer is not None
+        wakes_at = math.inf
+        for _ in self._workers:
+            row = self._reply_turn
+            self._reply_turn = (row + 1) % len(self._workers)
+            worker = self._workers[row]
+            queue = worker.protocol.queue
+            if queue is None:
+                continue
+            # Once all has left, one that never has enough gets its share, though nobody else waits.
+            repairs = queue.all_sent(0)
+            if repairs and (at := worker.repair_pacer.when(now, 0)) > now:
+                wakes_at = min(wakes_at, at)
+                continue
+            what, *rest = queue.next(now)
+            if what == "finished":
+                worker.protocol.end_reply()
+            elif what == "wait":
+                wakes_at = min(wakes_at, rest[0])
+            elif what == "end":
+                c = self._layout.num_datagrams
+                self._peers.send(Outgoing(row, Kind.END, worker.reply_round, rest[1], c))
+                return now
+            else:
+                datagrams = self._data(row, worker.reply_round, rest[1], worker.reply)
+                due = sum(self._layout.bytes_of(len(each.payload)) for each in datagrams)
+                self._reply_pacer.when(now, due)
+                if repairs:
+                    worker.repair_pacer.when(now, due)
+                for each in datagrams:
+                    self._peers.send(each, may_wait=True)
+                return now
+        return wakes_at
+
+    def _data(self, row: int, round: int, seqs: Iterable[int], data: bytes) -> list[Outgoing]:
+        """Returns DATA datagrams of an encoded vector."""
+        size, c = self._layout.payload_bytes, self._layout.num_datagrams
+        return [
+            Outgoing(row, Kind.DATA, round, seq, c, data[seq * size : (seq + 1) * size])
+            for seq in seqs
+        ]
+
+    def _counts(self, row: int) -> dict[str, int]:
+        return (
+            self._workers[row].protocol.counts(0) if self._workers else self._protocol.counts(row)
+        )
 
     def _ask_until(self, until: float, is_so: Callable[[], bool]) -> None:
         """Asks for what the worker waits for, until `is_so()` or the time is up."""
@@ -401,6 +561,21 @@ class Endpoint(interface.Endpoint):
             finally:
                 self._is_busy = False
 
+    def _check_stack(self, stack_nd: np.ndarray) -> None:
+        check_array("stack_nd", stack_nd, np.float32, (self._setup.num_workers, self._setup.dim))
+        if not (stack_nd.flags.c_contiguous and stack_nd.flags.writeable):
+            raise ValueError(
+                "stack_nd must be writeable and in C order. Allocate it with np.empty."
+            )
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self._setup.num_workers:
+            raise ValueError(f"row must be in 0..{self._setup.num_workers - 1}, got {row}.")
+
+    def _check_in_rounds(self) -> None:
+        if self._workers:
+            raise ValueError("this endpoint takes worker by worker. Take and reply.")
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise ValueError("the endpoint was closed while it was in use. Make a new one.")
@@ -408,8 +583,10 @@ class Endpoint(interface.Endpoint):
     # Receiving, on a thread of its own.
 
     def _receive_all(self) -> None:
+        wakes_at = math.inf
         while not self._is_closed:
-            if not self._peers.wait(POLL_MS):
+            left_ms = math.ceil(min(max(wakes_at - time.monotonic(), 0.0) * 1000, POLL_MS))
+            if not self._peers.wait(left_ms) and not self._workers:
                 continue
             with self._changed:
                 self._count_drops()
@@ -419,6 +596,9 @@ class Endpoint(interface.Endpoint):
                     if came is None:
                         break
                     changed |= self._take(*came, time.monotonic())
+                if self._workers:
+                    wakes_at = self._serve_workers()
+                    changed = any(each.protocol.closed for each in self._workers)
                 if changed or self._closes_sooner():
                     self._changed.notify_all()
 
@@ -431,12 +611,16 @@ class Endpoint(interface.Endpoint):
     def _take(self, data: bytes, source: tuple[str, int], now: float) -> bool:
         """Judges a datagram and answers it; returns whether something has changed."""
         envelope = self._peers.open(data, source)
+        first, protocol = 0, self._protocol
+        if self._workers and envelope.row >= 0:
+            first, protocol = envelope.row, self._workers[envelope.row].protocol
         if envelope.verdict != ACCEPTED:
-            self._protocol.reject(envelope.row, envelope.verdict)
+            protocol.reject(envelope.row - first, envelope.verdict)
             return False
         assert envelope.header is not None
-        handled = self._protocol.handle(envelope.row, envelope.header, envelope.payload, now)
-        self._send_all(handled.to_send)
+        row = envelope.row - first
+        handled = protocol.handle(row, envelope.header, envelope.payload, now)
+        self._send_all(handled.to_send, first)
         return handled.changed
 
     def _closes_sooner(self) -> bool:

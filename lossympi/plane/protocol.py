@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -373,12 +373,23 @@ class ServerProtocol(Protocol):
         """Starts with no round."""
         super().__init__(layout)
         self.closed: Closed | None = None
+        self._awaited: tuple[int, np.ndarray, ClosePolicy] | None = None
         self._rule: CloseRule | None = None  # of the open round
         self._opened = 0.0
         self._rates_kbps: Sequence[int] = [0] * len(self._peers)  # granted, by row
         self._credit = Credit(len(self._peers))
         self._repairs = False  # END is answered
         self._tell_at = math.inf
+
+    @classmethod
+    def of_one(cls, every: ServerProtocol, row: int) -> ServerProtocol:
+        """Returns one worker of another's as the only one: what was known of it is taken over.
+
+        So a server that takes gradients one by one has a protocol for each, with rounds of its own.
+        """
+        made = cls(replace(every._layout, num_workers=1))
+        made._peers = [every._peers[row]]
+        return made
 
     def as_server(self, verb: str) -> ServerProtocol:
         """Returns this one."""
@@ -402,15 +413,29 @@ class ServerProtocol(Protocol):
         rule = CloseRule(policy, n, self._assembler.c, now)
         self._assembler.open(round, stack_nd)
         # Nothing fails from here on: who opened a round that is not knows nothing of it.
-        self.closed = None
+        self._awaited = self.closed = None
         self._rule, self._opened = rule, now
         self._rates_kbps, self._repairs = rates_kbps, policy.max_loss < 1
         self._tell_at = math.inf
         return grants
 
+    def await_round(self, round: int, stack_nd: np.ndarray, policy: ClosePolicy) -> None:
+        """Opens a round as soon as a worker asks for it, by READY: only then its time begins.
+
+        Raises:
+          ValueError: as ``open_round``.
+        """
+        n = len(self._peers)
+        policy.rates_kbps(n)
+        CloseRule(policy, n, self._assembler.c, 0.0)
+        self._assembler.check(round, stack_nd)
+        self.abandon_round()
+        self.closed = None
+        self._awaited = round, stack_nd, policy
+
     def abandon_round(self) -> None:
         """Closes the open round, if any, without a result."""
-        self._rule = None
+        self._awaited = self._rule = None
         self._assembler.close()
 
     @property
@@ -470,6 +495,20 @@ class ServerProtocol(Protocol):
                 queue.hurry(row)
         return queue
 
+    def start_reply(self, round: int, most_at_once: int, silence_s: float, now: float) -> SendQueue:
+        """Returns a queue with what answers the only worker; a later one takes its place.
+
+        It is sent until the worker is done, as long as it is heard.
+        """
+        queue = self._start_queue(round, [0], most_at_once, True, silence_s, now)
+        queue.add_rest()
+        queue.stay()
+        return queue
+
+    def end_reply(self) -> None:
+        """Drops the queue."""
+        self.queue = None
+
     def end_broadcast(self, now: float) -> list[bool]:
         """Drops the queue; returns, [n], who has said DONE."""
         assert self.queue is not None
@@ -520,6 +559,9 @@ class ServerProtocol(Protocol):
                 self.queue.done(row, now)
             return
         self._peers[row].heard = True  # READY
+        if self._awaited is not None and header.round == self._awaited[0]:
+            awaited, self._awaited = self._awaited, None
+            self.open_round(*awaited, now)  # its GRANT answers the READY, below
         if self._rule is not None and header.round == assembler.round:
             if header.seq == packet.PAUSE:
                 self._rule.pauses(row)

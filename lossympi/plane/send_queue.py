@@ -54,6 +54,7 @@ class SendQueue:
         self._leave_at = math.inf  # when the rows that are not done are given up
         self._hurry_at = math.inf  # and those that are to hurry
         self._has_all = False
+        self._stays = False
         self._flows = [_Flow(row, c, now) for row in rows]
         self._of_row = {flow.row: flow for flow in self._flows}
         self._num_done = 0
@@ -77,6 +78,10 @@ class SendQueue:
         """Has a row hurry; before the first `next`."""
         if row in self._of_row:
             self._of_row[row].hurries = True
+
+    def stay(self) -> None:
+        """Gives no row up for its silence: nothing is sent to it until it is heard."""
+        self._stays = True
 
     def take_nack(self, row: int, num_bytes: int) -> bool:
         """Returns whether a NACK with a bitmap of so many bytes may be looked at.
@@ -163,9 +168,13 @@ class SendQueue:
             self._turn = self._turn + 1 if self._turn + 1 < len(self._flows) else 0
             silent_at = flow.asked_at + self._silence_s if self._until_done else math.inf
             hurry_at = self._hurry_at if flow.hurries else math.inf
-            if now >= min(silent_at, hurry_at):
+            is_silent = now >= silent_at
+            if (is_silent and not self._stays) or now >= hurry_at:
                 flow.finish(now)
             if flow.finished:
+                continue
+            if is_silent:
+                waits = True
                 continue
             if self._until_done and flow.report_at <= flow.num_sent < flow.c:
                 flow.report_at += max(flow.c // NUM_REPORTS, SHORT)

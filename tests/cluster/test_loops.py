@@ -16,7 +16,6 @@ def test_in_rounds_all_step_together(protocol):
     rounds = loop(protocol)
     assert isinstance(rounds, Rounds)
     assert (rounds.in_step, rounds.tells_place) == (True, True)
-    assert [rounds.transport(chosen) for chosen in ("auto", "udp")] == ["auto", "udp"]
     assert rounds.steps_of_fit() == ""
     rounds.check_further(["fit 1 of m", ""], "")
 
@@ -26,7 +25,6 @@ def test_without_rounds_each_steps_by_itself(protocol):
     arrivals = loop(protocol)
     assert isinstance(arrivals, Arrivals)
     assert (arrivals.in_step, arrivals.tells_place) == (False, False)
-    assert [arrivals.transport(chosen) for chosen in ("auto", "udp")] == ["mpi", "udp"]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,17 @@ def test_the_monitor_has_each_workers_share_and_staleness(by_basgd):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("transport", ["mpi", "shm", "udp"])
+def test_it_learns_on_every_transport(transport, tmp_path):
+    environment = {"AGGREGATHOR_TRANSPORT": transport, "AGGREGATHOR_FILL": "zero"}
+    results, _ = trained("basgd", tmp_path, **environment)
+    for fit in STEPS:
+        assert len({str(found[fit]) for found in results.values()}) == 1
+        assert results[0][fit]["iterations"] == STEPS[fit]
+        assert results[0][fit]["accuracy"] > 0.8
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("job", ["async", "kardam", "zeno++"])
 def test_the_other_protocols_learn(job, tmp_path):
     """Zeno++ with three of four workers attacking."""

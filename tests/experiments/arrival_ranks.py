@@ -1,6 +1,6 @@
 """Runs without rounds on the ranks of one job, or simulations that follow their schedules.
 
-mpirun -n 6 python tests/experiments/arrival_ranks.py FOLDER [killed | "too few"]
+mpirun -n 6 python tests/experiments/arrival_ranks.py FOLDER [killed | "too few"] [TRANSPORT]
 python tests/experiments/arrival_ranks.py FOLDER SCHEDULES
 """
 
@@ -14,22 +14,23 @@ from pathlib import Path
 from experiments.command import import_tensorflow
 
 COMMON = {"workers": 5, "batch_size": 8, "steps": 60, "eval_every": 30, "checkpoint_every": 30}
+# What ranks are linked by is "mpi" where neither a run nor the command says it.
 RUNS = {
-    "async": {"protocol": "async", "momentum": 0.9},
+    "async": {"protocol": "async", "momentum": 0.9, "transport": "shm"},
     "basgd": {
         "protocol": "basgd", "gar": "median", "byzantine": 1, "attack": "random-disturbance",
         "protocol_args": {"reassign_s": 0.02},
     },
     "zeno++": {
         "protocol": "zeno++", "byzantine": 3, "attack": "sign-flip", "validation_share": 0.1,
-        "protocol_args": {"batch": 32},
+        "protocol_args": {"batch": 32}, "transport": "udp",
     },
     "kardam": {
         "protocol": "kardam", "byzantine": 1, "attack": "label-flip", "optimizer": "adam",
         "protocol_args": {"dampening": "exponential"},
     },
     "dropout": {"protocol": "async", "model": "phocas-cnn", "batch_size": 4, "steps": 20,
-        "eval_every": 10},
+        "eval_every": 10, "transport": "shm"},
 }  # fmt: skip
 RESUMED = ("basgd", "dropout")
 # Runs in which the last rank dies at its gradient 4.
@@ -44,7 +45,7 @@ DIES_AT = 4
 STOP_AFTER_S = 3.0
 
 
-def main(folder, schedules=None, deadly=None):
+def main(folder, schedules=None, deadly=None, over=None):
     import_tensorflow()
     from aggregathor.cluster import config as cluster
     from aggregathor.cluster.ranks import TrainingEnded, start_ranks
@@ -65,8 +66,9 @@ def main(folder, schedules=None, deadly=None):
     is_alone = ranks is None
     last = None if is_alone else ranks.comm.size - 1
 
-    def train(name, dies=False, **given):
-        where = "" if is_alone else "mpi"
+    def train(name, dies=False, transport="mpi", **given):
+        where = "" if is_alone else over or transport
+        given = {**given, "fill": "zero"}  # of what UDP loses
         schedule = str(schedules / name / "schedule.csv") if is_alone else ""
         config = Config(**{**COMMON, **given}, transport=where, schedule=schedule)
         job = None if is_alone else experiment_ranks.job_of(config, ranks)
@@ -105,7 +107,8 @@ def main(folder, schedules=None, deadly=None):
 
 if __name__ == "__main__":
     folder, *rest = sys.argv[1:]
+    over = rest.pop() if rest and rest[-1] in ("mpi", "shm", "udp") else None
     if rest and rest[0] in DEADLY:
-        main(Path(folder), deadly=rest[0])
+        main(Path(folder), deadly=rest[0], over=over)
     else:
-        main(Path(folder), *map(Path, rest))
+        main(Path(folder), *map(Path, rest), over=over)

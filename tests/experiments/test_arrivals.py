@@ -33,12 +33,18 @@ def done(process, timeout_s=300):
     return out, err
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def longer(*transports):
+    """Returns parameters of a test that is long over these."""
+    return [pytest.param(each, marks=pytest.mark.long) for each in transports]
+
+
+@pytest.fixture(scope="module", params=["each its own", *longer("mpi", "shm", "udp")])
+def both(request, tmp_path_factory):
     """Folders of runs under mpirun, and of simulations that follow their schedules."""
     folder = tmp_path_factory.mktemp("runs")
     real, simulated = folder / "real", folder / "simulated"
-    done(start(*ONE_HOST, "-n", "6", *warm_python(), *SCRIPT, real))
+    over = [] if request.param == "each its own" else [request.param]
+    done(start(*ONE_HOST, "-n", "6", *warm_python(), *SCRIPT, real, *over))
     done(start(sys.executable, *SCRIPT, simulated, real))
     return real, simulated
 
@@ -62,17 +68,17 @@ def test_a_simulation_that_follows_the_schedule_of_real_ranks_has_the_same_bits(
     assert {line.row for line in schedule} == set(range(5))
 
 
-def deadly(name, folder):
-    process = start(
-        *ONE_HOST, "--with-ft", "ulfm", "-n", "6", *warm_python(), *SCRIPT, folder, name
-    )
+def deadly(name, folder, transport="mpi"):
+    ranks = *ONE_HOST, "--with-ft", "ulfm", "-n", "6", *warm_python()
+    process = start(*ranks, *SCRIPT, folder, name, transport)
     _, err = process.communicate(timeout=200)
     failure = json.loads((folder / name / "failure.json").read_text())
     return failure, read_schedule(folder / name / "schedule.csv"), err
 
 
-def test_a_worker_that_is_killed_stops_nobody(tmp_path):
-    failure, schedule, err = deadly("killed", tmp_path)
+@pytest.mark.parametrize("transport", ["mpi", *longer("shm", "udp")])
+def test_a_worker_that_is_killed_stops_nobody(transport, tmp_path):
+    failure, schedule, err = deadly("killed", tmp_path, transport)
     assert failure == "", err
     assert len(schedule) == 120
     of_last = [step for step, line in enumerate(schedule) if line.row == 4]
@@ -109,6 +115,16 @@ def test_the_command_trains_on_ranks_and_its_end_reaches_all_of_them(tmp_path):
     assert int(last[0]["updates"]) > 30
 
 
+def test_with_a_tenth_of_the_datagrams_lost_it_learns(tmp_path):
+    flags = ["--protocol=async", "--transport=udp", "--loss=0.1", "--fill=zero", "--steps=400"]
+    flags += ["--batch_size=16", "--eval_every=200", f"--output={tmp_path}/x"]
+    _, err = done(experiments(4, *flags), 200)
+    assert "Traceback" not in err
+    first, *_, last = rows_of(tmp_path / "x" / "metrics.csv")
+    assert float(first["accuracy"]) < 0.3
+    assert float(last["accuracy"]) > 0.8
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_run_goes_on_bit_for_bit(protocol, tmp_path):
     config = {**RUN, "protocol": protocol, **PROTOCOLS[protocol]}
@@ -139,8 +155,7 @@ def test_a_schedule_is_as_long_as_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"protocol": "async", "transport": "shm"}, "--transport=shm cannot yet"),
-        ({"protocol": "async", "transport": "udp"}, "--transport=udp cannot yet"),
+        ({"protocol": "async", "transport": "udp"}, "cannot be nan"),
         ({"protocol": "zeno++"}, "--validation_share=0.05"),
         ({"validation_share": 1.0}, "--validation_share is a share"),
         ({"delays": "equal"}, "--delays is for protocols without rounds, not for sync"),

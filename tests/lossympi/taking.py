@@ -55,7 +55,7 @@ def rows_are_served_in_turn(connect, dim, dtype):
         workers[row].send(0, vector(row, 0, server))
     order = []
     for _ in range(24):
-        row, ticket, _ = take(server)
+        row, ticket, *_ = take(server)
         order.append(row)
         server.reply(row, vector(row, 9, server))
         workers[row].receive(ticket)

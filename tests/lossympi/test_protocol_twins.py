@@ -187,22 +187,25 @@ class ServerPlay(Play):
         super().__init__(0, seed, (core.ServerProtocol, protocol.ServerProtocol), kinds)
         self.around = [np.full((N + 2, DIM), 99, np.float32) for _ in range(2)]
 
-    def open(self):
+    def policy(self, n):
         rng = self.rng
-        self.round += rng.choice([1, 1, 2])
-        policy = ClosePolicy(
+        return ClosePolicy(
             deadline_s=rng.choice([0.1, 4.0, 4.0]),
             grace_s=rng.choice([0.0, 0.0004, 0.01]),
             quiet_s=rng.choice([0.002, 0.1]),
             max_loss=rng.choice([0.0, 0.2, 0.5, 1.0]),
-            quorum=rng.randint(1, N),
-            live_n=tuple(rng.random() < 0.8 for _ in range(N)),
-            rate_kbps=rng.choice([1, 1000, 2**32 - 1, (7, 9, 1000)]),
+            quorum=rng.randint(1, n),
+            live_n=tuple(rng.random() < 0.8 for _ in range(n)),
+            rate_kbps=rng.choice([1, 1000, 2**32 - 1, (7, 9, 1000)[-n:]]),
             f=rng.choice([0, 1]),
             longest_s=rng.choice([0.5, 4.0]),
             free_s=rng.choice([0.0, 0.002, 0.02]),
-            allowance_s_n=tuple(rng.choice([0.0, 0.0003, 0.01]) for _ in range(N)),
+            allowance_s_n=tuple(rng.choice([0.0, 0.0003, 0.01]) for _ in range(n)),
         )
+
+    def open(self):
+        self.round += self.rng.choice([1, 1, 2])
+        policy = self.policy(N)
         results = [
             plain(each.open_round(self.round, around_nd[1:-1], policy, self.now))
             for each, around_nd in zip(self.twins.pair, self.around, strict=True)
@@ -236,6 +239,37 @@ class ServerPlay(Play):
         bits = [each[~is_nan].view(np.uint32) for each in self.around]
         np.testing.assert_array_equal(*bits)
         assert (self.around[0][[0, -1]] == 99).all()
+
+
+class OneWorkerPlay(ServerPlay):
+    """A server's protocol of one worker, made from that of all when it knew something of it."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.open()
+        for _ in range(self.rng.randint(0, 40)):
+            self.feed()
+        row = self.rng.randrange(N)
+        kinds = core.ServerProtocol, protocol.ServerProtocol
+        pairs = zip(kinds, self.twins.pair, strict=True)
+        self.twins = Twins(*(kind.of_one(every, row) for kind, every in pairs))
+        self.peers, self.challenges = [self.peers[row]], [self.challenges[row]]
+        self.around = [np.full((1 + 2, DIM), 99, np.float32) for _ in range(2)]
+
+    def await_round(self):
+        self.round += self.rng.choice([1, 1, 2])
+        policy = self.policy(1)
+        for each, around_nd in zip(self.twins.pair, self.around, strict=True):
+            each.await_round(self.round, around_nd[1:-1], policy)
+
+    def reply(self):
+        most, silence_s = self.rng.randint(1, 4), self.rng.choice([0.05, 0.5])
+        self.twins.start_reply(self.near(), most, silence_s, self.now)
+        self.can_take_back = False
+
+    def end(self):
+        self.twins.end_reply()
+        self.can_take_back = False
 
 
 class WorkerPlay(Play):
@@ -290,6 +324,12 @@ def test_servers(seed):
 
 
 @pytest.mark.parametrize("seed", range(60))
+def test_servers_of_one_worker(seed):
+    weights = {"feed": 60, "wait": 25, "await_round": 3, "abandon": 1, "reply": 3}
+    OneWorkerPlay(seed).run(["await_round", "reply"], {**weights, **QUEUE_STEPS})
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_workers(seed):
     weights = {"feed": 60, "wait": 25, "gradient": 4, "ask": 4, "take": 2, "pause": 1}
     WorkerPlay(seed).run(["gradient"], {**weights, **QUEUE_STEPS})
@@ -320,6 +360,8 @@ def test_send_queues(rows, c, most, until_done, data):
     )
     if data.draw(st.booleans()):
         twins.add_rest()
+    if data.draw(st.booleans()):
+        twins.stay()
     for name, *arguments in data.draw(st.lists(steps, min_size=10, max_size=60)):
         if name == "wait":
             now += arguments[0]

@@ -14,6 +14,16 @@ def test_the_contract(contract, dim, dtype):
     check(run_on_one_host(5, "-m", RANKS, "contract", "mpi", dim, dtype, contract))
 
 
-@pytest.mark.parametrize("job", ["idle", "flood"])
-def test_jobs(job):
-    check(run_on_one_host(5, "-m", RANKS, job, "mpi"))
+@pytest.mark.parametrize("transport", ["shm", "udp"])
+@pytest.mark.parametrize(
+    "contract", ["each_gradient_is_answered_by_itself", "rows_are_served_in_turn"]
+)
+def test_other_transports(contract, transport):
+    """In one process ``tests/lossympi`` has all of it."""
+    check(run_on_one_host(5, "-m", RANKS, "contract", transport, 90_007, "float32", contract))
+
+
+@pytest.mark.parametrize("job", ["idle", "flood", "stopped"])
+@pytest.mark.parametrize("transport", ["mpi", "shm", "udp"])
+def test_jobs(transport, job):
+    check(run_on_one_host(5, "-m", RANKS, job, transport))

@@ -1,12 +1,14 @@
 // A whole job on a virtual clock, f of whose n workers do what the fuzzer's bytes say: what they
 // send, when, and for whom they pass themselves off. After each round it is checked that honest
 // rows are what honest workers sent, that time, memory and replies stay within their bounds, and
-// that every datagram was counted. Built by scripts/fuzz-lossympi.
+// that every datagram was counted. In half of the jobs the server takes gradients worker by worker.
+// Built by scripts/fuzz-lossympi.
 //
 // An input is the job (some bytes, see ReadJob), then what the Byzantine workers do, one byte for
 // each thing and those that it needs. They read them in the order of the virtual clock.
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -40,6 +42,7 @@ using simulation::Network;
 using simulation::Packet;
 using simulation::Rank;
 using simulation::ServerRank;
+using simulation::TakingServer;
 using simulation::ValueOf;
 using simulation::WorkerRank;
 
@@ -57,6 +60,7 @@ struct Job {
   ServerRank::Terms terms;
   double compute_s;
   bool in_parts;
+  bool takes;  // worker by worker
   uint64_t seed;
 };
 
@@ -91,6 +95,7 @@ Job ReadJob(Input* input) {
   job.terms.free = job.terms.allowance = 0.03;  // more than honest workers take for a gradient
   job.compute_s = 0.001 * (habits % 8);
   job.in_parts = habits & 0x80;
+  job.takes = habits & 0x20;
   job.seed = input->Byte() * 256 + habits;
   return job;
 }
@@ -126,6 +131,37 @@ class Checks : public ServerRank::Observer {
 
   void Opens(uint64_t round) override {
     std::fill(guarded_.begin() + kGuard, guarded_.end() - kGuard, Untouched(round));
+  }
+
+  // Of one row; returns how many datagrams have arrived.
+  uint32_t CheckRow(int row, uint64_t round, const uint8_t* arrived) {
+    for (size_t i = 0; i < kGuard; ++i) {
+      CHECK(guarded_[i] == kGuardValue && guarded_[guarded_.size() - 1 - i] == kGuardValue);
+    }
+    const Framing& framing = job_.framing;
+    uint32_t num_arrived = 0;
+    for (uint32_t seq = 0; seq < c_; ++seq) {
+      num_arrived += arrived[seq];
+      if (arrived[seq] && IsByzantine(row)) continue;
+      const int64_t first = seq * framing.floats;
+      for (int64_t i = first; i < first + framing.FloatsOf(seq); ++i) {
+        const float expected = arrived[seq] ? ValueOf(row + 1, round, i) : Untouched(round);
+        CHECK(stack()[row * framing.dim + i] == expected);
+      }
+    }
+    return num_arrived;
+  }
+  void Clear(int row, uint64_t round) {
+    float* const begin = stack() + row * job_.framing.dim;
+    std::fill(begin, begin + job_.framing.dim, Untouched(round));
+  }
+  // Where workers are taken one by one.
+  void Grants(double bytes_per_s) { bytes_per_s_ = bytes_per_s; }
+
+  // Nothing is lost or overtaken, and all are waited for.
+  bool IsCalm() const {
+    return job_.network.loss == 0 && job_.network.jitter_s == 0 &&
+           job_.terms.quorum == job_.num_workers;
   }
 
   void HasClosed(uint64_t round, const Closed& closed) override {
@@ -181,22 +217,9 @@ class Checks : public ServerRank::Observer {
 
   // Of each row, what arrived of an honest worker is what it sent; what did not is untouched.
   void CheckRows(uint64_t round, const Closed& closed) {
-    for (size_t i = 0; i < kGuard; ++i) {
-      CHECK(guarded_[i] == kGuardValue && guarded_[guarded_.size() - 1 - i] == kGuardValue);
-    }
-    const Framing& framing = job_.framing;
     for (int row = 0; row < job_.num_workers; ++row) {
-      uint32_t num_arrived = 0;
-      for (uint32_t seq = 0; seq < c_; ++seq) {
-        const bool arrived = closed.arrived[static_cast<size_t>(row) * c_ + seq];
-        num_arrived += arrived;
-        if (arrived && IsByzantine(row)) continue;
-        const int64_t first = seq * framing.floats;
-        for (int64_t i = first; i < first + framing.FloatsOf(seq); ++i) {
-          const float expected = arrived ? ValueOf(row + 1, round, i) : Untouched(round);
-          CHECK(stack()[row * framing.dim + i] == expected);
-        }
-      }
+      const uint32_t num_arrived =
+          CheckRow(row, round, &closed.arrived[static_cast<size_t>(row) * c_]);
       CHECK(num_arrived + server_->protocol().missing(row) == c_);
     }
   }
@@ -286,18 +309,12 @@ class Checks : public ServerRank::Observer {
   void CheckReplyBudget(int row, size_t bytes, double now) {
     constexpr double kAtOnce = 16384, kBytesPerS = (kHeaderBytes + kTagBytes) / 0.00025;
     const double nacks = std::ceil(c_ / (8.0 * kPayload)) * kLongest;
-    const double rate = kBytesPerS + server_->bytes_per_s_of_each();
+    const double rate = kBytesPerS + (server_ ? server_->bytes_per_s_of_each() : bytes_per_s_);
     Budget& budget = budgets_[static_cast<size_t>(row)];
     budget.left = std::min(kAtOnce + 2 * nacks, budget.left + (now - budget.at) * rate);
     budget.at = now;
     budget.left -= static_cast<double>(bytes);
     CHECK(budget.left >= 0);
-  }
-
-  // Nothing is lost or overtaken, and all are waited for.
-  bool IsCalm() const {
-    return job_.network.loss == 0 && job_.network.jitter_s == 0 &&
-           job_.terms.quorum == job_.num_workers;
   }
 
   struct Budget {
@@ -308,6 +325,7 @@ class Checks : public ServerRank::Observer {
   const uint32_t c_;
   std::vector<float> guarded_;
   ServerRank* server_ = nullptr;
+  double bytes_per_s_ = 0;
   const std::vector<std::unique_ptr<WorkerRank>>* workers_ = nullptr;
   uint64_t num_ended_ = 0, num_delivered_ = 0;
   int64_t held_ = 0;
@@ -323,10 +341,10 @@ class Checks : public ServerRank::Observer {
 class Byzantine {
  public:
   Byzantine(const PeerLayout& layout, Network* network, const WorkerRank::Habits& habits,
-            const ServerRank* server, Input* input)
+            std::function<uint64_t()> round, Input* input)
       : layout_(layout),
         network_(network),
-        server_(server),
+        round_(std::move(round)),
         input_(input),
         mask_(layout, network, habits) {}
 
@@ -390,7 +408,7 @@ class Byzantine {
   // `wrong` says what of it is not as it should be.
   void Send(Kind kind, uint8_t wrong, double now, int times, double gap) {
     const uint32_t c = layout_.framing.NumDatagrams();
-    Header header{kind, static_cast<uint16_t>(layout_.rank), kSession, server_->round(), 0, 0, 0};
+    Header header{kind, static_cast<uint16_t>(layout_.rank), kSession, round_(), 0, 0, 0};
     const uint8_t seq = input_->Byte();
     size_t bytes = 0;
     switch (kind) {
@@ -450,7 +468,7 @@ class Byzantine {
   }
 
   uint64_t RoundOf(uint8_t choice) const {
-    const uint64_t round = server_->round();
+    const uint64_t round = round_();
     const uint64_t choices[] = {round - 1, round + 1, 0, 1, ~uint64_t{0}, round + 2, round / 2, 2};
     return choices[choice % 8];
   }
@@ -469,7 +487,7 @@ class Byzantine {
 
   const PeerLayout layout_;
   Network* const network_;
-  const ServerRank* const server_;
+  const std::function<uint64_t()> round_;  // that the server has open, or awaits
   Input* const input_;
   WorkerRank mask_;
   bool is_masked_ = false;
@@ -479,70 +497,141 @@ class Byzantine {
 
 // ---- The job
 
-class Simulation {
+// What both kinds of it have: ranks on a virtual clock.
+class Ranks {
  public:
-  Simulation(const Job& job, Input* input)
-      : job_(job),
-        checks_(job),
-        network_(job.network, job.seed),
-        server_(LayoutOf(job, 0), &network_, job.terms, checks_.stack(), &checks_) {
+  Ranks(const Job& job, Network* network, Rank* server, const Checks& checks,
+        const std::function<uint64_t(int row)>& round, Input* input)
+      : network_(network), server_(server) {
     for (int row = 0; row < job.num_workers; ++row) {
-      const bool honest = !checks_.IsByzantine(row);
+      const bool honest = !checks.IsByzantine(row);
       const WorkerRank::Habits habits{job.compute_s, job.in_parts, job.terms.max_loss,
                                       job.seed + static_cast<uint64_t>(row), honest};
       const PeerLayout layout = LayoutOf(job, row + 1);
-      workers_.push_back(honest ? std::make_unique<WorkerRank>(layout, &network_, habits)
-                                : nullptr);
-      byzantine_.push_back(
-          honest ? nullptr
-                 : std::make_unique<Byzantine>(layout, &network_, habits, &server_, input));
+      workers_.push_back(honest ? std::make_unique<WorkerRank>(layout, network, habits) : nullptr);
+      byzantine_.push_back(honest
+                               ? nullptr
+                               : std::make_unique<Byzantine>(
+                                     layout, network, habits, [=] { return round(row); }, input));
     }
-    checks_.Watch(&server_, &workers_);
   }
 
-  void Run() {
+  // Until it is over, which must be before the limit.
+  template <typename IsOver, typename Delivered>
+  void Run(double limit, IsOver is_over, Delivered delivered) {
     double now = 0;
-    const double limit =
-        static_cast<double>(job_.rounds + 1) * (job_.terms.deadline + job_.terms.timeout);
-    for (uint64_t step = 0; checks_.num_ended() < job_.rounds; ++step) {
+    for (uint64_t step = 0; !is_over(); ++step) {
       CHECK(step < kMostSteps);  // else it does not go on
       RunAll(now);
-      double next = std::min(network_.next_at(), server_.wake_at(now));
-      for (int row = 0; row < job_.num_workers; ++row) next = std::min(next, WakeAt(row, now));
+      double next = std::min(network_->next_at(), server_->wake_at(now));
+      for (size_t row = 0; row < workers_.size(); ++row) next = std::min(next, WakeAt(row, now));
       CHECK(next < kNever);
       now = std::max(now, next);
       CHECK(now <= limit);
-      while (network_.next_at() <= now) Deliver(network_.Take(), now);
+      while (network_->next_at() <= now) Deliver(network_->Take(), now, delivered);
     }
   }
+  const std::vector<std::unique_ptr<WorkerRank>>& workers() const { return workers_; }
 
  private:
   void RunAll(double now) {
-    server_.Run(now);
+    server_->Run(now);
     for (size_t row = 0; row < workers_.size(); ++row) {
       workers_[row] != nullptr ? workers_[row]->Run(now) : byzantine_[row]->Run(now);
     }
   }
-  double WakeAt(int row, double now) {
-    const auto i = static_cast<size_t>(row);
+  double WakeAt(size_t i, double now) {
     return workers_[i] != nullptr ? workers_[i]->wake_at(now) : byzantine_[i]->wake_at(now);
   }
-  void Deliver(const Packet& packet, double now) {
+  template <typename Delivered>
+  void Deliver(const Packet& packet, double now, Delivered delivered) {
     if (packet.to == 0) {
-      checks_.Delivered();
-      return server_.Receive(packet, now);
+      delivered();
+      return server_->Receive(packet, now);
     }
     const auto row = static_cast<size_t>(packet.to - 1);
     workers_[row] != nullptr ? workers_[row]->Receive(packet, now)
                              : byzantine_[row]->Receive(packet, now);
   }
 
+  Network* const network_;
+  Rank* const server_;
+  std::vector<std::unique_ptr<WorkerRank>> workers_;  // by row, null for a Byzantine one
+  std::vector<std::unique_ptr<Byzantine>> byzantine_;
+};
+
+class Simulation {
+ public:
+  Simulation(const Job& job, Input* input)
+      : job_(job),
+        checks_(job),
+        network_(job.network, job.seed),
+        server_(LayoutOf(job, 0), &network_, job.terms, checks_.stack(), &checks_),
+        ranks_(job, &network_, &server_, checks_, [this](int) { return server_.round(); }, input) {
+    checks_.Watch(&server_, &ranks_.workers());
+  }
+
+  void Run() {
+    const double limit =
+        static_cast<double>(job_.rounds + 1) * (job_.terms.deadline + job_.terms.timeout);
+    ranks_.Run(
+        limit, [this] { return checks_.num_ended() >= job_.rounds; },
+        [this] { checks_.Delivered(); });
+  }
+
+ private:
   const Job job_;
   Checks checks_;
   Network network_;
   ServerRank server_;
-  std::vector<std::unique_ptr<WorkerRank>> workers_;  // by row, null for a Byzantine one
-  std::vector<std::unique_ptr<Byzantine>> byzantine_;
+  Ranks ranks_;
+};
+
+// Worker by worker: each honest one gets on, whatever the others do, and its row is its own.
+class TakingSimulation : public TakingServer::Observer {
+ public:
+  TakingSimulation(const Job& job, Input* input)
+      : job_(job),
+        checks_(job),
+        network_(job.network, job.seed),
+        server_(LayoutOf(job, 0), &network_, job.terms, checks_.stack(), this),
+        ranks_(
+            job, &network_, &server_, checks_, [this](int row) { return server_.round(row); },
+            input) {
+    for (int row = 0; row < job.num_workers; ++row) checks_.Clear(row, 1);
+    checks_.Grants(server_.bytes_per_s_of_each());
+  }
+
+  void Run() {
+    const double limit =
+        static_cast<double>(job_.rounds + 1) * (job_.terms.deadline + job_.terms.timeout);
+    ranks_.Run(limit, [this] { return IsOver(); }, [] {});
+  }
+
+  void HasClosed(int row, uint64_t round, const Closed& closed) override {
+    CHECK(closed.elapsed <= job_.terms.deadline + kMoment);
+    CHECK(closed.reason != Reason::kOpen);
+    checks_.CheckRow(row, round, closed.arrived.data());
+    const bool is_whole = std::count(closed.arrived.begin(), closed.arrived.end(), 0) == 0;
+    if (!checks_.IsByzantine(row)) CHECK(is_whole || !checks_.IsCalm());
+    checks_.Clear(row, round + 1);
+  }
+  void Handles(const Packet& packet, const Handled& handled, double now) override {
+    checks_.Handles(packet, handled, now);
+  }
+
+ private:
+  bool IsOver() const {
+    return std::all_of(
+        ranks_.workers().begin(), ranks_.workers().end(),
+        [this](const auto& worker) { return !worker || worker->held_round() >= job_.rounds; });
+  }
+
+  const Job job_;
+  Checks checks_;
+  Network network_;
+  TakingServer server_;
+  Ranks ranks_;
 };
 
 }  // namespace
@@ -550,6 +639,10 @@ class Simulation {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input{data, size};
   const Job job = ReadJob(&input);
-  Simulation(job, &input).Run();
+  if (job.takes) {
+    TakingSimulation(job, &input).Run();
+  } else {
+    Simulation(job, &input).Run();
+  }
   return 0;
 }

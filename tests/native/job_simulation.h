@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -210,10 +211,18 @@ class Rank {
   void SendAll(const Datagrams& datagrams, double now) {
     for (const Outgoing& each : datagrams) SendOne(each, now);
   }
+  // Of a protocol of one worker: its row.
+  static Datagrams Of(int row, Datagrams datagrams) {
+    for (Outgoing& each : datagrams) each.row = row;
+    return datagrams;
+  }
 
  protected:
   // As Endpoint::Handle; returns what the protocol made of it, nothing if it was rejected before.
-  std::optional<Handled> Judge(Protocol* protocol, const Packet& packet, double now) {
+  // With protocols of single workers it is theirs.
+  std::optional<Handled> Judge(
+      Protocol* protocol, const Packet& packet, double now,
+      const std::vector<std::unique_ptr<ServerProtocol>>* of_each = nullptr) {
     const uint8_t* data = packet.bytes.data();
     const Envelope envelope = lossympi::OpenEnvelope(layout_, data, packet.size);
     if (envelope.verdict != Verdict::kAccepted) {
@@ -224,16 +233,20 @@ class Rank {
       protocol->Reject(-1, Verdict::kForeign);
       return std::nullopt;
     }
+    int row = envelope.row;
+    if (of_each != nullptr) protocol = (*of_each)[static_cast<size_t>(std::exchange(row, 0))].get();
     const size_t end = envelope.signed_bytes;
     uint64_t tag;
     std::memcpy(&tag, data + end, kTag);
     const bool up = layout_.is_server();
     if (tag != TagOf(data, end, KeyOf(up ? packet.from : layout_.rank, up))) {
-      protocol->Reject(envelope.row, Verdict::kForged);
+      protocol->Reject(row, Verdict::kForged);
       return std::nullopt;
     }
-    return protocol->Handle(envelope.row, envelope.header, data + kHeaderBytes, end - kHeaderBytes,
-                            now);
+    Handled handled =
+        protocol->Handle(row, envelope.header, data + kHeaderBytes, end - kHeaderBytes, now);
+    handled.to_send = Of(envelope.row, std::move(handled.to_send));
+    return handled;
   }
 
   const PeerLayout layout_;
@@ -262,8 +275,15 @@ class Rank {
 // Endpoint::Transmit, step by step: sends what is in a queue at a rate, until a deadline.
 class Transmission {
  public:
-  Transmission(Rank* rank, SendQueue* queue, uint64_t round, double bytes_per_s, double deadline)
-      : rank_(rank), queue_(queue), round_(round), pacer_(bytes_per_s), deadline_(deadline) {}
+  // Row 0 of the queue is the rank's `first`.
+  Transmission(Rank* rank, SendQueue* queue, uint64_t round, double bytes_per_s, double deadline,
+               int first = 0)
+      : rank_(rank),
+        queue_(queue),
+        round_(round),
+        pacer_(bytes_per_s),
+        deadline_(deadline),
+        first_(first) {}
 
   // Does what is due; false once it has ended.
   bool Run(double now) {
@@ -279,7 +299,9 @@ class Transmission {
           wake_at_ = send_at_;
           return true;
         }
-        for (const uint32_t seq : staged_->seqs) rank_->SendData(staged_->row, round_, seq, now);
+        for (const uint32_t seq : staged_->seqs) {
+          rank_->SendData(first_ + staged_->row, round_, seq, now);
+        }
         staged_ = nullptr;
         continue;
       }
@@ -288,7 +310,7 @@ class Transmission {
         case SendQueue::What::kFinished:
           return false;
         case SendQueue::What::kEnd:
-          rank_->SendOne({action.row, Kind::kEnd, round_, action.num_ends,
+          rank_->SendOne({first_ + action.row, Kind::kEnd, round_, action.num_ends,
                           rank_->layout().framing.NumDatagrams()},
                          now);
           break;
@@ -314,6 +336,7 @@ class Transmission {
   const uint64_t round_;
   lossympi::Pacer pacer_;
   const double deadline_;
+  const int first_;
   const SendQueue::Action* staged_ = nullptr;
   double send_at_ = 0, wake_at_ = 0;
 };
@@ -448,6 +471,90 @@ class ServerRank : public Rank {
   std::vector<bool> live_, served_;
   uint64_t round_ = 0, num_received_ = 0;
   double begun_at_ = 0, half_at_ = kNever;
+};
+
+// Takes gradients and replies worker by worker, as udp_link.py and io/endpoint.cc do, but for the
+// rate, of which each row has its share here.
+class TakingServer : public Rank {
+ public:
+  struct Observer {
+    virtual ~Observer() = default;
+    virtual void HasClosed(int row, uint64_t round, const Closed& closed) = 0;
+    virtual void Handles(const Packet& packet, const Handled& handled, double now) = 0;
+  };
+
+  TakingServer(const PeerLayout& layout, Network* network, const ServerRank::Terms& terms,
+               float* stack, Observer* observer)
+      : Rank(layout, network),
+        terms_(terms),
+        stack_(stack),
+        observer_(observer),
+        all_(layout),
+        rounds_(layout.num_workers, 1),
+        transmissions_(layout.num_workers) {
+    for (int row = 0; row < layout.num_workers; ++row) {
+      protocols_.push_back(std::make_unique<ServerProtocol>(all_, row));
+      Await(row);
+    }
+  }
+
+  void Receive(const Packet& packet, double now) override {
+    const auto handled = Judge(&all_, packet, now, &protocols_);
+    if (!handled) return;
+    observer_->Handles(packet, *handled, now);
+    SendAll(handled->to_send, now);
+  }
+  void Run(double now) override {
+    for (int row = 0; row < layout_.num_workers; ++row) {
+      const auto i = static_cast<size_t>(row);
+      ServerProtocol& protocol = *protocols_[i];
+      SendAll(Of(row, protocol.Tick(now)), now);
+      if (protocol.closed()) {
+        const Closed closed = *std::exchange(protocol.closed(), std::nullopt);
+        observer_->HasClosed(row, rounds_[i], closed);
+        Reply(row, now);
+        Await(row);
+      }
+      if (transmissions_[i] && !transmissions_[i]->Run(now)) {
+        transmissions_[i].reset();
+        protocol.EndReply();
+      }
+    }
+  }
+  double wake_at(double now) override {
+    double at = kNever;
+    for (size_t i = 0; i < protocols_.size(); ++i) {
+      at = std::min(at, protocols_[i]->wake_at(now));
+      if (transmissions_[i]) at = std::min(at, transmissions_[i]->wake_at());
+    }
+    return at;
+  }
+
+  uint64_t round(int row) const { return rounds_[static_cast<size_t>(row)]; }
+  double bytes_per_s_of_each() const { return terms_.bytes_per_s / layout_.num_workers; }
+
+ private:
+  void Await(int row) {
+    const ClosePolicy policy{terms_.deadline, terms_.grace, terms_.quiet, terms_.max_loss, 1,
+                             {true}};
+    const auto kbps = static_cast<uint32_t>(bytes_per_s_of_each() * 8 / 1000);
+    const auto i = static_cast<size_t>(row);
+    protocols_[i]->AwaitRound(rounds_[i], stack_ + row * layout_.framing.dim, policy, {kbps});
+  }
+  void Reply(int row, double now) {
+    const auto i = static_cast<size_t>(row);
+    transmissions_[i].reset();  // it looks into the queue that goes
+    SendQueue& queue = protocols_[i]->StartReply(rounds_[i], kMostAtOnce, terms_.silence, now);
+    transmissions_[i].emplace(this, &queue, rounds_[i]++, bytes_per_s_of_each(), kNever, row);
+  }
+
+  const ServerRank::Terms terms_;
+  float* const stack_;
+  Observer* const observer_;
+  ServerProtocol all_;
+  std::vector<std::unique_ptr<ServerProtocol>> protocols_;
+  std::vector<uint64_t> rounds_;  // awaited, by row
+  std::vector<std::optional<Transmission>> transmissions_;
 };
 
 // Sends gradients and receives models as worker_rounds.cc has it. It computes for a while before

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "lossympi/core/packet.h"
@@ -86,7 +87,11 @@ class Fuzzed {
         nack_bytes_(layout.num_peers()),
         reply_bytes_(layout.num_peers()),
         challenges_(layout.num_peers(), 7) {
-    if (layout.is_server()) {
+    if (layout.is_server() && layout.num_workers == 1) {  // as where workers are taken one by one
+      PeerLayout all = layout;
+      all.num_workers = 3;
+      protocol_ = &server_.emplace(ServerProtocol(all), 2);
+    } else if (layout.is_server()) {
       protocol_ = &server_.emplace(layout);
     } else {
       protocol_ = &worker_.emplace(layout);
@@ -225,10 +230,17 @@ class Fuzzed {
                        std::vector<bool>(layout_.num_peers(), true)};
     for (int row = 0; row < layout_.num_peers(); ++row) policy.live[row] = argument >> row & 1;
     open_round_ = server_->newest_round() + 1 + argument / 128;
-    opened_at_ = now_;
     deadline_ = policy.deadline;
-    open_ = true;
     const std::vector<uint32_t> rates(layout_.num_peers(), kRateKbps);
+    awaits_ = layout_.num_workers == 1 && argument / 16 % 2 == 1;
+    if (awaits_) {
+      server_->AwaitRound(open_round_, rows_.begin(), policy, rates);
+      CHECK(!server_->is_open());
+      rows_.Keep();
+      return;
+    }
+    opened_at_ = now_;
+    open_ = true;
     const auto grants = server_->OpenRound(open_round_, rows_.begin(), policy, rates, now_);
     CHECK(grants.size() == static_cast<size_t>(layout_.num_peers()));
     for (const Outgoing& grant : grants) {
@@ -238,9 +250,19 @@ class Fuzzed {
   }
 
   void Abandon() {
-    if (!open_) return;
+    if (!open_ && !awaits_) return;
     server_->AbandonRound();
-    open_ = false;
+    open_ = awaits_ = false;
+  }
+
+  // A round that was awaited is opened by its worker's READY, and by nothing else.
+  void NoteOpening(const lossympi::Header& header) {
+    has_opened_ = !open_ && server_->is_open();
+    if (!has_opened_) return;
+    CHECK(awaits_ && header.kind == Kind::kReady && header.round == open_round_);
+    awaits_ = false;
+    open_ = true;
+    opened_at_ = now_;
   }
 
   // A worker's owner waits for a grant or a model, or has what it waited for.
@@ -272,6 +294,13 @@ class Fuzzed {
       }
       served_.assign(1, true);
       CHECK(worker_->Pause(round).size() == 3);
+      return;
+    }
+    if (layout_.num_workers == 1 && argument / 8 % 2 == 1) {  // in place of what is being sent
+      if (server_->queue() != nullptr) StopTransmitting();
+      server_->StartReply(round, most, 0.5, now_);
+      replies_ = true;
+      served_.assign(1, true);
       return;
     }
     if (server_->queue() != nullptr) return;
@@ -312,6 +341,7 @@ class Fuzzed {
 
   void StopTransmitting() {
     if (worker_) return worker_->EndGradient();
+    if (std::exchange(replies_, false)) return server_->EndReply();
     for (int row = 0; row < layout_.num_peers(); ++row) {
       const double overtime = server_->queue()->Overtime(row, now_);
       CHECK(overtime >= 0 && overtime <= now_ - broadcast_at_ && (served_[row] || overtime == 0));
@@ -384,6 +414,7 @@ class Fuzzed {
     }
     const uint64_t whole = worker_ ? worker_->whole_round() : 0;
     fed_bytes_ = size;
+    has_opened_ = false;
     Judge(data, size);
     ++num_fed_;
     for (int row = 0; row < layout_.num_peers(); ++row) {
@@ -404,6 +435,7 @@ class Fuzzed {
     if (SumOf(data, end) != data[end]) return protocol_->Reject(envelope.row, Verdict::kForged);
     const Handled handled = protocol_->Handle(envelope.row, envelope.header, data + kHeaderBytes,
                                               end - kHeaderBytes, now_);
+    if (server_) NoteOpening(envelope.header);
     for (const Outgoing& answer : handled.to_send) CheckAnswer(answer);
     // But for NACKs, which d bounds, one datagram has at most one answer.
     CHECK(handled.to_send.size() <= 1 || handled.to_send[0].kind == Kind::kNack);
@@ -414,7 +446,7 @@ class Fuzzed {
   void CheckRow(int row, const Counts& counts, uint32_t missing, const uint8_t* data) {
     const bool accepted = protocol_->counts(row)[0] == counts[0] + 1;
     const bool is_data = accepted && lossympi::Unpack(data).kind == Kind::kData;
-    CHECK(protocol_->missing(row) == missing - is_data);
+    CHECK(protocol_->missing(row) == (has_opened_ ? c_ : missing - is_data));
     const auto rose = [&](Verdict verdict) {
       return protocol_->counts(row)[static_cast<int>(verdict)] != counts[static_cast<int>(verdict)];
     };
@@ -493,7 +525,8 @@ class Fuzzed {
   int from_ = 0;              // the row that the datagram in hand comes from
   size_t fed_bytes_ = 0;
   uint64_t num_fed_ = 0, counter_ = 0;
-  bool open_ = false;
+  bool open_ = false, awaits_ = false, replies_ = false;
+  bool has_opened_ = false;  // by the datagram in hand
   uint64_t open_round_ = 0, taken_round_ = 0, asked_round_ = 0;
   std::vector<float> taken_;
   std::vector<bool> served_;

@@ -127,6 +127,43 @@ void TestRounds(double drop, double max_loss) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// The same worker by worker: the thread that receives also sends what answers them.
+void TestTaking(double drop, double max_loss) {
+  const Job job = Connect(drop);
+  const ClosePolicy policy{kTimeout, 0.02, 1, max_loss, 1, {true}};
+  std::vector<float> stack(kWorkers * kDim, NAN);
+  std::vector<uint64_t> round(kWorkers, 1);
+  const auto await = [&](int row) {
+    job.server->Await(row, round[row], &stack[row * kDim], policy, kRates[row]);
+  };
+  for (int row = 0; row < kWorkers; ++row) await(row);
+  std::vector<std::thread> threads;
+  for (const auto& worker : job.workers) threads.emplace_back(Work, worker.get(), max_loss);
+  std::thread watcher([&job] {
+    for (int i = 0; i < 20; ++i) {
+      job.server->Counters();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
+  for (uint64_t taken = 0; taken < kRounds * kWorkers;) {
+    const auto all = job.server->TakeClosed(kTimeout, kNothing);
+    CHECK(!all.empty());
+    for (const auto& [row, closed] : all) {
+      for (int64_t i = 0; i < kDim; ++i) {
+        float& value = stack[row * kDim + i];
+        CHECK(value == static_cast<float>(row + 1) || (drop > 0 && std::isnan(value)));
+        value = NAN;
+      }
+      const std::vector<float> model(kDim, static_cast<float>(round[row]));
+      job.server->Reply(row, round[row]++, model.data(), kRateKbps, 0.05);
+      await(row);
+      ++taken;
+    }
+  }
+  watcher.join();
+  for (std::thread& thread : threads) thread.join();
+}
+
 // Two threads wait, two others close what they wait in.
 void TestCloseWhileWaiting() {
   const Job job = Connect(0);
@@ -262,6 +299,8 @@ __attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { 
 int main() {
   TestRounds(0.1, 1);
   TestRounds(0.1, 0);
+  TestTaking(0.1, 1);
+  TestTaking(0.1, 0);
   TestCloseWhileWaiting();
   TestNoMemory();
   TestHandOver();

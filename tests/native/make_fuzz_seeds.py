@@ -105,6 +105,13 @@ SEEDS = {
     + datagram(NACK, 2, payload=b"\1", how=2) + datagram(NACK, 1, payload=b"\1", how=2)
     + repeated(1) + datagram(DONE, 9, how=2) + STOP + b"\0" + datagram(DONE, 1)
     + datagram(BYE, 0, how=1) + TRANSMIT + b"\x17" + datagram(DONE, 1) + (ACT + b"\0") * 9,
+    "server_one_worker": bytes([SERVER | 64 | DIM_40]) + vector([0]) + OWN + b"\x11"
+    + datagram(READY, 2) + vector([0]) + datagram(READY, 1) + vector(range(5)) + datagram(END, 1, 1)
+    + SHORT + b"\x01" + TRANSMIT + b"\x0f" + (ACT + b"\0") * 9 + LONG + b"\x0a" + ACT + b"\0"
+    + OWN + b"\x11" + datagram(READY, 1) + (ACT + b"\0") * 2 + datagram(NACK, 1, 0, payload=b"\x15")
+    + (ACT + b"\0") * 5 + TRANSMIT + b"\x1f" + datagram(DONE, 1) + (ACT + b"\0") * 9
+    + datagram(DONE, 2) + (ACT + b"\0") * 2 + datagram(READY, 2) + vector([0, 1], 2)
+    + LONG + b"\x05",
     "one_float": bytes([SERVER | DIM_1 | 16]) + OWN + b"\x01" + vector([0]) + datagram(END, 1, 1),
     "hostile": bytes([SERVER | 32 | DIM_40]) + OWN + b"\x03" + datagram(PROBE, 0, 9, 0, bytes(68))
     + datagram(DATA, 1, 2**32 - 1, 2**32 - 1, bytes(32)) + datagram(DATA, 2**64 - 1, 0)

@@ -87,6 +87,48 @@ def test_staleness_is_the_servers_own_book_keeping():
     assert not any(offer.model_d.flags.writeable for offer in rule.offers)
 
 
+class Losing:
+    """The server's end of a link that loses half of each worker's gradient 1, and leaves waste."""
+
+    def __init__(self, link):
+        self._link = link
+
+    def __getattr__(self, name):
+        return getattr(self._link, name)
+
+    def take(self, wait_s):
+        arrival = self._link.take(wait_s)
+        if arrival.ticket != 1:
+            return arrival
+        arrival.grad_d[: D // 2] = np.nan
+        return arrival._replace(arrived_c=np.array([False, True]), floats_per_datagram=D // 2)
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize(("fill", "filled"), [("zero", 0), ("previous", 1)])
+def test_what_is_lost_is_filled(fill, filled, resumes):
+    """By 0, or by what the same worker has sent before, which a checkpoint keeps."""
+    rule, model = Noting(), Model()
+    link, workers = memory.connect(N, D, arrivals=True)
+
+    def half():
+        server = ArrivalsServer(Losing(link), rule, model.read, fill=fill)
+        server.model = model
+        return server
+
+    server = half()
+    for ticket, value in enumerate([1, 2]):
+        for row in range(2):
+            workers[row].send(ticket, vector((row + 1) * value))
+            step(server)
+        if resumes and ticket == 0:
+            before, server = server, half()
+            server.restore(before.state())
+            rule.offers = []
+    grads = [offer.grad_d.tolist() for offer in rule.offers[-2:]]
+    assert grads == [[filled, filled, 2, 2], [2 * filled, 2 * filled, 4, 4]]
+
+
 def test_a_verdict_in_a_word():
     server, workers, _ = connected(Noting())
     assert [exchange(server, workers, 0, 1)[0].verdict for _ in range(2)] == ["step", "even"]

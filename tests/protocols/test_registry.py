@@ -45,10 +45,13 @@ def test_doubts_are_of_the_protocol_where_it_has_no_rule():
     assert doubts(Training(protocol="zeno++", f=8, byzantine=8), robust=False) == []
 
 
-@pytest.mark.parametrize("transport", ["shm", "udp"])
-def test_transports_that_cannot_take_are_refused_for_protocols_that_do(transport):
-    with pytest.raises(UserError, match=f"--transport={transport} cannot yet"):
-        check_transport("kardam", transport)
-    check_transport("sync", transport)
-    check_transport("kardam", "mpi")
-    check_transport("kardam", "auto")
+@pytest.mark.parametrize("protocol", ["async", "basgd", "zeno++", "kardam"])
+@pytest.mark.parametrize("fill", ["nan", "random"])
+def test_a_fill_that_would_stay_in_the_model_is_refused_where_udp_loses(protocol, fill):
+    with pytest.raises(UserError, match=f"cannot be {fill}: .* Take --fill=zero, or previous"):
+        check_transport(Training(protocol=protocol, fill=fill), "udp")
+    check_transport(Training(protocol="sync", fill=fill), "udp")
+    for transport in ("mpi", "shm", "auto", ""):
+        check_transport(Training(protocol=protocol, fill=fill), transport)
+    for filled in ("zero", "previous"):
+        check_transport(Training(protocol=protocol, fill=filled), "udp")
