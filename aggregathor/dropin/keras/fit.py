@@ -169,7 +169,12 @@ class Fit:
     def _run_on_worker(self, model: Any, given: dict[str, Any], fit: int) -> Any:
         callbacks = given["callbacks"]
         self._follower = follower = Follower(
-            self._job.ranks, self._news, fit, model, self._job.loop.in_step
+            self._job.ranks,
+            self._news,
+            fit,
+            model,
+            self._job.loop.in_step,
+            lambda: bool(self._checkpoints.skipped),
         )
         self._synchronise(model)
         # The server prints, and says when it is over.
@@ -305,13 +310,13 @@ class Fit:
 
         def counted(iterator: Any) -> Any:
             if checkpoints.skipped > 0:
-                own = iterator.next_iterator() if isinstance(iterator, EpochSteps) else iterator
-                for _ in range(steps):
-                    next(own)
+                _skip_batches(iterator, steps)
                 checkpoints.skip(steps)
                 checkpoints.skipped -= steps
                 self._skip(steps)
                 if checkpoints.skipped <= 0:
+                    if self._leader is not None:
+                        self._leader.resumed()
                     self._take_saved(model)
                 return {}
             if isinstance(iterator, EpochSteps):
@@ -382,6 +387,26 @@ class Fit:
         if not self._job.is_server:
             self._checkpoints.take("own", model.non_trainable_variables)
         self._checkpoints.restore()
+
+
+def _skip_batches(data: Any, steps: int) -> None:
+    """Takes the batches of a call of the train function; on a worker as ``_step_on_worker`` does.
+
+    Raises:
+      StopIteration: the server's data have ended.
+    """
+    if not isinstance(data, EpochSteps):
+        for _ in range(steps):
+            next(data)
+        return
+    for _ in range(2):
+        iterator = data.next_iterator()
+        try:
+            for _ in range(steps if iterator is not None else 0):
+                next(iterator)
+            return
+        except (StopIteration, tf.errors.OutOfRangeError):
+            data.begin_anew()
 
 
 class _MutedCallbacks(keras.callbacks.CallbackList):

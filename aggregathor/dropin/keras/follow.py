@@ -4,6 +4,7 @@
     arguments: as many epochs            ---->         begins, too
     shape: steps an epoch, if known      ---->         what its callbacks read in ``params``
     first: the epoch to begin with       ---->
+    resumed: it makes steps again        ---->         what it still skips is of this epoch
     of each epoch its logs               ---->         gives them to its callbacks
     and, after the server's callbacks, what they decided: stop, learning rates
     end: the history                     ---->         returns it
@@ -19,6 +20,7 @@ worker makes fewer steps than the server.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -215,6 +217,10 @@ class Leader:
             for name, value in _plain_of(logs or {}).items():
                 self._returned["history"].setdefault(name, []).append(value)
 
+    def resumed(self) -> None:
+        """Tells that all steps which an earlier job has made are skipped."""
+        self._tell("resumed")
+
     def left(self) -> None:
         """Tells that an error ends ``fit``."""
         self._tell("left")
@@ -231,7 +237,15 @@ class Follower:
       has_data: whether it still has a batch to make a step of.
     """
 
-    def __init__(self, ranks: Ranks, news: News, fit: int, model: Any, in_step: bool) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        news: News,
+        fit: int,
+        model: Any,
+        in_step: bool,
+        is_skipping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Waits until the server has begun, and takes over how many epochs it has.
 
         Args:
@@ -240,6 +254,7 @@ class Follower:
           fit: its number, counted from 1.
           model: that is trained.
           in_step: whether this worker makes each of the server's steps.
+          is_skipping: whether an earlier job has made the next step.
         Raises:
           TrainingEnded: the server ends instead.
         """
@@ -250,6 +265,7 @@ class Follower:
         self._fit = fit
         self._model = model
         self._in_step = in_step
+        self._is_skipping = is_skipping
         self._epoch = 0
         self._steps: int | None = None
         self._of: dict[str, dict[str, Any]] = {}
@@ -269,6 +285,13 @@ class Follower:
         while True:
             while self._take(self._news.next(self._fit)):
                 pass
+            if self._is_skipping():
+                if (steps := self._steps_to_skip()) is not None:
+                    return self.made < steps
+                if "left" in self._of:
+                    raise FitLeft
+                self._take(self._news.next(self._fit, "the server, to come to where it was saved"))
+                continue
             # What raises there may raise here too, so its epochs end first.
             if self._epoch in self._logs or "end" in self._of:
                 return False
@@ -278,6 +301,17 @@ class Follower:
             if self.has_data and (most is None or self.made < most + self._again()):
                 return True
             self._take(self._news.next(self._fit, "the server, to end the epoch"))
+
+    def _steps_to_skip(self) -> float | None:
+        """Returns how many steps of this epoch are skipped at most; None if not known yet.
+
+        The server skips them faster or slower than this worker, so its epoch may be over by far.
+        """
+        if self._epoch in self._decided:
+            return self._decided[self._epoch]["steps"]
+        if self._steps is not None:
+            return self._steps
+        return math.inf if "resumed" in self._of else None
 
     def count(self, rounds: int, steps: int, own_step: bool) -> None:
         """Counts what a call of the train function has made.

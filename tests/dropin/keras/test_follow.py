@@ -27,9 +27,10 @@ class Ranks:
             self.now.append(self.later.popleft())  # IndexError: it would wait for ever
 
 
-def follower(*later, now=()):
-    ranks = Ranks(later, [ARGUMENTS, SHAPE, *now])
-    found = Follower(ranks, News(ranks), 1, SimpleNamespace(stop_training=False))
+def follower(*later, now=(), shape=SHAPE, is_skipping=lambda: False):
+    ranks = Ranks(later, [ARGUMENTS, shape, *now])
+    model = SimpleNamespace(stop_training=False)
+    found = Follower(ranks, News(ranks), 1, model, True, is_skipping)
     found.first().set_params({})
     found.made = 0
     return found, ranks
@@ -60,6 +61,53 @@ def test_a_round_that_is_repeated_is_a_step_more():
     assert found.goes_on()
     found.made += 1
     assert not found.goes_on()
+
+
+UNKNOWN = [1, "shape", {"steps": None}]
+DECIDED = [1, "decided", {"epoch": 0, "stop": False, "rates": [], "steps": 3}]
+RESUMED = [1, "resumed", {}]
+
+
+def skipped(found):
+    while found.goes_on():
+        found.made += 1
+        assert found.made < 100
+    return found.made
+
+
+@pytest.mark.parametrize(
+    ("shape", "later", "now"),
+    [
+        (SHAPE, [], []),
+        (SHAPE, [], [LOGS, DECIDED]),
+        (SHAPE, [], [LOGS]),
+        (UNKNOWN, [LOGS, DECIDED], []),
+        (UNKNOWN, [], [LOGS, DECIDED, RESUMED]),
+        (UNKNOWN, [], [LOGS, DECIDED, [1, "end", {}]]),
+    ],
+    ids=["alike", "faster", "a little faster", "slower", "far ahead", "at the end"],
+)
+def test_all_steps_of_a_skipped_epoch_are_skipped_however_fast_the_server_does(shape, later, now):
+    """Else this worker would skip the rest in the next epoch, and wait there for its end."""
+    found, _ = follower(*later, now=now, shape=shape, is_skipping=lambda: True)
+    assert skipped(found) == 3
+
+
+def test_the_last_steps_that_are_skipped_are_of_the_epoch_in_which_the_server_goes_on():
+    found, ranks = follower(RESUMED, shape=UNKNOWN, is_skipping=lambda: found.made < 2)
+    found.made = 0
+    assert found.goes_on()
+    assert not ranks.later
+    found.made = 2
+    assert found.goes_on()
+    ranks.now.append(LOGS)
+    assert not found.goes_on()
+
+
+def test_a_skipped_epoch_of_a_fit_that_was_left_is_left():
+    found, _ = follower(now=[[1, "left", {}]], shape=UNKNOWN, is_skipping=lambda: True)
+    with pytest.raises(FitLeft):
+        found.goes_on()
 
 
 def test_what_is_counted_is_never_too_much():
