@@ -132,7 +132,7 @@ def _is_nothing_distributed() -> bool:
             "nothing was distributed: every process trained for itself, as no optimizer took part. "
             "The script's updates must go through an optimizer of Keras or tf.compat.v1: its "
             "apply_gradients, minimize or fit; where agt.init is used, one that "
-            "agt.DistributedOptimizer returned."
+            "agt.DistributedOptimizer returned. A rule of your own takes part by agt.apply."
         )
     return True
 
