@@ -30,6 +30,7 @@ def job_of(folder, row=None, setting=None, halves=()):
         setting=setting or Setting(num_workers=4, f=1, gar="median"),
         is_server=row is None,
         ranks=SimpleNamespace(row=row),
+        loop=SimpleNamespace(in_step=True),
         halves=list(halves),
         synchronise=synchronise,
     )
