@@ -95,11 +95,18 @@ def test_an_arrival_is_the_gradient_at_what_its_worker_held():
     assert report.staleness == 6
 
 
-@pytest.mark.parametrize("given", [
+GIVEN = (
     {}, {"worker_momentum": 0.9}, {"delays": "staleness", "delay_args": {"most": 6}},
     {"byzantine": 1, "attack": "gaussian"}, {"l1": 1e-3, "l2": 1e-3},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "given"), [
+    # What is given is the simulation's business, whatever the protocol.
+    pytest.param(protocol, given, marks=[pytest.mark.long] if given and protocol != "basgd" else [])
+    for protocol in PROTOCOLS
+    for given in GIVEN
 ])  # fmt: skip
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_simulation_goes_on_bit_for_bit(protocol, given):
     def make():
         model = lambda: network(layers.Dense(8, "relu"), layers.Dropout(0.3))  # noqa: E731
@@ -201,10 +208,14 @@ def test_a_file_that_is_no_schedule_is_refused(text, tmp_path):
 
 
 LOCAL = [name for name, attack in ATTACKS.items() if attack.form in ("local", "labels")]
+FIRST = ("sign-flip", "gaussian", "nan", "label-flip")  # the others are with the long tests
 
 
-@pytest.mark.parametrize("attack", LOCAL)
-@pytest.mark.parametrize("protocol", ["basgd", "zeno++"])
+@pytest.mark.parametrize(("protocol", "attack"), [
+    pytest.param(protocol, attack, marks=[] if attack in FIRST else [pytest.mark.long])
+    for protocol in ("basgd", "zeno++")
+    for attack in LOCAL
+])  # fmt: skip
 def test_robust_protocols_learn_under_every_local_attack(protocol, attack):
     simulation = simulate(mlp, protocol, num_workers=7, byzantine=1, attack=attack)
     run(simulation, 300)
