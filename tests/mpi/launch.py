@@ -28,16 +28,24 @@ def environment(**more):
     return {**inherited, "PATH": PATH, "PYTHONPATH": str(ROOT), **more}
 
 
+# What mpirun says, now and then, on a busy machine, before it has started any rank.
+NOT_STARTED = "The PMIx server's listener thread failed to start"
+
+
 def run(command, timeout_s=TIMEOUT_S, **more):
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=ROOT,
-        env=environment(**more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=environment(**more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        if NOT_STARTED not in done.stdout + done.stderr:
+            break
+    return done
 
 
 def run_on_one_host(num_ranks, *python, warnings=("-W", "error"), survives=False, **more):
