@@ -18,6 +18,7 @@ from aggregathor.cluster.config import Config
 from aggregathor.cluster.meeting import Meeting
 from aggregathor.cluster.ranks import start_ranks
 from aggregathor.errors import UserError
+from aggregathor.settings import in_words
 
 # What imports TensorFlow and Keras is imported where it is first needed: after the configuration
 # and their versions have been checked.
@@ -295,9 +296,7 @@ def _joined(given: dict[str, Any]) -> Config:
     """
     differ = [name for name in given if name in _given and _given[name] != given[name]]
     if differ:
-        before, now = (
-            ", ".join(f"{name}={which[name]!r}" for name in differ) for which in (_given, given)
-        )
+        now, before = in_words(given, differ), in_words(_given, differ)
         raise UserError(f"agt.init({now}) contradicts agt.init({before}) before. Call it once.")
     _given.update(given)
     return Config.of(_given, os.environ)

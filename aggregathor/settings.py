@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -135,6 +135,11 @@ def defaults(of: type) -> dict[str, Any]:
 def shared(values: Any, kind: type = Training) -> dict[str, Any]:
     """Returns by name what an instance has of the settings of one of its base classes."""
     return {name: getattr(values, name) for name in fields(kind)}
+
+
+def in_words(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Returns such as "gar='krum', f=2": some settings as a call of a function has them."""
+    return ", ".join(f"{name}={values[name]!r}" for name in names)
 
 
 def check_choices(values: Any) -> None:

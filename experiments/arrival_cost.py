@@ -15,7 +15,6 @@ import datetime
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,8 @@ import numpy as np
 from aggregathor.errors import UserError
 from experiments.command import import_tensorflow, run_command
 from experiments.goals import HEADER, Goal
-from experiments.machine import describe_machine, machine_slug
+from experiments.machine import describe_machine
+from experiments.measuring import seconds_of, write_report
 
 N, F = 10, 2
 DIM = 1_756_426  # of AggregaThor's CNN for CIFAR-10
@@ -76,8 +76,8 @@ def measure(protocol: str, parameters: dict[str, Any], dim: int, arrivals: int) 
         row = int(rng.integers(N))
         row_d = rows_nd[row]
         sent_nd[row] *= np.float32(rng.uniform(0.99, 1.01))
-        copy_s = _seconds(np.copyto, row_d, sent_nd[row])
-        pass_s = _seconds(np.sum, others_nd[row])
+        copy_s = seconds_of(np.copyto, row_d, sent_nd[row])
+        pass_s = seconds_of(np.sum, others_nd[row])
         offer = Offer(row, held[row][0], version - held[row][0], held[row][1], params_d, row_d, 0.0)
         validated = len(made)
         begun_s = time.perf_counter()
@@ -95,12 +95,6 @@ def measure(protocol: str, parameters: dict[str, Any], dim: int, arrivals: int) 
     copy_s, pass_s, offer_s, ratio = np.median(times, axis=0)
     step_s = float(np.median(steps)) if steps else 0.0
     return Cost(protocol, 1e3 * copy_s, 1e3 * pass_s, 1e3 * offer_s, 1e3 * step_s, ratio)
-
-
-def _seconds(call: Callable[..., object], *given: object) -> float:
-    begun_s = time.perf_counter()
-    call(*given)
-    return time.perf_counter() - begun_s
 
 
 def report(costs: list[Cost], dim: int, command: str) -> str:
@@ -142,10 +136,7 @@ def main(argv: list[str]) -> int:
     import_tensorflow()
     costs = [measure(name, of[0], args.dim, args.arrivals) for name, of in RULES.items()]
     text = report(costs, args.dim, shlex.join(["python", "-m", "experiments.arrival_cost", *argv]))
-    sys.stdout.write(text)
-    path = Path(args.output) / f"arrival_cost_{machine_slug()}_{datetime.date.today()}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_report("arrival_cost", text, Path(args.output))
     return 0
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from aggregathor.errors import UserError
 from experiments.command import import_tensorflow, run_command
 from experiments.goals import HEADER, Goal
-from experiments.machine import describe_machine, machine_slug
+from experiments.machine import describe_machine
+from experiments.measuring import write_report
 
 DIMS = (90_000, 1_756_426)
 SLOW = 10  # times as much work
@@ -157,10 +158,7 @@ def main(argv: list[str]) -> int:
         return 0
     words = ["mpirun", "-n", str(comm.size), "python", "-m", "experiments.arrival_rate", *argv]
     text = report(rates, comm.size - 1, shlex.join(words))
-    sys.stdout.write(text)
-    path = Path(args.output) / f"arrival_rate_{machine_slug()}_{datetime.date.today()}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_report("arrival_rate", text, Path(args.output))
     return 0
 
 

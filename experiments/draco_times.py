@@ -11,7 +11,6 @@ import datetime
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from aggregathor.errors import UserError
 from experiments.command import import_tensorflow, run_command
 from experiments.goals import HEADER, Goal
-from experiments.machine import describe_machine, machine_slug
+from experiments.machine import describe_machine
+from experiments.measuring import seconds_of, write_report
 
 PARTS = ("computation", "communication", "encoding", "decoding")
 ATTACK = -100.0  # what the s wrong workers send, everywhere
@@ -145,13 +145,6 @@ class Timed:
         )
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Returns how long a call takes."""
-    begun_s = time.perf_counter()
-    call()
-    return time.perf_counter() - begun_s
-
-
 def measure(n: int, redundancies: list[int], model: Any, batch_size: int, turns: int) -> dict:
     """Returns the median of each part of each method's step, and ratios of decoding.
 
@@ -236,10 +229,7 @@ def main(argv: list[str]) -> int:
         *goals(found),
     ]
     text = "\n".join(lines) + "\n"
-    sys.stdout.write(text)
-    path = Path(args.output) / f"draco_times_{machine_slug()}_{today}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_report("draco_times", text, Path(args.output))
     return 0
 
 

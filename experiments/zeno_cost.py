@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 
 from experiments.command import import_tensorflow, run_command
 from experiments.goals import HEADER, Goal
+from experiments.measuring import seconds_of, write_report
 
 N, F, N_R = 20, 8, 4
 # name: (model, image)
@@ -54,16 +54,9 @@ def _main() -> int:
     parser.add_argument("--output", type=Path, default=Path("experiments/results"))
     arguments = parser.parse_args()
     import_tensorflow()
-    from experiments.machine import machine_slug
-    from experiments.recorder import writing
-
     costs = [measure(name, *of, turns=arguments.turns) for name, of in MODELS.items()]
     text = report(costs, arguments.turns)
-    name = f"zeno_cost_{machine_slug()}_{datetime.date.today().isoformat()}.md"
-    with writing(arguments.output):
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / name).write_text(text)
-    sys.stdout.write(text)
+    write_report("zeno_cost", text, arguments.output)
     return 0
 
 
@@ -109,17 +102,11 @@ def measure(name: str, model_name: str, image: tuple[int, ...], *, turns: int) -
     contenders = (passes, rule("zeno"), rule("multi-krum"))
     for contender in contenders:
         contender()
-    seconds = np.array([[_seconds(each) for each in contenders] for _ in range(turns)])
+    seconds = np.array([[seconds_of(each) for each in contenders] for _ in range(turns)])
     passes_s, zeno_s, multi_krum_s = seconds.T
     ratio = float(np.median((zeno_s - multi_krum_s) / passes_s))
     passes_ms, zeno_ms, multi_krum_ms = 1e3 * np.median(seconds, axis=0)
     return Cost(name, len(params_d), passes_ms, zeno_ms, multi_krum_ms, ratio)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    begin_s = time.perf_counter()
-    run()
-    return time.perf_counter() - begin_s
 
 
 def report(costs: list[Cost], turns: int) -> str:

@@ -14,7 +14,7 @@ from aggregathor.errors import UserError, near
 from aggregathor.log import LEVELS
 from aggregathor.protocols import draco
 from aggregathor.protocols.registry import PROTOCOLS
-from aggregathor.settings import setting
+from aggregathor.settings import in_words, setting
 from lossympi.options import Options
 
 PREFIX = "AGGREGATHOR_"
@@ -135,12 +135,9 @@ class Config(settings.Training):
                 raise UserError(f"agt.init has no parameter {name!r}: {near(name, FIELDS)}")
         differ = [name for name in given if name in told and told[name] != given[name]]
         if differ:
-            here, there = (
-                ", ".join(f"{name}={which[name]!r}" for name in differ) for which in (given, told)
-            )
             raise UserError(
-                f"agt.init({here}) in the script contradicts the command line, which says {there}. "
-                "Leave one of them out."
+                f"agt.init({in_words(given, differ)}) in the script contradicts the command line, "
+                f"which says {in_words(told, differ)}. Leave one of them out."
             )
         values = {**told, **given}
         config = cls(**{"f": values.get("byzantine", 0), **values})

@@ -36,7 +36,7 @@ from aggregathor.protocols.setting import Setting
 from aggregathor.protocols.validation import Validate, Validation
 from aggregathor.protocols.wide import wide_worker
 from aggregathor.protocols.worker import WorkerHalf
-from aggregathor.settings import shared
+from aggregathor.settings import in_words, shared
 from lossympi import ServerLink, WorkerLink
 
 _log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Job:
         names = [name for name in FIELDS if getattr(config, name) != getattr(self._asked, name)]
         if not names:
             return
-        more = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
+        more = in_words(vars(config), names)
         if self.has_begun:
             raise UserError(f"agt.init({more}) comes after the first step: call it before.")
         # Draco's groups of workers, which draw alike, depend on f.

@@ -157,13 +157,25 @@ class EpochSteps(TFEpochIterator):
     ends: type[Exception]
     _num_batches: int | None
 
-    def begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         """Begins the data anew: a step has found their end."""
         if self._num_batches is None and self._steps_seen > self.steps_per_execution:
             self._num_batches = self._steps_seen - self.steps_per_execution
         self._current_iterator = None
         self.data_adapter.on_epoch_end()
         self._own = self._enumerate_own()
+
+    def tries(self) -> Iterator[Any]:
+        """Yields what the next step shall take its batches of; where it finds their end, once more.
+
+        Nothing without any data.
+        """
+        for _ in range(2):
+            iterator = self.next_iterator()
+            if iterator is None:
+                return
+            yield iterator
+            self._begin_anew()
 
     def next_iterator(self) -> Any:
         """Returns the iterator that the next step shall take its batch of; None without any."""
@@ -327,29 +339,6 @@ def reseed_global_generator(change: Callable[[int], int]) -> None:
         generator.state.assign([change(seed), drawn])
 
 
-__all__ = [
-    "BaseOptimizer",
-    "EpochSteps",
-    "Trainer",
-    "adapt_loss_scale",
-    "build_by_batch",
-    "build_optimizer",
-    "built_variables",
-    "change_default_seeds",
-    "count_step",
-    "inference_loss",
-    "is_distributed",
-    "layers_of",
-    "learning_rate_of",
-    "replace_build",
-    "reseed_global_generator",
-    "restricted_fit",
-    "start_at_epoch",
-    "step_counter",
-    "steps_of_fit",
-]
-
-
 # Files.
 
 
@@ -365,3 +354,27 @@ def change_downloads(
     """
     file_utils.urlretrieve = retrieve(file_utils.urlretrieve)
     file_utils.extract_archive = extract(file_utils.extract_archive)
+
+
+__all__ = [
+    "BaseOptimizer",
+    "EpochSteps",
+    "Trainer",
+    "adapt_loss_scale",
+    "build_by_batch",
+    "build_optimizer",
+    "built_variables",
+    "change_default_seeds",
+    "change_downloads",
+    "count_step",
+    "inference_loss",
+    "is_distributed",
+    "layers_of",
+    "learning_rate_of",
+    "replace_build",
+    "reseed_global_generator",
+    "restricted_fit",
+    "start_at_epoch",
+    "step_counter",
+    "steps_of_fit",
+]

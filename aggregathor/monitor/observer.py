@@ -392,14 +392,16 @@ class _Recent:
 
     def __str__(self) -> str:
         """Returns such as "83% 2.1/7": the share that is accepted, staleness on average/at most."""
-        accepted = 1 - self.rejected / self.arrivals
-        return f"{accepted:.0%} {self.staleness / self.arrivals:.1f}/{self.most_stale}"
+        accepted, stale = self._means()
+        return f"{accepted:.0%} {stale:.1f}/{self.most_stale}"
 
     def words(self) -> str:
         """Returns the same as "83%, 2.1 on average and 7 at most"."""
-        accepted = 1 - self.rejected / self.arrivals
-        mean = self.staleness / self.arrivals
-        return f"{accepted:.0%}, {mean:.1f} on average and {self.most_stale} at most"
+        accepted, stale = self._means()
+        return f"{accepted:.0%}, {stale:.1f} on average and {self.most_stale} at most"
+
+    def _means(self) -> tuple[float, float]:
+        return 1 - self.rejected / self.arrivals, self.staleness / self.arrivals
 
 
 class _Line:

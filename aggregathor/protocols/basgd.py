@@ -93,7 +93,7 @@ class Basgd:
         What an empty buffer holds does not count, so there the gradient is copied as it is checked.
         """
         square = self._vectors.squares(grad_d, None if count else mean_d)
-        if not np.isfinite(square) and not is_finite(grad_d):
+        if not is_finite(grad_d, square):
             return False
         if count:
             self._vectors.move_mean(mean_d, grad_d, count + 1)

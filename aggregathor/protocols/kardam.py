@@ -136,7 +136,7 @@ class Kardam:
             square = self._vectors.squares(offer.grad_d, sent.grad_d)
         else:
             square = self._vectors.sq_distance(offer.grad_d, previous.grad_d, sent.grad_d)
-        if not math.isfinite(square) and not is_finite(offer.grad_d):
+        if not is_finite(offer.grad_d, square):
             self._spare.append(sent.grad_d)
             return False
         dropped = self._previous[row] if previous is last else last

@@ -27,10 +27,9 @@ class Plain:
     def offer(self, offer: Offer) -> Verdict:
         """Returns the gradient as the step."""
         grad_d = offer.grad_d
-        # Squares of float64 may be too large where the values are not.
-        if np.isfinite(self._vectors.squares(grad_d, None)) or is_finite(grad_d):
-            return Verdict(grad_d)
-        return Verdict(None, NOT_FINITE)
+        if not is_finite(grad_d, self._vectors.squares(grad_d, None)):
+            return Verdict(None, NOT_FINITE)
+        return Verdict(grad_d)
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns nothing: it keeps nothing."""

@@ -72,9 +72,15 @@ def _scale(a_d: np.ndarray, factor: float, out_d: np.ndarray) -> None:
 NUMPY = Vectors(_squares, _products, _sq_distance, _move_mean, _scale)
 
 
-def is_finite(values_d: np.ndarray) -> bool:
-    """Whether all values are. O(d)."""
-    return bool(np.isfinite(values_d).all())
+def is_finite(values_d: np.ndarray, square: float = math.nan) -> bool:
+    """Whether all values are.
+
+    Args:
+      values_d: [d].
+      square: a sum of squares that all values are in, which may be infinite where no value is.
+    Cost: O(d), and O(1) if the sum is finite.
+    """
+    return math.isfinite(square) or bool(np.isfinite(values_d).all())
 
 
 def dot(a_d: np.ndarray, b_d: np.ndarray) -> float:

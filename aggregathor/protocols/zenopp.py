@@ -73,7 +73,7 @@ class Zenopp:
         grad_d = offer.grad_d
         assert self._v_d is not None
         square, product = self._vectors.products(grad_d, self._v_d)
-        if not np.isfinite(square) and not is_finite(grad_d):
+        if not is_finite(grad_d, square):
             return Verdict(None, NOT_FINITE)
         length = norm(grad_d, square)
         if length == 0:

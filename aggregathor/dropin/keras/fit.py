@@ -343,14 +343,10 @@ class Fit:
           EpochOver: the server's epoch has ended instead, or this worker has no batch at all.
         """
         number, before = len(self._job.halves), self._job.rounds
-        for _ in range(2):
-            iterator = data.next_iterator()
-            if iterator is None:
-                break
+        for iterator in data.tries():
             try:
                 logs = train_function(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
-                data.begin_anew()
                 continue
             except (TrainingEnded, tf.errors.OpError) as error:
                 failure = error if isinstance(error, TrainingEnded) else self._job.failure
@@ -399,14 +395,13 @@ def _skip_batches(data: Any, steps: int) -> None:
         for _ in range(steps):
             next(data)
         return
-    for _ in range(2):
-        iterator = data.next_iterator()
+    for iterator in data.tries():
         try:
-            for _ in range(steps if iterator is not None else 0):
+            for _ in range(steps):
                 next(iterator)
-            return
         except (StopIteration, tf.errors.OutOfRangeError):
-            data.begin_anew()
+            continue
+        return
 
 
 class _MutedCallbacks(keras.callbacks.CallbackList):
