@@ -337,7 +337,7 @@ def test_a_workers_failure_is_not_the_others(killed):
             return None
         return one_round(job, half)
 
-    config = {"gar": "median", "f": 0, "link_args": {"timeout_s": 0.5}}
+    config = {"gar": "median", "f": 0, "link_args": {"timeout_s": 2.0}}
     server, worker, _ = run_jobs(3, run, config=lambda _: config)
     assert server == [0.0] * DIM
     assert worker == [10.0] * DIM
